@@ -1,0 +1,1 @@
+//! Simulated gateways, incident plans and outside checks.

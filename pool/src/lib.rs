@@ -1,0 +1,1 @@
+//! A partitioned outbound HTTPS connection pool for many origins, storms and dead hosts.

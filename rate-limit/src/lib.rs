@@ -1,0 +1,1 @@
+//! Token buckets, levers, windows and back-off on tokio time.

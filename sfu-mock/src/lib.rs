@@ -1,0 +1,1 @@
+//! A mock SFU cluster over real HTTPS that injects failures.
