@@ -1,0 +1,194 @@
+//! The token bucket.
+//!
+//! It is the generic cell rate algorithm in its leaky-bucket form (ITU-T I.371, annex A, gives both
+//! forms and that they decide alike). What is kept is the *debt*: tokens taken and not yet earned
+//! back. Debt suits live limits better than the other form's arrival time: it survives a change of
+//! rate as it is, so a smaller quota bites at once and a larger one forgives nothing it should not.
+//!
+//! A refusal changes nothing, so asking often neither costs a caller its turn nor wears the number
+//! down by rounding. A clock reading older than the last one (threads race) counts as no time passed.
+
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Highest rate: a token every 100 ns. Beyond that a limit is no limit, and rounding would show.
+pub const RATE_PER_S_MAX: f64 = 1e7;
+
+/// Longest wait that [`NotYet::ready_at`] asks for. Quotas change while callers wait, so whoever
+/// would wait for ever (a closed bucket, more tokens than the burst) looks again after this long.
+pub const RECHECK_MAX: Duration = Duration::from_secs(60);
+
+/// Rounding allowed when debt is compared with the burst, in tokens. It never adds up: it widens the
+/// comparison, not the account.
+const ROUNDING_TOKENS: f64 = 1e-6;
+
+/// How often: a steady rate and the burst that may go at once.
+///
+/// In any window, a bucket admits at most `burst + rate_per_s × window` tokens. A rate or burst of
+/// zero is [closed](Quota::CLOSED).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Quota {
+    /// Tokens earned per second; 0 to [`RATE_PER_S_MAX`].
+    pub rate_per_s: f64,
+    /// Tokens that a full bucket holds.
+    pub burst: u32,
+}
+
+/// The rate is not a number from 0 to [`RATE_PER_S_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("the rate must be from 0 to {RATE_PER_S_MAX} per second, got {0}")]
+pub struct QuotaError(f64);
+
+/// Not enough tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotYet {
+    /// When the tokens will be there, if nobody else takes them first; at most [`RECHECK_MAX`] away.
+    pub ready_at: Instant,
+}
+
+/// A token bucket. One short critical section per decision, no allocation.
+#[derive(Debug)]
+pub struct Bucket {
+    state: Mutex<(Quota, Meter)>,
+}
+
+/// The account of one bucket: `debt` tokens were owed at `at`. What a quota means for it is decided
+/// by the caller, so that thousands of meters can share one quota.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Meter {
+    debt: f64,
+    at: Instant,
+}
+
+// === impl Quota ===
+
+impl Quota {
+    /// Admits nothing.
+    pub const CLOSED: Self = Self { rate_per_s: 0.0, burst: 0 };
+
+    /// A checked quota.
+    ///
+    /// # Errors
+    ///
+    /// When the rate is negative, not a number, or above [`RATE_PER_S_MAX`].
+    pub fn new(rate_per_s: f64, burst: u32) -> Result<Self, QuotaError> {
+        if (0.0..=RATE_PER_S_MAX).contains(&rate_per_s) {
+            Ok(Self { rate_per_s, burst })
+        } else {
+            Err(QuotaError(rate_per_s))
+        }
+    }
+
+    /// Whether this quota admits nothing, however long one waits.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.rate_per_s <= 0.0 || self.burst == 0
+    }
+
+    /// One `parts`-th of this quota, at least one token of burst: how a fleet's limit is shared out.
+    #[must_use]
+    pub fn share(&self, parts: u32) -> Self {
+        let parts = parts.max(1);
+        Self { rate_per_s: self.rate_per_s / f64::from(parts), burst: (self.burst / parts).max(self.burst.min(1)) }
+    }
+}
+
+// === impl Bucket ===
+
+impl Bucket {
+    /// A full bucket.
+    #[must_use]
+    pub fn new(quota: Quota, now: Instant) -> Self {
+        Self { state: Mutex::new((quota, Meter::full(now))) }
+    }
+
+    /// Takes `n` tokens, all or none.
+    ///
+    /// # Errors
+    ///
+    /// [`NotYet`] when fewer than `n` are there; the bucket is unchanged.
+    pub fn try_take(&self, n: u32, now: Instant) -> Result<(), NotYet> {
+        let (quota, meter) = &mut *self.state.lock();
+        meter.try_take(quota, n, now)
+    }
+
+    /// Returns `n` tokens that were taken and not used. Never fills beyond the burst.
+    pub fn give_back(&self, n: u32, now: Instant) {
+        let (quota, meter) = &mut *self.state.lock();
+        meter.give_back(quota, n, now);
+    }
+
+    /// Changes the quota and keeps the debt: what was taken stays taken, so a smaller quota bites at once.
+    pub fn set_quota(&self, quota: Quota, now: Instant) {
+        let (old, meter) = &mut *self.state.lock();
+        meter.settle(old, now);
+        *old = quota;
+    }
+
+    /// Whole tokens that could be taken now.
+    #[must_use]
+    pub fn available(&self, now: Instant) -> u32 {
+        let (quota, meter) = &*self.state.lock();
+        meter.available(quota, now)
+    }
+
+    /// The quota in force.
+    #[must_use]
+    pub fn quota(&self) -> Quota {
+        self.state.lock().0
+    }
+}
+
+// === impl Meter ===
+
+impl Meter {
+    pub(crate) fn full(now: Instant) -> Self {
+        Self { debt: 0.0, at: now }
+    }
+
+    pub(crate) fn debt(&self, quota: &Quota, now: Instant) -> f64 {
+        let earned = quota.rate_per_s * now.saturating_duration_since(self.at).as_secs_f64();
+        (self.debt - earned).max(0.0)
+    }
+
+    pub(crate) fn try_take(&mut self, quota: &Quota, n: u32, now: Instant) -> Result<(), NotYet> {
+        let owed = self.debt(quota, now) + f64::from(n);
+        let excess = owed - f64::from(quota.burst);
+        if !quota.is_closed() && excess <= ROUNDING_TOKENS {
+            *self = Self { debt: owed, at: now.max(self.at) };
+            return Ok(());
+        }
+        let possible = !quota.is_closed() && n <= quota.burst;
+        let wait_s = if possible { excess / quota.rate_per_s } else { f64::INFINITY };
+        Err(NotYet {
+            ready_at: now.max(self.at) + Duration::try_from_secs_f64(wait_s).unwrap_or(RECHECK_MAX).min(RECHECK_MAX),
+        })
+    }
+
+    pub(crate) fn give_back(&mut self, quota: &Quota, n: u32, now: Instant) {
+        self.settle(quota, now);
+        self.debt = (self.debt - f64::from(n)).max(0.0);
+    }
+
+    pub(crate) fn settle(&mut self, quota: &Quota, now: Instant) {
+        *self = Self { debt: self.debt(quota, now), at: now.max(self.at) };
+    }
+
+    pub(crate) fn available(&self, quota: &Quota, now: Instant) -> u32 {
+        if quota.is_closed() {
+            return 0;
+        }
+        let left = f64::from(quota.burst) - self.debt(quota, now) + ROUNDING_TOKENS;
+        left.max(0.0) as u32 // truncates, and cannot exceed the burst
+    }
+
+    pub(crate) fn is_full(&self, quota: &Quota, now: Instant) -> bool {
+        self.debt(quota, now) <= ROUNDING_TOKENS
+    }
+}
+
+#[cfg(test)]
+mod tests;
