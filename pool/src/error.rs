@@ -1,0 +1,405 @@
+//! One opaque error for the whole pool.
+//!
+//! A caller has three questions about a failed request, and each has its own predicate: *what does it
+//! say about the host* (`is_refused`, `is_reset`, `is_tls`, `is_timeout`, and whether it is fresh
+//! evidence at all: `is_fail_fast`), *may the server have acted* (`sent`, `is_retry_safe`), and *was it
+//! us* (`is_saturated`, `is_draining`). The kind itself stays private, so that a new cause is not a
+//! breaking change.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Any error as hyper, tower and bodies hand it around.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Where on its way a request was when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// Waiting for a connection that others use.
+    Queue,
+    /// Waiting for permission to dial.
+    DialSlot,
+    /// Resolving the host name.
+    Dns,
+    /// Opening the TCP connection.
+    Tcp,
+    /// The TLS handshake.
+    Tls,
+    /// The HTTP handshake.
+    Handshake,
+    /// Handing the request to the connection.
+    Send,
+    /// Waiting for, or reading, the response.
+    Response,
+}
+
+impl Stage {
+    /// The name used in logs and metric labels.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queue => "queue",
+            Self::DialSlot => "dial_slot",
+            Self::Dns => "dns",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Handshake => "handshake",
+            Self::Send => "send",
+            Self::Response => "response",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Whether bytes of the request may have reached the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sent {
+    /// Provably nothing of the request left this process.
+    No,
+    /// Some of it may have; the server may have acted on it.
+    Maybe,
+}
+
+/// What went wrong with a request, a dial or a lane's configuration.
+///
+/// Cheap to clone: callers that share one failed dial share one allocation for its cause.
+#[derive(Clone)]
+pub struct Error {
+    inner: Box<Inner>,
+}
+
+#[derive(Clone)]
+struct Inner {
+    kind: Kind,
+    stage: Stage,
+    sent: Sent,
+    reused: bool,
+    fail_fast: bool,
+    retry_after: Option<Duration>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Timeout,
+    Refused,
+    Reset,
+    Tls,
+    Dns,
+    Io,
+    Protocol,
+    Incomplete,
+    TooLarge,
+    Saturated,
+    Draining,
+    Aborted,
+    Body,
+    Config,
+}
+
+// === impl Error ===
+
+impl Error {
+    pub(crate) fn new(kind: Kind, stage: Stage) -> Self {
+        Self {
+            inner: Box::new(Inner {
+                kind,
+                stage,
+                sent: Sent::No,
+                reused: false,
+                fail_fast: false,
+                retry_after: None,
+                source: None,
+            }),
+        }
+    }
+
+    pub(crate) fn config(reason: impl Into<BoxError>) -> Self {
+        Self::new(Kind::Config, Stage::Queue).with_source(reason)
+    }
+
+    pub(crate) fn saturated(stage: Stage, retry_after: Duration) -> Self {
+        let mut error = Self::new(Kind::Saturated, stage);
+        error.inner.retry_after = Some(retry_after);
+        error
+    }
+
+    /// Classifies an error of a dial stage by the first I/O or TLS error in its chain.
+    pub(crate) fn dial(stage: Stage, source: impl Into<BoxError>) -> Self {
+        let source = source.into();
+        let fallback = match stage {
+            Stage::Dns => Kind::Dns,
+            Stage::Tls => Kind::Tls,
+            _ => Kind::Io,
+        };
+        Self::new(classify(source.as_ref()).unwrap_or(fallback), stage).with_source(source)
+    }
+
+    /// Classifies an error that hyper reported for a request or a body.
+    pub(crate) fn exchange(stage: Stage, sent: Sent, source: hyper::Error) -> Self {
+        let kind = if source.is_incomplete_message() {
+            Kind::Incomplete
+        } else if source.is_timeout() {
+            Kind::Timeout
+        } else if source.is_parse() {
+            Kind::Protocol
+        } else if source.is_canceled() || source.is_closed() {
+            Kind::Aborted
+        } else {
+            classify(&source).unwrap_or(Kind::Protocol)
+        };
+        Self::new(kind, stage).with_sent(sent).with_source(source)
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
+        self.inner.source = Some(Arc::from(source.into()));
+        self
+    }
+
+    pub(crate) fn with_sent(mut self, sent: Sent) -> Self {
+        self.inner.sent = sent;
+        self
+    }
+
+    pub(crate) fn with_reused(mut self, reused: bool) -> Self {
+        self.inner.reused = reused;
+        self
+    }
+
+    pub(crate) fn with_retry_after(mut self, retry_after: Duration) -> Self {
+        self.inner.retry_after = Some(retry_after);
+        self
+    }
+
+    /// The same failure as told to a caller for whom no dial was made.
+    pub(crate) fn shared(&self) -> Self {
+        let mut error = self.clone();
+        error.inner.fail_fast = true;
+        error
+    }
+
+    /// How far the request had come.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        self.inner.stage
+    }
+
+    /// Whether the server may have seen some of the request.
+    #[must_use]
+    pub fn sent(&self) -> Sent {
+        self.inner.sent
+    }
+
+    /// Whether the request travelled on a connection that had served others before.
+    #[must_use]
+    pub fn reused(&self) -> bool {
+        self.inner.reused
+    }
+
+    /// A deadline or the dial time-out passed. With [`Sent::No`] the request never left.
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        self.inner.kind == Kind::Timeout
+    }
+
+    /// The host answered the connection attempt with a refusal: nothing listens there.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.inner.kind == Kind::Refused
+    }
+
+    /// The peer cut the connection: a reset, or an end of stream in the middle of an exchange.
+    #[must_use]
+    pub fn is_reset(&self) -> bool {
+        matches!(self.inner.kind, Kind::Reset | Kind::Incomplete)
+    }
+
+    /// The TLS handshake failed: certificate, name, version or alert.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.inner.kind == Kind::Tls
+    }
+
+    /// The host name did not resolve.
+    #[must_use]
+    pub fn is_dns(&self) -> bool {
+        self.inner.kind == Kind::Dns
+    }
+
+    /// The peer does not speak HTTP as agreed.
+    #[must_use]
+    pub fn is_protocol(&self) -> bool {
+        self.inner.kind == Kind::Protocol
+    }
+
+    /// A bound of this pool was reached; the host was not asked. See [`Error::retry_after`].
+    #[must_use]
+    pub fn is_saturated(&self) -> bool {
+        self.inner.kind == Kind::Saturated
+    }
+
+    /// The lane or the origin is being drained or was forgotten.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.inner.kind == Kind::Draining
+    }
+
+    /// The response body is longer than the caller allowed.
+    #[must_use]
+    pub fn is_too_large(&self) -> bool {
+        self.inner.kind == Kind::TooLarge
+    }
+
+    /// A shared dial error: somebody else's dial failed, or the origin is in back-off.
+    ///
+    /// It is **not fresh evidence** against the host. Of all callers that one failed dial answers,
+    /// exactly one gets the error without this mark.
+    #[must_use]
+    pub fn is_fail_fast(&self) -> bool {
+        self.inner.fail_fast
+    }
+
+    /// Nothing was sent, so repeating the request cannot make the server act twice.
+    #[must_use]
+    pub fn is_retry_safe(&self) -> bool {
+        self.inner.sent == Sent::No && !matches!(self.inner.kind, Kind::Config | Kind::Body)
+    }
+
+    /// When trying again makes sense, if the pool knows: the rest of a back-off, or a guess at the
+    /// time a full queue needs.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.inner.retry_after
+    }
+
+    /// The name of the cause in logs and metric labels.
+    #[must_use]
+    pub fn cause(&self) -> &'static str {
+        match self.inner.kind {
+            Kind::Timeout => "timeout",
+            Kind::Refused => "refused",
+            Kind::Reset => "reset",
+            Kind::Tls => "tls",
+            Kind::Dns => "dns",
+            Kind::Io => "io",
+            Kind::Protocol => "protocol",
+            Kind::Incomplete => "incomplete",
+            Kind::TooLarge => "too_large",
+            Kind::Saturated => "saturated",
+            Kind::Draining => "draining",
+            Kind::Aborted => "aborted",
+            Kind::Body => "body",
+            Kind::Config => "config",
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.inner.kind {
+            Kind::Timeout => "timed out",
+            Kind::Refused => "connection refused",
+            Kind::Reset => "connection reset by the peer",
+            Kind::Tls => "tls handshake failed",
+            Kind::Dns => "name resolution failed",
+            Kind::Io => "connection failed",
+            Kind::Protocol => "the peer broke the http protocol",
+            Kind::Incomplete => "the peer closed in the middle of an exchange",
+            Kind::TooLarge => "response body is longer than allowed",
+            Kind::Saturated => "too many waiting",
+            Kind::Draining => "the pool is draining",
+            Kind::Aborted => "the connection was given up",
+            Kind::Body => "the request body failed",
+            Kind::Config => "invalid pool configuration",
+        };
+        write!(f, "{what} (stage {}", self.inner.stage)?;
+        if self.inner.fail_fast {
+            f.write_str(", shared")?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.inner.kind)
+            .field("stage", &self.inner.stage)
+            .field("sent", &self.inner.sent)
+            .field("reused", &self.inner.reused)
+            .field("fail_fast", &self.inner.fail_fast)
+            .field("source", &self.inner.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.inner.source.as_ref().map(|source| {
+            let source: &(dyn StdError + 'static) = source.as_ref();
+            source
+        })
+    }
+}
+
+/// Looks for the first error in the chain that says something about the host.
+fn classify(error: &(dyn StdError + 'static)) -> Option<Kind> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.is::<rustls::Error>() {
+            return Some(Kind::Tls);
+        }
+        if let Some(error) = error.downcast_ref::<hyper::Error>()
+            && error.is_incomplete_message()
+        {
+            return Some(Kind::Incomplete);
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                return Some(Kind::Tls);
+            }
+            match error.kind() {
+                io::ErrorKind::ConnectionRefused => return Some(Kind::Refused),
+                io::ErrorKind::ConnectionReset
+                | io::ErrorKind::ConnectionAborted
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::UnexpectedEof => return Some(Kind::Reset),
+                io::ErrorKind::TimedOut => return Some(Kind::Timeout),
+                _ => {}
+            }
+        }
+        next = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dial_error_is_classified_by_its_chain() {
+        let refused = Error::dial(Stage::Tcp, io::Error::from(io::ErrorKind::ConnectionRefused));
+        assert!(refused.is_refused() && refused.is_retry_safe() && !refused.is_fail_fast());
+        let tls = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError);
+        assert!(Error::dial(Stage::Tls, tls).is_tls());
+        let cut = Error::dial(Stage::Tls, io::Error::from(io::ErrorKind::UnexpectedEof));
+        assert!(cut.is_reset() && cut.stage() == Stage::Tls);
+    }
+
+    #[test]
+    fn a_shared_copy_is_marked_and_keeps_its_cause() {
+        let error = Error::dial(Stage::Tcp, io::Error::from(io::ErrorKind::ConnectionRefused));
+        let shared = error.shared();
+        assert!(shared.is_fail_fast() && shared.is_refused());
+        assert!(shared.source().is_some());
+    }
+}

@@ -1,0 +1,113 @@
+//! Every limit of a lane, with the reason for its default.
+
+use std::time::Duration;
+
+use crate::error::Error;
+
+/// Most partitions a lane can have: beyond this the per-partition budgets become too small to be useful.
+pub const PARTITIONS_MAX: usize = 256;
+
+/// The limits of one lane.
+///
+/// Lane budgets are *divided* among the partitions, never shared: a partition that is full of dead hosts
+/// cannot take a slot from another one, and no counter is touched by all of them.
+#[derive(Debug, Clone)]
+pub struct LaneLimits {
+    /// Partitions. More isolate better, fewer waste less of the divided budgets. No speed is gained.
+    pub partitions: usize,
+    /// Origins with state. 32,768: the 25,000 SFUs of the largest fleet and room to replace a quarter.
+    pub origins_max: usize,
+    /// Connections per origin. 64 HTTP/1.1 exchanges at once are more than an SFU's control API takes;
+    /// HTTP/2 needs two or three.
+    pub connections_per_origin_max: usize,
+    /// Connections of the lane; must stay below the process's limit of file descriptors.
+    pub connections_max: usize,
+    /// Dials in flight in the lane. A dial is mostly waiting, so hundreds; divided among partitions.
+    pub dials_max: usize,
+    /// Callers waiting for one origin. 4,096 at 1 ms each is already longer than most deadlines.
+    pub waiters_per_origin_max: usize,
+    /// Callers waiting in the lane. About 0.5 KiB each, so 65,536 are 32 MiB at worst.
+    pub waiters_max: usize,
+    /// Requests at once on one HTTP/2 connection; the peer's own limit counts too. 100 is the least that
+    /// RFC 9113 recommends servers to allow.
+    pub h2_streams_max: usize,
+    /// Bound of a whole dial: name, TCP, TLS and HTTP handshake together. 1 s to connect and 2 s for TLS.
+    pub dial_timeout: Duration,
+    /// An idle connection is closed after this. Below the 60 s at which common servers close theirs.
+    pub idle_timeout: Duration,
+    /// A connection serves at most this long (less up to a fifth, at random, so that they do not all
+    /// reconnect at once): load moves with DNS and certificates are checked again.
+    pub age_max: Duration,
+    /// Back-off after the first failed dial of an origin; doubles, with full jitter.
+    pub backoff_base: Duration,
+    /// Longest back-off; how long a host that came back may stay unnoticed by ordinary traffic.
+    pub backoff_max: Duration,
+    /// Deadline of requests sent through `tower::Service` without one of their own.
+    pub request_timeout: Duration,
+    /// HTTP/2 keep-alive PING after this much silence.
+    pub ping_interval: Duration,
+    /// A connection whose PING is not answered in this time is closed. Half-open connections must be
+    /// found within 5 s, and TCP_USER_TIMEOUT is as long.
+    pub ping_timeout: Duration,
+}
+
+impl Default for LaneLimits {
+    fn default() -> Self {
+        Self {
+            partitions: 8,
+            origins_max: 32_768,
+            connections_per_origin_max: 64,
+            connections_max: 10_000,
+            dials_max: 256,
+            waiters_per_origin_max: 4_096,
+            waiters_max: 65_536,
+            h2_streams_max: 100,
+            dial_timeout: Duration::from_secs(3),
+            idle_timeout: Duration::from_secs(45),
+            age_max: Duration::from_mins(10),
+            backoff_base: Duration::from_millis(200),
+            backoff_max: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(10),
+            ping_interval: Duration::from_secs(10),
+            ping_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+// === impl LaneLimits ===
+
+impl LaneLimits {
+    /// Refuses limits under which the lane could not work.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        let fail = |reason: String| Err(Error::config(reason));
+        if self.partitions == 0 || self.partitions > PARTITIONS_MAX {
+            return fail(format!("partitions must be 1 to {PARTITIONS_MAX}"));
+        }
+        for (name, value) in [
+            ("dials_max", self.dials_max),
+            ("connections_max", self.connections_max),
+            ("waiters_max", self.waiters_max),
+        ] {
+            if value < self.partitions {
+                return fail(format!("{name} is divided among partitions and must be at least {}", self.partitions));
+            }
+        }
+        for (name, value) in [
+            ("origins_max", self.origins_max),
+            ("connections_per_origin_max", self.connections_per_origin_max),
+            ("waiters_per_origin_max", self.waiters_per_origin_max),
+            ("h2_streams_max", self.h2_streams_max),
+        ] {
+            if value == 0 {
+                return fail(format!("{name} must not be 0"));
+            }
+        }
+        if [self.dial_timeout, self.idle_timeout, self.age_max, self.backoff_base, self.backoff_max]
+            .iter()
+            .any(Duration::is_zero)
+        {
+            return fail("durations must not be 0".to_owned());
+        }
+        Ok(())
+    }
+}
