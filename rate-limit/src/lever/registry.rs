@@ -37,10 +37,12 @@ struct Registry {
     audit: VecDeque<Change>,
 }
 
+type Check = Box<dyn Fn(&Value) -> Result<u64, LeverError> + Send + Sync>;
+
 /// A lever without its type: what the type knew is in `check` and `show`.
 struct Entry {
     bits: Arc<AtomicU64>,
-    check: Box<dyn Fn(&Value) -> Result<u64, LeverError> + Send + Sync>,
+    check: Check,
     show: fn(u64) -> Value,
     view: LeverView,
 }
