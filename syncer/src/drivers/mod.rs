@@ -1,0 +1,271 @@
+//! How to tell an SFU what to do.
+//!
+//! The reconciler speaks to every SFU through one trait, [`SfuDriver`], and never learns which
+//! protocol is behind it. Two implementations:
+//!
+//! - [`native`](DriverKind::Native): the contract of `sfu-api`. The SFU fences, reports its load
+//!   and names its incarnation in every answer.
+//! - [`janus`](DriverKind::Janus): the admin API of a stock Janus. It can do none of the three, so
+//!   the driver puts term and epoch into the room's name, derives load from the room list and
+//!   recognises a restart by the absence of a sentinel room.
+//!
+//! Three rules hold for every driver. It **never retries**: the reconciler is the only retry layer,
+//! so one call here is at most a handful of requests, each sent once. It **never trusts an answer**:
+//! bodies are read up to a cap, types are checked, and anything unexpected is a
+//! [`Protocol`](ErrorKind::Protocol) error of that SFU alone. And it **decides nothing**: an error
+//! says what was seen (refused, timed out after the request was sent, another incarnation …);
+//! what to believe of the SFU is `health`'s business.
+
+mod error;
+mod names;
+mod spec;
+
+use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use sfu_api::{
+    BootId, CallId, CallKind, DigestAnswer, Epoch, GuildId, Load, OpId, OwnerTerm, RoomId, RoomRef, SessionId, Slot,
+    SlotTerm,
+};
+use tokio::time::Instant;
+
+pub use self::error::{DriverError, ErrorKind};
+pub use self::spec::{DriverKind, JanusPlugin, JanusSpec, Secret, SfuSpec, SpecError};
+
+/// What an SFU of this kind can do by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Refuses writers with a lower term or epoch. Without, the room's name carries both.
+    pub fences: bool,
+    /// Answers [`SfuDriver::digest`].
+    pub digests: bool,
+    /// Reports its load in (nearly) every answer. Without, only probes and lists bring it.
+    pub load_in_answers: bool,
+    /// Verifies credentials per session. Without, one credential admits to the room.
+    pub credential_per_session: bool,
+}
+
+/// The room to have: what [`SfuDriver::ensure_room`] needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomSpec {
+    /// The room, as named by [`SfuDriver::room_name`] of the same driver.
+    pub room: RoomId,
+    /// Guild of the call.
+    pub guild: GuildId,
+    /// The call.
+    pub call: CallId,
+    /// Kind of the call.
+    pub kind: CallKind,
+    /// Slot of the guild.
+    pub slot: Slot,
+    /// Our term for the slot.
+    pub owner_term: OwnerTerm,
+    /// Epoch of the placement.
+    pub epoch: Epoch,
+    /// The same id gets the same answer.
+    pub op_id: OpId,
+    /// The incarnation we believe to talk to; `None` on first contact.
+    pub boot_id: Option<BootId>,
+    /// Participants to expect at most.
+    pub capacity: u32,
+}
+
+/// The room to be rid of: what [`SfuDriver::end_room`] needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndSpec {
+    /// The room.
+    pub room: RoomId,
+    /// Slot of the guild.
+    pub slot: Slot,
+    /// Our term for the slot.
+    pub owner_term: OwnerTerm,
+    /// Epoch of the placement that made the room.
+    pub epoch: Epoch,
+    /// The same id gets the same answer.
+    pub op_id: OpId,
+    /// The incarnation we believe to talk to, if it matters.
+    pub boot_id: Option<BootId>,
+}
+
+/// The room exists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomReady {
+    /// Where clients connect.
+    pub endpoint: Arc<str>,
+    /// The incarnation that holds the room, where known.
+    pub boot_id: Option<BootId>,
+    /// The SFU's load, where the answer brought it.
+    pub load: Option<Load>,
+    /// Whether this request made the room.
+    pub created: bool,
+}
+
+/// What became of a room that was to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The room was there and is gone.
+    Destroyed,
+    /// The room was not there.
+    WasAbsent,
+    /// The room has participants and `force` was not given: it is left alone.
+    Occupied,
+}
+
+/// A positive sign from an SFU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The SFU's incarnation.
+    pub boot_id: Option<BootId>,
+    /// Whether it takes new rooms (false: draining).
+    pub accepting: bool,
+    /// Its load.
+    pub load: Option<Load>,
+}
+
+/// A room found on an SFU. Only rooms that carry our names are ever listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedRoom {
+    /// The room.
+    pub room: RoomId,
+    /// Slot of its guild, where known.
+    pub slot: Option<Slot>,
+    /// Epoch of the placement that made it, where known.
+    pub epoch: Option<Epoch>,
+    /// Guild of its call, where known.
+    pub guild: Option<GuildId>,
+    /// Its call, where known (very long ids are hashed in the name).
+    pub call: Option<CallId>,
+    /// Participants in it now.
+    pub participants: u32,
+}
+
+/// Every room of ours on an SFU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoomList {
+    /// The rooms.
+    pub rooms: Vec<ListedRoom>,
+    /// The SFU's incarnation.
+    pub boot_id: Option<BootId>,
+    /// The SFU's load.
+    pub load: Option<Load>,
+}
+
+/// What we believe to have on an SFU: what [`SfuDriver::digest`] needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DigestSpec {
+    /// The incarnation we believe to talk to.
+    pub boot_id: Option<BootId>,
+    /// Our terms for the slots of these rooms.
+    pub terms: Vec<SlotTerm>,
+    /// How many rooms we have there.
+    pub rooms: u32,
+    /// [`sfu_api::room_set_hash`] of them.
+    pub hash: u64,
+    /// The rooms themselves, once the hash is known to differ.
+    pub named: Option<Vec<RoomRef>>,
+}
+
+/// Answer to a digest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DigestOutcome {
+    /// The SFU's answer.
+    Answer(DigestAnswer),
+    /// This kind of SFU has no digests: compare [`SfuDriver::list_rooms`] instead.
+    Unsupported,
+}
+
+/// Who wants to enter which room.
+#[derive(Clone, Copy, Debug)]
+pub struct CredentialRequest<'a> {
+    /// The participant's session.
+    pub session: &'a SessionId,
+    /// The room.
+    pub room: &'a RoomId,
+    /// Epoch of the placement.
+    pub epoch: Epoch,
+}
+
+/// What a client shows to the SFU. Not shown by `Debug`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credential(String);
+
+/// One SFU, and how to tell it what to do.
+///
+/// Every future does nothing until polled and ends by its `deadline`.
+///
+/// # Cancel safety
+///
+/// Dropping a future stops waiting; a request that was sent may still be carried out. Every
+/// operation is idempotent, so the same one (same `op_id`) may be sent again.
+pub trait SfuDriver: Send + Sync + fmt::Debug {
+    /// What this kind of SFU can do by itself.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The name of a call's room at this epoch. Two calls never share a name.
+    ///
+    /// Stable per call where the SFU fences; a new one per epoch where it cannot.
+    fn room_name(&self, guild: &GuildId, call: &CallId, slot: Slot, epoch: Epoch) -> RoomId;
+
+    /// Asks for a sign of life. With `fresh`, on a connection of its own, so that a refusal counts
+    /// as evidence.
+    fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>>;
+
+    /// Makes the room exist.
+    fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>>;
+
+    /// Ends the room; one with participants only by `force`.
+    fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>>;
+
+    /// Lists our rooms, all pages (a bounded number of them).
+    fn list_rooms(&self, deadline: Instant) -> BoxFuture<'_, Result<RoomList, DriverError>>;
+
+    /// Compares what we believe to have with what the SFU has, and raises our terms there.
+    fn digest(&self, digest: DigestSpec, deadline: Instant) -> BoxFuture<'_, Result<DigestOutcome, DriverError>>;
+
+    /// Counts the participants in a room; `None` when there is no such room.
+    fn participants(&self, room: RoomId, deadline: Instant) -> BoxFuture<'_, Result<Option<u32>, DriverError>>;
+
+    /// Tells the SFU to take no new rooms, or to take them again.
+    fn set_draining(&self, draining: bool, deadline: Instant) -> BoxFuture<'_, Result<(), DriverError>>;
+
+    /// Makes what a client needs to enter a room. No I/O.
+    fn credential(&self, request: &CredentialRequest<'_>) -> Result<Credential, DriverError>;
+}
+
+// === impl EndSpec ===
+
+impl From<&RoomSpec> for EndSpec {
+    fn from(spec: &RoomSpec) -> Self {
+        Self {
+            room: spec.room.clone(),
+            slot: spec.slot,
+            owner_term: spec.owner_term,
+            epoch: spec.epoch,
+            op_id: spec.op_id.clone(),
+            boot_id: spec.boot_id.clone(),
+        }
+    }
+}
+
+// === impl Credential ===
+
+impl Credential {
+    /// Wraps what the client is to show.
+    #[must_use]
+    pub fn new(token: String) -> Self {
+        Self(token)
+    }
+
+    /// The text to hand to the client.
+    #[must_use]
+    pub fn into_token(self) -> String {
+        self.0
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential(redacted)")
+    }
+}
