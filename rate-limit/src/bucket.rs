@@ -163,9 +163,9 @@ impl Meter {
         }
         let possible = !quota.is_closed() && n <= quota.burst;
         let wait_s = if possible { excess / quota.rate_per_s } else { f64::INFINITY };
-        Err(NotYet {
-            ready_at: now.max(self.at) + Duration::try_from_secs_f64(wait_s).unwrap_or(RECHECK_MAX).min(RECHECK_MAX),
-        })
+        let wait = Duration::try_from_secs_f64(wait_s).unwrap_or(RECHECK_MAX);
+        let wait = wait.saturating_add(Duration::from_nanos(1)); // the conversion rounds, and too early is a lie
+        Err(NotYet { ready_at: now.max(self.at) + wait.min(RECHECK_MAX) })
     }
 
     pub(crate) fn give_back(&mut self, quota: &Quota, n: u32, now: Instant) {

@@ -74,7 +74,7 @@ proptest! {
         first in steps(),
         then in steps(),
     ) {
-        prop_assume!(after.0 <= before.0 && after.1 <= before.1);
+        let after = (after.0.min(before.0), after.1.min(before.1));
         let start = Instant::now();
         let bucket = Bucket::new(quota(before.0, before.1), start);
         let changed = start + ms(200_000); // later than any step of `first`
@@ -92,7 +92,7 @@ proptest! {
 
     #[test]
     fn ready_at_is_true(rate in 0.5_f64..5_000.0, burst in 1_u32..100, n in 1_u32..100, late_us in 0_u64..1_000_000) {
-        prop_assume!(n <= burst);
+        let n = n.min(burst);
         let start = Instant::now();
         let bucket = Bucket::new(quota(rate, burst), start);
         bucket.try_take(burst, start).expect("full");
