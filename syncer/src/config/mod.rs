@@ -1,0 +1,191 @@
+//! Configuration of a syncer: typed, layered, and refused early.
+//!
+//! Layers, later ones win: defaults, the TOML file, the environment (`TRUNKLINE_AUTH__PEER_SECRET`
+//! is `auth.peer_secret`), then what the command line gives. An unknown key is an error that names
+//! where it stands and the nearest known key, because a silently ignored limit is how the incidents
+//! began. Files that the configuration names are read once at load, so that a wrong certificate is
+//! found before the port is open and not at the first hand-shake.
+//!
+//! One table ([`keys::KEYS`]) lists every key with its doc and default; the sample file, the nearest
+//! key in an error and the reading of environment variables all come from it, and a test holds it
+//! against the types.
+
+mod error;
+mod keys;
+mod load;
+mod secret;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sfu_api::{GatewayId, SyncerId};
+
+pub use self::error::{ConfigError, Source};
+pub(crate) use self::load::{in_file, read_text};
+pub use self::secret::Secret;
+
+/// The port of the API when none is configured.
+pub const LISTEN_PORT_DEFAULT: u16 = 8441;
+/// How long a drain may take. Kubernetes grants 30 s unless told otherwise; 5 s are left for exit.
+pub const DRAIN_GRACE_DEFAULT: Duration = Duration::from_secs(25);
+/// The peer secret in `open` mode when none is configured: there every caller is trusted anyway,
+/// and syncers of one machine can forward to each other without further settings.
+pub const PEER_SECRET_OPEN: &str = "open";
+
+/// Configuration of one syncer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Name of this syncer, unique in the fleet.
+    pub id: SyncerId,
+    /// Failure domain: the second candidate of a slot lies in another zone when there is one.
+    pub zone: String,
+    /// Address of the API.
+    pub listen: SocketAddr,
+    /// URL under which peers reach the API; derived from `listen` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
+    /// Address of a second listener for probes and metrics (plain HTTP); none when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin_listen: Option<SocketAddr>,
+    /// Certificate of the API; plain HTTP on loopback when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
+    /// Who may call.
+    pub auth: AuthConfig,
+    /// TOML file with the static members of the fleet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub members_file: Option<PathBuf>,
+    /// TOML file with the SFUs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sfus_file: Option<PathBuf>,
+    /// PEM file of the authority that signed the SFUs' certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sfu_ca_file: Option<PathBuf>,
+    /// PEM file of the authority that signed the peers' certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_ca_file: Option<PathBuf>,
+    /// PEM file with the Ed25519 key that signs session tokens; a fresh key when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_key_file: Option<PathBuf>,
+    /// Directory for what must survive a restart; nothing survives when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+    /// How long a drain may take.
+    #[serde(with = "humantime_serde")]
+    pub drain_grace: Duration,
+    /// Initial values of levers, by name.
+    pub limits: BTreeMap<String, toml::Value>,
+}
+
+/// Certificate and key of the API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// PEM file with the certificate chain, the leaf first.
+    pub cert: PathBuf,
+    /// PEM file with the private key.
+    pub key: PathBuf,
+}
+
+/// Who may call.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthConfig {
+    /// How callers are told apart.
+    pub mode: AuthMode,
+    /// The tokens of mode `tokens`.
+    pub tokens: Vec<TokenConfig>,
+    /// Shared secret of the syncers, by which they believe each other's forwarded requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_secret: Option<Secret>,
+}
+
+/// How callers are told apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthMode {
+    /// Any bearer token is the gateway's id and may do everything. Only on loopback.
+    #[default]
+    Open,
+    /// Only the tokens listed.
+    Tokens,
+}
+
+/// One token and what it may do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenConfig {
+    /// The bearer token.
+    pub token: Secret,
+    /// Identity of who presents it.
+    pub id: GatewayId,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// What a caller may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Joins, leaves and watches; sees only its own sessions' events.
+    Gateway,
+    /// Sees everything, cordons SFUs, changes levers.
+    Operator,
+    /// Another syncer that presents a token instead of the shared secret.
+    Peer,
+}
+
+// === impl Config ===
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            id: SyncerId::new("syncer-1").expect("a valid id"),
+            zone: "z1".to_owned(),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, LISTEN_PORT_DEFAULT)),
+            advertise: None,
+            admin_listen: None,
+            tls: None,
+            auth: AuthConfig::default(),
+            members_file: None,
+            sfus_file: None,
+            sfu_ca_file: None,
+            peer_ca_file: None,
+            token_key_file: None,
+            state_dir: None,
+            drain_grace: DRAIN_GRACE_DEFAULT,
+            limits: BTreeMap::new(),
+        }
+    }
+}
+
+impl Config {
+    /// The commented sample file: every key, its meaning and its default.
+    #[must_use]
+    pub fn sample() -> String {
+        keys::sample()
+    }
+
+    /// The effective configuration as TOML, secrets replaced by `"<redacted>"`.
+    #[must_use]
+    pub fn print(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_else(|e| format!("# cannot be printed: {e}\n"))
+    }
+
+    /// The secret that syncers show each other, when they may believe each other at all.
+    #[must_use]
+    pub fn peer_secret(&self) -> Option<&str> {
+        match (&self.auth.peer_secret, self.auth.mode) {
+            (Some(secret), _) => Some(secret.expose()),
+            (None, AuthMode::Open) => Some(PEER_SECRET_OPEN),
+            (None, AuthMode::Tokens) => None,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The shell around the plan: follows the registry, claims at a pace, tells the engine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use sfu_api::{GuildId, OwnerTerm, SyncerId};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Held, Owner, Plan, Ranking, ReadyCount, SlotSink, View, rank};
+use crate::registry::{CLAIM_SLOTS_MAX, LEASE_TTL, Registry, RegistryError, Snapshot};
+
+/// Pause after each transaction: a whole start of 64 transactions takes a third of a second, and
+/// fifteen syncers starting at once make no more than 3,000 transactions a second together.
+const CLAIM_PAUSE: Duration = Duration::from_millis(5);
+/// Pause after a claim that failed, so that a broken registry is asked at a walk.
+const FAILED_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who owns what, and the claims of this syncer.
+#[derive(Debug)]
+pub struct Ownership {
+    me: SyncerId,
+    registry: Arc<dyn Registry>,
+    view: ArcSwap<View>,
+    state: Mutex<State>,
+    settled: AtomicBool,
+}
+
+#[derive(Debug)]
+struct State {
+    ranking: Arc<Ranking>,
+    held: Held,
+    fenced: Option<OwnerTerm>,
+    ready: ReadyCount,
+}
+
+// === impl Ownership ===
+
+impl Ownership {
+    /// Nothing owned yet.
+    #[must_use]
+    pub fn new(me: SyncerId, registry: Arc<dyn Registry>) -> Arc<Self> {
+        let state = State {
+            ranking: Arc::default(),
+            held: Held::new(),
+            fenced: None,
+            ready: ReadyCount::new(LEASE_TTL),
+        };
+        Arc::new(Self {
+            me,
+            registry,
+            view: ArcSwap::default(),
+            state: Mutex::new(state),
+            settled: AtomicBool::new(false),
+        })
+    }
+
+    /// This syncer.
+    #[must_use]
+    pub fn me(&self) -> &SyncerId {
+        &self.me
+    }
+
+    /// The registry it follows.
+    #[must_use]
+    pub fn registry(&self) -> &Arc<dyn Registry> {
+        &self.registry
+    }
+
+    /// Who owns what, now.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        self.view.load_full()
+    }
+
+    /// The owner of a guild, now.
+    #[must_use]
+    pub fn owner_of(&self, guild: &GuildId) -> Option<Arc<Owner>> {
+        self.view.load().owner_of(guild).cloned()
+    }
+
+    /// Whether every slot that is ours by rank has been claimed once.
+    #[must_use]
+    pub fn settled(&self) -> bool {
+        self.settled.load(Ordering::Acquire)
+    }
+
+    /// Follows the registry and the SFUs' higher terms until cancelled.
+    ///
+    /// # Cancel safety
+    ///
+    /// May be dropped and called again: the next call reads the registry anew.
+    pub async fn run(
+        &self,
+        sink: &dyn SlotSink,
+        mut fenced: watch::Receiver<Option<OwnerTerm>>,
+        cancel: CancellationToken,
+    ) {
+        let mut snapshots = self.registry.watch();
+        loop {
+            let snapshot = Arc::clone(&snapshots.borrow_and_update());
+            let seen = *fenced.borrow_and_update();
+            let idle = self.step(&snapshot, seen, sink).await;
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                _ = snapshots.changed() => {}
+                _ = fenced.changed() => {}
+                () = sleep(idle) => {}
+            }
+        }
+    }
+
+    /// One pass: returns how long to wait when nothing changes.
+    async fn step(&self, snapshot: &Snapshot, seen: Option<OwnerTerm>, sink: &dyn SlotSink) -> Duration {
+        if let Some(seen) = seen {
+            self.resume_above(seen).await;
+        }
+        let now = Instant::now();
+        let (plan, ready) = {
+            let mut state = self.state.lock();
+            if !state.ranking.is_of(&snapshot.roster) {
+                state.ranking = Arc::new(rank(&snapshot.roster));
+            }
+            let ready = state.ready.update(snapshot.ready_members(), now);
+            self.view.store(Arc::new(View::new(snapshot, &state.ranking, &self.me)));
+            (Plan::make(snapshot, &state.ranking, &self.me, &state.held, state.fenced), ready)
+        };
+        sink.set_ready_members(ready, now);
+        // Before records are touched: what we let go is served no more.
+        sink.set_owned(&plan.owned, now);
+        if plan.claim.is_empty() && plan.release.is_empty() {
+            if snapshot.roster.contains_key(&self.me) {
+                self.settled.store(true, Ordering::Release);
+            }
+            return LEASE_TTL / 3;
+        }
+        match self.apply(&plan).await {
+            Ok(()) => CLAIM_PAUSE,
+            Err(RegistryError::Conflict { .. }) => CLAIM_PAUSE,
+            Err(error) => {
+                tracing::warn!(%error, claims = plan.claim.len(), "slots could not be claimed");
+                FAILED_PAUSE
+            }
+        }
+    }
+
+    async fn apply(&self, plan: &Plan) -> Result<(), RegistryError> {
+        if !plan.release.is_empty() {
+            self.registry.release(&self.me, &plan.release).await?;
+            self.state.lock().held.retain(|slot, _| !plan.release.iter().any(|(s, _)| s == slot));
+        }
+        for claims in plan.claim.chunks(CLAIM_SLOTS_MAX) {
+            let term = self.registry.claim(&self.me, claims).await?;
+            self.state.lock().held.extend(claims.iter().map(|c| (c.slot, term)));
+            sleep(CLAIM_PAUSE).await;
+        }
+        tracing::info!(claimed = plan.claim.len(), released = plan.release.len(), "slots changed");
+        Ok(())
+    }
+
+    /// An SFU has seen this term: when ours are not above it, continue above it.
+    async fn resume_above(&self, seen: OwnerTerm) {
+        if self.state.lock().fenced.is_some_and(|f| f >= seen) {
+            return;
+        }
+        match self.registry.resume_above(seen).await {
+            Ok(()) => {
+                tracing::info!(%seen, "an SFU has seen a higher term, resuming above it");
+                self.state.lock().fenced = Some(seen);
+            }
+            Err(error) => tracing::error!(%error, %seen, "cannot resume above the term an SFU has seen"),
+        }
+    }
+}
