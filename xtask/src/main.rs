@@ -1,2 +1,78 @@
-//! Developer tasks.
-fn main() {}
+//! Developer tasks. `cargo xtask test` is everything: what passes there may be merged.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool talks on the terminal")]
+
+mod deny;
+mod dependencies;
+mod process;
+mod stages;
+mod summary;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Developer tasks of Trunkline.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run every check and every test.
+    ///
+    /// A stage that fails does not stop the next one, so that one run shows everything that is wrong.
+    /// The last line reads `N passed, N failed`: each test counts, and each other stage counts as one.
+    /// The exit code is 0 only when nothing failed.
+    Test(Test),
+}
+
+#[derive(Debug, clap::Args)]
+struct Test {
+    /// Run only this stage (may be given several times; see --list).
+    #[arg(long, value_name = "STAGE")]
+    only: Vec<String>,
+    /// Show the stages and exit.
+    #[arg(long)]
+    list: bool,
+    /// Check that the programs which real tests need are there, but do not install them.
+    #[arg(long)]
+    no_install: bool,
+}
+
+fn main() -> ExitCode {
+    let Task::Test(test) = Arguments::parse().task;
+    match run(&test) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether everything passed.
+fn run(test: &Test) -> anyhow::Result<bool> {
+    let mut stages = stages::all(!test.no_install)?;
+    if let Some(unknown) = test.only.iter().find(|&name| stages.iter().all(|stage| stage.name != *name)) {
+        let known: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+        anyhow::bail!("no stage is called `{unknown}`; there are: {}", known.join(", "));
+    }
+    stages.retain(|stage| test.only.is_empty() || test.only.contains(&stage.name));
+    if test.list {
+        for stage in &stages {
+            println!("{:<14} {}", stage.name, stage.what);
+        }
+        return Ok(true);
+    }
+    let mut results = Vec::new();
+    for stage in stages {
+        println!("\n=== {}: {}", stage.name, stage.what);
+        results.push(summary::Row::of(stage));
+    }
+    Ok(summary::print(&results))
+}

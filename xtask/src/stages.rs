@@ -1,0 +1,71 @@
+//! What `cargo xtask test` runs, in the order it runs.
+//!
+//! Cheap checks come first, so that a slip shows early; whole binaries and foreign servers last.
+
+use std::process::Command;
+
+use anyhow::Context;
+
+use crate::process::{Outcome, check, tests};
+use crate::{deny, dependencies};
+
+/// One stage.
+pub(crate) struct Stage {
+    /// What `--only` takes.
+    pub(crate) name: String,
+    /// What it shows, in a few words.
+    pub(crate) what: String,
+    /// Does it.
+    pub(crate) work: Box<dyn FnOnce() -> anyhow::Result<Outcome>>,
+}
+
+/// All stages. The suites of the root package are found, not listed, so that none can be forgotten.
+pub(crate) fn all(install: bool) -> anyhow::Result<Vec<Stage>> {
+    let mut stages = vec![
+        stage("dependencies", "the programs that real tests need", move || dependencies::ensure(install)),
+        stage("format", "rustfmt has nothing to change", || check(&mut cargo("fmt --all -- --check"))),
+        stage("deny", "no banned crate, no unknown licence", deny::run),
+        stage("lint", "clippy has nothing to say", || {
+            check(&mut cargo("clippy --workspace --all-targets --locked -- -D warnings"))
+        }),
+        stage("docs", "rustdoc builds without a warning", || {
+            check(cargo("doc --workspace --no-deps --locked").env("RUSTDOCFLAGS", "-D warnings"))
+        }),
+        stage("crates", "unit, property and simulation tests of every crate", || {
+            tests(&mut cargo("test --workspace --exclude trunkline --lib --bins --tests --locked --no-fail-fast"))
+        }),
+        stage("command", "unit tests of the command", || tests(&mut cargo("test -p trunkline --bins --locked"))),
+        stage("examples", "the examples in the documentation run", || {
+            tests(&mut cargo("test --workspace --doc --locked --no-fail-fast"))
+        }),
+    ];
+    for suite in suites()? {
+        let what = format!("integration tests in tests/{suite}");
+        let work = format!("test -p trunkline --locked --no-fail-fast --test {suite}");
+        stages.push(stage(&suite, &what, move || tests(&mut cargo(&work))));
+    }
+    Ok(stages)
+}
+
+fn stage(name: &str, what: &str, work: impl FnOnce() -> anyhow::Result<Outcome> + 'static) -> Stage {
+    Stage { name: name.to_owned(), what: what.to_owned(), work: Box::new(work) }
+}
+
+/// The integration suites of the root package, by name.
+fn suites() -> anyhow::Result<Vec<String>> {
+    let output = cargo("metadata --no-deps --format-version 1 --locked").output().context("running cargo metadata")?;
+    anyhow::ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    let root = list(&metadata["packages"]).into_iter().find(|package| package["name"] == "trunkline");
+    let targets = list(&root.context("the package `trunkline` is gone")?["targets"]);
+    let suites = targets.iter().filter(|target| target["kind"][0] == "test");
+    Ok(suites.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect())
+}
+
+/// `cargo` in the workspace root. The arguments hold no spaces of their own.
+pub(crate) fn cargo(arguments: &str) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments.split(' ')).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+}
