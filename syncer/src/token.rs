@@ -131,10 +131,7 @@ impl Signer {
     }
 
     fn with_key(key: Key) -> Self {
-        Self {
-            keys: ArcSwap::from_pointee(Keys { current: Arc::new(key), previous: None }),
-            rotating: Mutex::new(()),
-        }
+        Self { keys: ArcSwap::from_pointee(Keys { current: Arc::new(key), previous: None }), rotating: Mutex::new(()) }
     }
 
     /// Signs with a new key from now on; the former stays published until the next rotation.

@@ -16,8 +16,12 @@
 //! says what was seen (refused, timed out after the request was sent, another incarnation …);
 //! what to believe of the SFU is `health`'s business.
 
+mod build;
 mod error;
+mod http;
+mod janus;
 mod names;
+mod native;
 mod spec;
 
 use std::fmt;
@@ -30,6 +34,7 @@ use sfu_api::{
 };
 use tokio::time::Instant;
 
+pub use self::build::build;
 pub use self::error::{DriverError, ErrorKind};
 pub use self::spec::{DriverKind, JanusPlugin, JanusSpec, Secret, SfuSpec, SpecError};
 

@@ -172,10 +172,23 @@ mod tests {
 
     #[test]
     fn foreign_names_are_not_ours() {
-        for name in ["demo", "1234", "_boot.0", "tl~", "tl~1~1.1.1", "tl~4096~1.1.1~g~c", "tl~01~1.1.1~g~c",
-            "tl~1~01.1.1~g~c", "tl~1~1.1~g~c", "tl~1~1.1.1~~short", "tl~1~1.1.1~g~c~d", "tl~1~1.1.1~g~_zz",
-            "tl~1~1.1.1~g~_41", "tl~1~1.1.1~~", ""]
-        {
+        for name in [
+            "demo",
+            "1234",
+            "_boot.0",
+            "tl~",
+            "tl~1~1.1.1",
+            "tl~4096~1.1.1~g~c",
+            "tl~01~1.1.1~g~c",
+            "tl~1~01.1.1~g~c",
+            "tl~1~1.1~g~c",
+            "tl~1~1.1.1~~short",
+            "tl~1~1.1.1~g~c~d",
+            "tl~1~1.1.1~g~_zz",
+            "tl~1~1.1.1~g~_41",
+            "tl~1~1.1.1~~",
+            "",
+        ] {
             assert_eq!(parse_tagged(name), None, "{name}");
         }
         assert_eq!(parse_plain("demo"), None);
