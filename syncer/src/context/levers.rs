@@ -1,0 +1,140 @@
+//! The limits of a syncer that an operator can turn while it runs.
+
+use std::time::Duration;
+
+use rate_limit::{Lever, LeverSpec, Levers, Quota};
+
+use crate::health::Rules;
+use crate::select::Quotas;
+use crate::state::Limits;
+
+macro_rules! levers {
+    ($(#[$doc:meta])* pub struct $name:ident { $($(#[doc = $help:literal])+ $field:ident: $ty:ty =
+        $lever:literal [$unit:literal] $default:expr, $min:expr => $max:expr;)* }) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name { $($(#[doc = $help])+ pub $field: Lever<$ty>,)* }
+
+        impl $name {
+            /// Registers every lever with its default.
+            #[must_use]
+            pub fn register(levers: &Levers) -> Self {
+                Self { $($field: levers.register(LeverSpec {
+                    name: $lever,
+                    doc: concat!($($help),+).trim_ascii(),
+                    unit: $unit,
+                    default: $default,
+                    min: $min,
+                    max: $max,
+                }),)* }
+            }
+        }
+    };
+}
+
+const MS: fn(u64) -> Duration = Duration::from_millis;
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+levers! {
+    /// The levers of the engine. Rates and bursts are those of the whole fleet; every syncer takes
+    /// its share of them.
+    pub struct EngineLevers {
+        /// Room creations per second on all SFUs together: the pace of every recovery.
+        overall_rate: f64 = "placement.overall.rate" ["per second"] 400.0, 0.0 => 100_000.0;
+        /// Room creations on all SFUs that may go at once.
+        overall_burst: u64 = "placement.overall.burst" ["creations"] 100, 0 => 100_000;
+        /// Room creations per second on the SFUs of one region.
+        region_rate: f64 = "placement.region.rate" ["per second"] 200.0, 0.0 => 100_000.0;
+        /// Room creations on the SFUs of one region that may go at once.
+        region_burst: u64 = "placement.region.burst" ["creations"] 60, 0 => 100_000;
+        /// Room creations per second on one SFU.
+        sfu_rate: f64 = "placement.sfu.rate" ["per second"] 20.0, 0.0 => 10_000.0;
+        /// Room creations on one SFU that may go at once.
+        sfu_burst: u64 = "placement.sfu.burst" ["creations"] 15, 0 => 10_000;
+        /// Whether a call may go to another region when its own has no SFU left.
+        any_region: bool = "placement.any_region" [""] true, false => true;
+        /// Stops all placements: the global throttle at its lowest step.
+        paused: bool = "placement.paused" [""] false, false => true;
+        /// How long one attempt to create a room may take, connecting included.
+        attempt_timeout: Duration = "placement.attempt_timeout" ["duration"] S(3), MS(100) => S(30);
+        /// Rooms being ended at the same time, apart from the permits of placements.
+        release_in_flight_max: u64 = "release.in_flight_max" ["operations"] 16, 1 => 1_000;
+        /// New calls per second that the fleet admits.
+        new_calls_rate: f64 = "admission.new_calls.rate" ["per second"] 5_000.0, 0.0 => 1_000_000.0;
+        /// New calls that the fleet admits at once.
+        new_calls_burst: u64 = "admission.new_calls.burst" ["calls"] 10_000, 0 => 1_000_000;
+        /// Calls that one guild may have.
+        calls_per_guild_max: u64 = "admission.calls_per_guild_max" ["calls"] 10_000, 1 => 1_000_000;
+        /// Sessions that one call may have.
+        participants_per_call_max: u64 = "admission.participants_per_call_max" ["sessions"] 5_000, 1 => 1_000_000;
+        /// How long a call without sessions keeps its place, so that a reconnect finds it.
+        empty_grace: Duration = "calls.empty_grace" ["duration"] S(5), MS(0) => S(3_600);
+        /// How often an SFU that holds calls is asked for a sign of life, unless it gave one.
+        probe_interval: Duration = "health.probe_interval" ["duration"] S(2), MS(100) => S(300);
+        /// How often a suspect or dead SFU is tried on a fresh connection.
+        suspect_probe_interval: Duration = "health.suspect_probe_interval" ["duration"] MS(700), MS(50) => S(300);
+        /// How long a sign of life may take.
+        probe_timeout: Duration = "health.probe_timeout" ["duration"] S(2), MS(50) => S(30);
+        /// Fresh connections that must be refused or reset in a row before an SFU is dead.
+        dead_failures: u64 = "health.dead_failures" ["connections"] 3, 1 => 100;
+        /// Time that the first and the last of them must be apart.
+        dead_window: Duration = "health.dead_window" ["duration"] S(2), MS(0) => S(600);
+        /// Time without any good sign after which a suspect SFU's calls move; 0 means never.
+        suspect_max: Duration = "health.suspect_max" ["duration"] S(600), MS(0) => S(86_400);
+        /// An answer that takes longer is late; three late ones make an SFU slow.
+        slow_after: Duration = "health.slow_after" ["duration"] S(1), MS(10) => S(30);
+        /// How often rooms are compared with each SFU.
+        digest_interval: Duration = "digest.interval" ["duration"] S(60), S(1) => S(3_600);
+        /// Stops comparing rooms and removing orphans.
+        digest_paused: bool = "digest.paused" [""] false, false => true;
+        /// How long after a change of membership a share of the limits may grow.
+        grow_after: Duration = "limits.grow_after" ["duration"] S(10), S(0) => S(600);
+    }
+}
+
+// === impl EngineLevers ===
+
+impl EngineLevers {
+    /// The limits of placement.
+    #[must_use]
+    pub fn quotas(&self) -> Quotas {
+        Quotas {
+            overall: quota(self.overall_rate.get(), self.overall_burst.get()),
+            region: quota(self.region_rate.get(), self.region_burst.get()),
+            sfu: quota(self.sfu_rate.get(), self.sfu_burst.get()),
+            grow_after: self.grow_after.get(),
+        }
+    }
+
+    /// The limit of new calls.
+    #[must_use]
+    pub fn new_calls(&self) -> Quota {
+        quota(self.new_calls_rate.get(), self.new_calls_burst.get())
+    }
+
+    /// The size limits of calls and guilds.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            calls_per_guild_max: self.calls_per_guild_max.get(),
+            participants_per_call_max: self.participants_per_call_max.get(),
+            empty_grace: self.empty_grace.get(),
+        }
+    }
+
+    /// The rules of the verdicts.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules {
+            dead_failures: u32::try_from(self.dead_failures.get()).unwrap_or(u32::MAX),
+            dead_window: self.dead_window.get(),
+            suspect_max: self.suspect_max.get(),
+            slow_after: self.slow_after.get(),
+        }
+    }
+}
+
+fn quota(rate_per_s: f64, burst: u64) -> Quota {
+    let burst = u32::try_from(burst).unwrap_or(u32::MAX);
+    Quota::new(rate_per_s, burst).unwrap_or(Quota::CLOSED) // the levers' ranges are inside the quota's
+}

@@ -1,0 +1,235 @@
+//! What the parts of a syncer that act share: state, catalogue, budget, levers, counters.
+//!
+//! One [`Context`] per syncer. The engine fills it and answers the API from it; the reconciler,
+//! the prober and the digests work on it. It holds no task and starts none.
+
+mod announce;
+mod levers;
+mod metrics;
+mod releases;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use rate_limit::{Bucket, Levers, Window, WindowLimits};
+use sfu_api::{OwnerTerm, Slot, SyncerId};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::health::{Change, Evidence, Reason, Verdict};
+use crate::select::{Budget, Catalogue, Sfu};
+use crate::state::{Cause, News, Release, Shard};
+
+pub use self::announce::{Announcement, Announcer};
+pub use self::levers::EngineLevers;
+pub use self::metrics::{AttemptEnd, Metrics};
+pub use self::releases::{RELEASES_MAX, Releases};
+
+/// Shards of call state. More than cores, so that two busy guilds rarely share one; few enough
+/// that looking at the head of each costs less than a placement.
+pub const SHARDS: usize = 16;
+
+/// Attempts in flight of one syncer. It starts at what 16 SFUs may take and never throttles below
+/// 8; 512 attempts of ~4 KiB are nothing, and more in flight only queue at the pool.
+const SYNCER_WINDOW: WindowLimits = WindowLimits { floor: 8, start: 64, max: 512 };
+
+/// What the parts of one syncer share.
+#[derive(Debug)]
+pub struct Context {
+    /// This syncer.
+    pub id: SyncerId,
+    /// Call state by slot.
+    pub shards: Vec<Mutex<Shard>>,
+    /// The SFUs.
+    pub catalogue: Catalogue,
+    /// How many rooms may be created.
+    pub budget: Budget,
+    /// How many calls may begin.
+    pub new_calls: Bucket,
+    /// The levers this syncer registered.
+    pub levers: EngineLevers,
+    /// All levers, for the API.
+    pub registry: Levers,
+    /// Attempts in flight.
+    pub window: Window,
+    /// Rooms to be ended.
+    pub releases: Releases,
+    /// Takes news to the gateways.
+    pub announcer: Arc<dyn Announcer>,
+    /// Counters and histograms.
+    pub metrics: Metrics,
+    /// Something became ready: the reconciler looks again.
+    pub wake: Notify,
+    /// The highest term that fenced us.
+    pub fenced: watch::Sender<Option<OwnerTerm>>,
+    /// Every task of the engine.
+    pub tracker: TaskTracker,
+    /// Ends every task of the engine.
+    pub stop: CancellationToken,
+    draining: AtomicBool,
+    rng: Mutex<StdRng>,
+}
+
+// === impl Context ===
+
+impl Context {
+    /// A context without calls or SFUs.
+    #[must_use]
+    pub fn new(
+        id: SyncerId,
+        registry: Levers,
+        announcer: Arc<dyn Announcer>,
+        seed: u64,
+        stop: CancellationToken,
+        now: Instant,
+    ) -> Self {
+        let levers = EngineLevers::register(&registry);
+        Self {
+            id,
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            catalogue: Catalogue::default(),
+            budget: Budget::new(levers.quotas(), now),
+            new_calls: Bucket::new(levers.new_calls(), now),
+            levers,
+            registry,
+            window: Window::new(SYNCER_WINDOW),
+            releases: Releases::default(),
+            announcer,
+            metrics: Metrics::default(),
+            wake: Notify::new(),
+            fenced: watch::Sender::new(None),
+            tracker: TaskTracker::new(),
+            stop,
+            draining: AtomicBool::new(false),
+            rng: Mutex::new(StdRng::seed_from_u64(seed)),
+        }
+    }
+
+    /// The shard that holds `slot`.
+    #[must_use]
+    pub fn shard(&self, slot: Slot) -> &Mutex<Shard> {
+        &self.shards[usize::from(slot.get()) % SHARDS]
+    }
+
+    /// Whether the syncer is draining.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Stops taking new work.
+    pub fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Draws from the syncer's generator.
+    pub fn with_rng<R>(&self, f: impl FnOnce(&mut StdRng) -> R) -> R {
+        f(&mut self.rng.lock())
+    }
+
+    /// Tells the gateways.
+    pub fn announce(&self, news: News) {
+        self.announcer.announce(&self.to_announcement(news));
+    }
+
+    /// News with the SFU's id in place of its number.
+    #[must_use]
+    pub fn to_announcement(&self, news: News) -> Announcement {
+        Announcement {
+            place: news.at.and_then(|(idx, room)| Some((self.catalogue.get(idx)?.id.clone(), room))),
+            guild: news.guild,
+            call: news.call,
+            epoch: news.epoch,
+            phase: news.phase,
+            endpoint: news.endpoint,
+            cause: news.cause,
+            sessions: news.sessions,
+        }
+    }
+
+    /// Takes evidence of an SFU and acts on the change of verdict it leads to: one notice, one
+    /// pass over its calls; the reconciler paces the rest.
+    pub fn observe(&self, sfu: &Arc<Sfu>, evidence: &Evidence, now: Instant) {
+        let rules = self.levers.rules();
+        let Some(change) = sfu.observe(evidence, &rules, now) else { return };
+        self.metrics.verdict(change);
+        let Change { from, to, reason } = change;
+        if to.takes_new() && from == Verdict::Slow || to == Verdict::Slow && from.takes_new() {
+            tracing::debug!(sfu = %sfu.id, from = from.name(), to = to.name(), ?reason, "sfu verdict");
+        } else {
+            tracing::info!(sfu = %sfu.id, from = from.name(), to = to.name(), ?reason, "sfu verdict");
+        }
+        match to {
+            Verdict::Dead => {
+                let cause = match reason {
+                    Reason::Operator => Cause::Operator,
+                    Reason::SuspectTooLong => Cause::SfuSilent,
+                    _ => Cause::SfuDead,
+                };
+                self.lost(sfu, cause, false, now);
+            }
+            Verdict::Restarted => self.lost(sfu, Cause::SfuRestarted, true, now),
+            Verdict::Healthy => self.wake.notify_one(),
+            Verdict::Slow | Verdict::Suspect => {}
+        }
+    }
+
+    fn lost(&self, sfu: &Arc<Sfu>, cause: Cause, in_place: bool, now: Instant) {
+        self.metrics.notices.inc();
+        let mut calls = 0usize;
+        for shard in &self.shards {
+            let news = shard.lock().sfu_lost(sfu.idx, cause, in_place, now);
+            calls += news.len();
+            for n in news {
+                self.announce(n);
+            }
+        }
+        tracing::info!(sfu = %sfu.id, calls, cause = cause.name(), "calls await a new endpoint");
+        self.wake.notify_one();
+    }
+
+    /// An SFU answered that a higher term or epoch was there before.
+    pub fn fenced_by(&self, slot: Slot, ours: OwnerTerm, term: Option<OwnerTerm>, epoch: Option<sfu_api::Epoch>) {
+        self.metrics.fenced.inc();
+        if let Some(epoch) = epoch.filter(|e| e.term == ours) {
+            self.shard(slot).lock().raise_placements(epoch);
+        }
+        let highest = term.max(epoch.map(|e| e.term)).filter(|t| *t > ours);
+        if let Some(highest) = highest {
+            self.fenced.send_if_modified(|seen| {
+                let newer = seen.is_none_or(|s| s < highest);
+                if newer {
+                    *seen = Some(highest);
+                }
+                newer
+            });
+        }
+    }
+
+    /// Remembers a room to be ended as soon as possible.
+    pub fn release(&self, release: Release, now: Instant) {
+        self.release_later(release, now);
+        self.wake.notify_one();
+    }
+
+    /// Remembers a room to be ended, not before then.
+    pub fn release_later(&self, release: Release, not_before: Instant) {
+        if !self.releases.push(release, 0, not_before) {
+            self.metrics.releases_dropped.inc();
+        }
+    }
+
+    /// Hands the present shares of the limits to every bucket.
+    pub fn apply_shares(&self, now: Instant) {
+        let share = self.budget.sfu_share();
+        for sfu in &self.catalogue.now().all {
+            sfu.bucket.set_quota(share, now);
+        }
+        self.new_calls.set_quota(self.levers.new_calls().share(self.budget.parts()), now);
+    }
+}

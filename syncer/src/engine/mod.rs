@@ -1,0 +1,289 @@
+//! The engine: the shell around a syncer's decisions, and all that the API sees of them.
+//!
+//! [`Engine::start`] runs two loops, the reconciler and the observer, under a watchdog each; the
+//! rest are plain functions that lock one shard for microseconds.
+
+mod types;
+mod views;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use rate_limit::Levers;
+use sfu_api::{CallId, Epoch, GatewayId, GuildId, OwnerTerm, RoomId, SessionId, SfuId, Slot, SyncerId};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::context::{Context, SHARDS};
+use crate::drivers::{CredentialRequest, SfuDriver, SfuSpec, SpecError};
+use crate::health::Evidence;
+use crate::observe::Observer;
+use crate::ownership::slot_of;
+use crate::reconcile::Reconciler;
+use crate::state::{JoinInput, LeaveInput, Left, SeqCheck};
+
+pub use self::types::{
+    CallAnswer, CallFilter, CallPage, CallState, CallView, CandidateView, DrainReport, EngineStatus, Explanation, Join,
+    Leave, Refusal, SfuCounts, SfuView,
+};
+pub use crate::context::{Announcement, Announcer};
+pub use crate::state::Cause;
+
+/// Refused callers are spread over this long after the moment the limit allows more.
+const SPREAD: Duration = Duration::from_secs(2);
+
+/// Pause before a loop that ended unexpectedly is started again.
+const RESTART_AFTER: Duration = Duration::from_millis(200);
+
+/// Makes the driver of an SFU.
+pub type DriverFactory = Arc<dyn Fn(&SfuSpec) -> Result<Arc<dyn SfuDriver>, SpecError> + Send + Sync>;
+
+/// A syncer's engine. Clones share it.
+#[derive(Clone)]
+pub struct Engine {
+    ctx: Arc<Context>,
+    drivers: DriverFactory,
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Starts an engine without calls, slots or SFUs. Its loops run until `stop` is cancelled.
+    ///
+    /// Has to be called within a tokio runtime.
+    #[must_use]
+    pub fn start(
+        id: SyncerId,
+        levers: Levers,
+        announcer: Arc<dyn Announcer>,
+        drivers: DriverFactory,
+        seed: u64,
+        stop: CancellationToken,
+    ) -> Self {
+        let now = Instant::now();
+        let ctx = Arc::new(Context::new(id, levers, announcer, seed, stop, now));
+        let reconciling = ctx.clone();
+        watched(&ctx, "reconciler", move || Reconciler::new(reconciling.clone(), Instant::now()).run());
+        let observing = ctx.clone();
+        watched(&ctx, "observer", move || Observer::new(observing.clone()).run());
+        Self { ctx, drivers }
+    }
+
+    /// Takes a join. The call is created if need be, and placed soon; the answer says where it is
+    /// now, which for a new call is nowhere yet.
+    ///
+    /// # Errors
+    ///
+    /// When another syncer owns the guild, a limit is reached, or the syncer is draining.
+    pub fn join(&self, join: Join, now: Instant) -> Result<CallAnswer, Refusal> {
+        let ctx = &self.ctx;
+        let slot = slot_of(&join.guild);
+        let Join { guild, call, session, gateway, seq, kind, region } = join;
+        let who = session.clone();
+        let input = JoinInput { guild, call, slot, session, gateway, seq, kind, region };
+        let admit = || {
+            if ctx.is_draining() {
+                return Err(Refusal::Draining { retry_after: self.spread(SPREAD) });
+            }
+            ctx.new_calls.try_take(1, now).map_err(|not_yet| Refusal::Limited {
+                class: "creating calls",
+                retry_after: self.spread(not_yet.ready_at.saturating_duration_since(now)),
+            })
+        };
+        let mut shard = ctx.shard(slot).lock();
+        if shard.term(slot).is_none() {
+            return Err(Refusal::NotOwner);
+        }
+        let too_many = |what, limit| Refusal::TooMany { what, limit };
+        let joined = shard.join(input, &ctx.levers.limits(), now, admit, too_many);
+        drop(shard);
+        let joined = joined.inspect_err(|_| {
+            ctx.metrics.shed.inc();
+        })?;
+        if joined.marked {
+            ctx.wake.notify_one();
+        }
+        let (epoch, phase) = joined.announced.unzip();
+        let mut answer = CallAnswer { epoch, phase, ignored: joined.seq == SeqCheck::Old, ..CallAnswer::default() };
+        if let Some((idx, room, endpoint, epoch)) = joined.at {
+            answer.token = ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver, &who, &room, epoch));
+            answer.endpoint = Some(endpoint);
+        }
+        Ok(answer)
+    }
+
+    /// Takes a leave. Returns whether the session was in the call.
+    ///
+    /// # Errors
+    ///
+    /// When another syncer owns the guild.
+    pub fn leave(&self, leave: &Leave, now: Instant) -> Result<bool, Refusal> {
+        let ctx = &self.ctx;
+        let slot = slot_of(&leave.guild);
+        let input = LeaveInput { guild: &leave.guild, call: &leave.call, session: &leave.session, seq: leave.seq };
+        let mut shard = ctx.shard(slot).lock();
+        if shard.term(slot).is_none() {
+            return Err(Refusal::NotOwner);
+        }
+        Ok(shard.leave(&input, &ctx.levers.limits(), now) == Left::Removed)
+    }
+
+    /// A gateway says that media failed in a call. Counted as a hint; a gateway alone moves nothing.
+    /// Returns whether the call exists here.
+    pub fn report(&self, guild: &GuildId, call: &CallId, gateway: &GatewayId, now: Instant) -> bool {
+        let slot = slot_of(guild);
+        let sfu = {
+            let shard = self.ctx.shard(slot).lock();
+            let Some(found) = shard.find(guild, call).and_then(|k| shard.get(k)) else { return false };
+            found.placement.sfu()
+        };
+        if let Some(sfu) = sfu.and_then(|idx| self.ctx.catalogue.get(idx)) {
+            tracing::debug!(sfu = %sfu.id, %gateway, "media failure reported");
+            self.ctx.observe(&sfu, &Evidence::Tick, now);
+        }
+        true
+    }
+
+    /// Takes over the catalogue. SFUs that are gone from it get no new calls and keep the ones they
+    /// have; entries that cannot be used are left out and logged (R6).
+    pub fn set_catalogue(&self, specs: Vec<SfuSpec>, now: Instant) {
+        let result = self.ctx.catalogue.replace(specs, &self.ctx.budget, now, |spec| (self.drivers)(spec));
+        for (id, reason) in &result.refused {
+            tracing::error!(sfu = %id, %reason, "catalogue entry left out");
+        }
+        if result.added + result.removed > 0 {
+            let sfus = self.ctx.catalogue.now().all.len();
+            tracing::info!(sfus, added = result.added, removed = result.removed, "catalogue changed");
+        }
+        self.ctx.wake.notify_one();
+    }
+
+    /// Takes over the slots this syncer may serve, with its term for each. Calls of other slots
+    /// are forgotten here; their rooms and media stay.
+    pub fn set_owned(&self, owned: &[(Slot, OwnerTerm)], _now: Instant) {
+        let mut by_shard: Vec<HashMap<Slot, OwnerTerm>> = vec![HashMap::new(); SHARDS];
+        for (slot, term) in owned {
+            by_shard[usize::from(slot.get()) % SHARDS].insert(*slot, *term);
+        }
+        let mut forgotten = 0;
+        for (shard, terms) in self.ctx.shards.iter().zip(by_shard) {
+            forgotten += shard.lock().set_terms(terms);
+        }
+        tracing::info!(slots = owned.len(), forgotten, "slots owned");
+        self.ctx.wake.notify_one();
+    }
+
+    /// There are `ready` syncers: the shares of the limits follow.
+    pub fn set_ready_members(&self, ready: u32, now: Instant) {
+        if self.ctx.budget.set_ready(ready, now) {
+            self.ctx.apply_shares(now);
+        }
+    }
+
+    /// The highest term that fenced this syncer at an SFU: ownership resumes above it.
+    #[must_use]
+    pub fn highest_fenced(&self) -> watch::Receiver<Option<OwnerTerm>> {
+        self.ctx.fenced.subscribe()
+    }
+
+    /// The credential of `session` for an announced endpoint.
+    #[must_use]
+    pub fn credential(&self, announcement: &Announcement, session: &SessionId) -> Option<String> {
+        let (sfu, room) = announcement.place.as_ref()?;
+        let snapshot = self.ctx.catalogue.now();
+        token(&*snapshot.by_id.get(sfu)?.driver, session, room, announcement.epoch)
+    }
+
+    /// The levers.
+    #[must_use]
+    pub fn levers(&self) -> &Levers {
+        &self.ctx.registry
+    }
+
+    /// Names the engine's metrics in `registry`.
+    pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
+        self.ctx.metrics.register(registry);
+    }
+
+    /// Takes an SFU out of selection, or puts it back. `None`: there is no such SFU.
+    #[must_use]
+    pub fn cordon(&self, id: &SfuId, cordoned: bool) -> Option<SfuView> {
+        let sfu = self.ctx.catalogue.now().by_id.get(id)?.clone();
+        sfu.set_cordoned(cordoned);
+        self.ctx.wake.notify_one();
+        Some(self.sfu_view(&sfu))
+    }
+
+    /// Moves an SFU's calls on an operator's word. `None`: there is no such SFU.
+    #[must_use]
+    pub fn declare_dead(&self, id: &SfuId, now: Instant) -> Option<SfuView> {
+        let sfu = self.ctx.catalogue.now().by_id.get(id)?.clone();
+        self.ctx.observe(&sfu, &Evidence::DeclaredDead, now);
+        Some(self.sfu_view(&sfu))
+    }
+
+    /// Takes no new calls, and waits until nothing is under way or `deadline` has come. The loops
+    /// end with the token given to [`Engine::start`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the engine draining.
+    pub async fn drain(&self, deadline: Instant) -> DrainReport {
+        self.ctx.start_draining();
+        self.ctx.stop.cancel();
+        self.ctx.tracker.close();
+        // Attempts end by their own time-out, so this ends at the latest then.
+        let timely = tokio::time::timeout_at(deadline, self.ctx.tracker.wait()).await.is_ok();
+        DrainReport {
+            releases_left: self.ctx.releases.len() as u64,
+            attempts_left: if timely { 0 } else { self.ctx.tracker.len() as u64 },
+        }
+    }
+
+    fn spread(&self, at_least: Duration) -> Duration {
+        at_least + SPREAD.mul_f64(self.ctx.with_rng(|rng| rng.random::<f64>()))
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("id", &self.ctx.id).finish_non_exhaustive()
+    }
+}
+
+fn token(driver: &dyn SfuDriver, session: &SessionId, room: &RoomId, epoch: Epoch) -> Option<String> {
+    match driver.credential(&CredentialRequest { session, room, epoch }) {
+        Ok(credential) => Some(credential.into_token()),
+        Err(error) => {
+            tracing::error!(%error, "no credential could be made");
+            None
+        }
+    }
+}
+
+/// Keeps a loop running: one that panics or returns early is logged, counted and started again.
+fn watched<F>(ctx: &Arc<Context>, name: &'static str, make: impl Fn() -> F + Send + 'static)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let owner = ctx.clone();
+    ctx.tracker.spawn(async move {
+        loop {
+            let ended = owner.tracker.spawn(make()).await;
+            if owner.stop.is_cancelled() {
+                return;
+            }
+            match ended {
+                Ok(()) => tracing::error!(task = name, "task ended unexpectedly; starting it again"),
+                Err(error) => tracing::error!(task = name, %error, "task failed; starting it again"),
+            }
+            owner.metrics.restarts.inc();
+            tokio::time::sleep(RESTART_AFTER).await;
+        }
+    });
+}

@@ -1,0 +1,269 @@
+//! What goes into and comes out of the engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, Load, RegionId, RoomId, SessionId, SfuId};
+
+use crate::drivers::DriverKind;
+use crate::health::Verdict;
+
+/// A session joins a call, or repeats that it is in it.
+#[derive(Clone, Debug)]
+pub struct Join {
+    /// Guild of the call.
+    pub guild: GuildId,
+    /// The call.
+    pub call: CallId,
+    /// The session that joins.
+    pub session: SessionId,
+    /// The gateway that holds the session's socket.
+    pub gateway: GatewayId,
+    /// Order of the session's writes; late and repeated ones are ignored. Absent: taken as new.
+    pub seq: Option<u64>,
+    /// Kind of the call; the first join decides.
+    pub kind: CallKind,
+    /// Region the call should be in; the first join decides. Absent: any.
+    pub region: Option<RegionId>,
+}
+
+/// A session leaves a call.
+#[derive(Clone, Debug)]
+pub struct Leave {
+    /// Guild of the call.
+    pub guild: GuildId,
+    /// The call.
+    pub call: CallId,
+    /// The session that leaves.
+    pub session: SessionId,
+    /// The gateway that says so.
+    pub gateway: GatewayId,
+    /// As in [`Join::seq`].
+    pub seq: Option<u64>,
+}
+
+/// What a join is answered: where the call is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CallAnswer {
+    /// Epoch of the last announced placement.
+    pub epoch: Option<Epoch>,
+    /// Phase within the epoch: 1 endpoint announced, 2 endpoint gone.
+    pub phase: Option<u8>,
+    /// Where the client connects; `None` while the call awaits an endpoint.
+    pub endpoint: Option<Arc<str>>,
+    /// The session's credential for that endpoint.
+    pub token: Option<String>,
+    /// The write was late or repeated and changed nothing.
+    pub ignored: bool,
+}
+
+/// Why a write was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Another syncer owns the guild's slot.
+    #[error("this syncer does not own the guild's slot")]
+    NotOwner,
+    /// A limit holds this class of work back for now.
+    #[error("{class} is limited for now")]
+    Limited {
+        /// Which limit.
+        class: &'static str,
+        /// When to come back at the earliest.
+        retry_after: Duration,
+    },
+    /// A size limit is reached.
+    #[error("too many {what}: the limit is {limit}")]
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// The syncer is draining and takes no new work.
+    #[error("this syncer is draining")]
+    Draining {
+        /// When to come back, by then another syncer owns the guild.
+        retry_after: Duration,
+    },
+}
+
+/// Where a call stands, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum CallState {
+    /// Placed on an SFU that is not known to be bad.
+    Placed,
+    /// Live without an endpoint.
+    Awaiting,
+    /// Without participants, kept for the empty grace.
+    Ending,
+}
+
+/// A call, for operators.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct CallView {
+    /// Guild of the call.
+    pub guild: GuildId,
+    /// The call.
+    pub call: CallId,
+    /// Kind of the call.
+    pub kind: CallKind,
+    /// Region the call asked for.
+    pub region: Option<RegionId>,
+    /// Sessions in the call.
+    pub participants: u32,
+    /// Where it stands.
+    pub state: CallState,
+    /// SFU of the placement.
+    pub sfu: Option<SfuId>,
+    /// Room on that SFU.
+    pub room: Option<RoomId>,
+    /// Where clients connect.
+    #[schema(value_type = Option<String>)]
+    pub endpoint: Option<Arc<str>>,
+    /// Epoch of the placement or attempt.
+    pub epoch: Option<Epoch>,
+    /// How long the call has been awaiting an endpoint, in milliseconds.
+    pub awaiting_ms: Option<u64>,
+}
+
+/// Which calls to list.
+#[derive(Clone, Debug, Default)]
+pub struct CallFilter {
+    /// Only calls in this state.
+    pub state: Option<CallState>,
+    /// Only calls on this SFU.
+    pub sfu: Option<SfuId>,
+    /// Only calls of this guild.
+    pub guild: Option<GuildId>,
+    /// At most this many.
+    pub limit: usize,
+    /// Continue after this (guild, call).
+    pub after: Option<(GuildId, CallId)>,
+}
+
+/// A page of calls, ordered by guild and call.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct CallPage {
+    /// The calls.
+    pub calls: Vec<CallView>,
+    /// Whether more follow the last one.
+    pub more: bool,
+    /// How many match in all.
+    pub total: usize,
+}
+
+/// Why a call is where it is.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Explanation {
+    /// The call as it stands.
+    pub call: CallView,
+    /// The last decision that placed it, in words with its figures.
+    pub decision: Option<String>,
+    /// What the call waits for, when it awaits an endpoint.
+    pub waiting_for: Option<String>,
+    /// What would happen if its SFU died now.
+    pub if_sfu_died: String,
+    /// Candidates as they stand now, best score first (at most 10).
+    pub candidates: Vec<CandidateView>,
+}
+
+/// An SFU as a candidate for a call.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct CandidateView {
+    /// The SFU.
+    pub sfu: SfuId,
+    /// Its region.
+    pub region: RegionId,
+    /// (reported load + reservations since + in flight) ÷ capacity.
+    pub score: f64,
+    /// Why it cannot be chosen now, if so.
+    pub excluded: Option<String>,
+}
+
+/// An SFU, for operators.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct SfuView {
+    /// The SFU.
+    pub id: SfuId,
+    /// Its region.
+    pub region: RegionId,
+    /// Where it is controlled.
+    pub url: String,
+    /// Which driver speaks to it.
+    pub driver: DriverKind,
+    /// What we believe of it.
+    pub verdict: Verdict,
+    /// Whether an operator took it out of selection.
+    pub cordoned: bool,
+    /// Whether it says that it takes new rooms.
+    pub accepting: bool,
+    /// Calls it can carry.
+    pub capacity: u32,
+    /// The load it last reported.
+    pub load: Option<Load>,
+    /// Calls this syncer has placed on it.
+    pub calls: u32,
+    /// The last evidence behind the verdict.
+    pub evidence: String,
+}
+
+/// Numbers of the whole engine.
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct EngineStatus {
+    /// Live calls.
+    pub calls: u64,
+    /// Calls with an endpoint.
+    pub placed: u64,
+    /// Live calls without an endpoint.
+    pub awaiting: u64,
+    /// Calls kept for the empty grace.
+    pub ending: u64,
+    /// Sessions in calls.
+    pub participants: u64,
+    /// SFUs by verdict.
+    pub sfus: SfuCounts,
+    /// Placements committed.
+    pub placements_total: u64,
+    /// Attempts sent to SFUs.
+    pub attempts_total: u64,
+    /// Attempts that were the first of their call's need.
+    pub first_attempts_total: u64,
+    /// Placements that put a call on another SFU than before.
+    pub moves_total: u64,
+    /// Notices that an SFU is dead or has restarted.
+    pub notices_total: u64,
+    /// Rooms ended.
+    pub releases_total: u64,
+    /// Rooms waiting to be ended.
+    pub releases_waiting: u64,
+    /// Invariants found violated.
+    pub invariant_violations: u64,
+}
+
+/// SFUs by verdict.
+#[derive(Clone, Copy, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct SfuCounts {
+    /// In order.
+    pub healthy: u32,
+    /// Answering late.
+    pub slow: u32,
+    /// Failing; its calls stay.
+    pub suspect: u32,
+    /// Came back empty a moment ago.
+    pub restarted: u32,
+    /// Gone; its calls move.
+    pub dead: u32,
+    /// Cordoned by an operator, whatever the verdict.
+    pub cordoned: u32,
+}
+
+/// What a drain left behind.
+#[derive(Clone, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct DrainReport {
+    /// Rooms that were to be ended and were not.
+    pub releases_left: u64,
+    /// Attempts still in flight at the deadline.
+    pub attempts_left: u64,
+}

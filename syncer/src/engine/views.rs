@@ -1,0 +1,232 @@
+//! What operators read.
+
+use sfu_api::{CallId, GatewayId, GuildId};
+use tokio::time::Instant;
+
+use super::{
+    Announcement, CallFilter, CallPage, CallState, CallView, CandidateView, Engine, EngineStatus, Explanation,
+    SfuCounts, SfuView,
+};
+use crate::health::Verdict;
+use crate::ownership::slot_of;
+use crate::select::Sfu;
+use crate::state::{Call, Place, Placement, Shard};
+
+/// Calls in a page at most: ~300 KiB of JSON.
+const PAGE_MAX: usize = 1_000;
+
+/// Candidates shown by an explanation.
+const CANDIDATES_MAX: usize = 10;
+
+impl Engine {
+    /// The call, if this syncer has it.
+    #[must_use]
+    pub fn call(&self, guild: &GuildId, call: &CallId) -> Option<CallView> {
+        let now = Instant::now();
+        let shard = self.ctx.shard(slot_of(guild)).lock();
+        find(&shard, guild, call).map(|c| self.view(c, now))
+    }
+
+    /// The calls that pass `filter`, a page of at most 1,000.
+    #[must_use]
+    pub fn calls(&self, filter: &CallFilter) -> CallPage {
+        let now = Instant::now();
+        let mut views: Vec<CallView> = Vec::new();
+        for shard in &self.ctx.shards {
+            let shard = shard.lock();
+            views.extend(shard.list(filter.guild.as_ref()).into_iter().map(|c| self.view(c, now)));
+        }
+        views.retain(|v| {
+            filter.state.is_none_or(|s| s == v.state) && filter.sfu.as_ref().is_none_or(|s| Some(s) == v.sfu.as_ref())
+        });
+        let total = views.len();
+        views.sort_by(|a, b| (&a.guild, &a.call).cmp(&(&b.guild, &b.call)));
+        if let Some((guild, call)) = &filter.after {
+            views.retain(|v| (&v.guild, &v.call) > (guild, call));
+        }
+        let limit = filter.limit.clamp(1, PAGE_MAX);
+        let more = views.len() > limit;
+        views.truncate(limit);
+        CallPage { calls: views, more, total }
+    }
+
+    /// Why the call is where it is, and what would happen if its SFU died now.
+    #[must_use]
+    pub fn explain(&self, guild: &GuildId, call: &CallId, now: Instant) -> Option<Explanation> {
+        let (view, decision, place) = {
+            let shard = self.ctx.shard(slot_of(guild)).lock();
+            let found = find(&shard, guild, call)?;
+            (self.view(found, now), found.decision.clone(), found.place().clone())
+        };
+        let candidates = self.candidates(&view, now);
+        let fit = candidates.iter().filter(|c| c.excluded.is_none()).count();
+        let pace = self.ctx.budget.overall().quota().rate_per_s;
+        let if_sfu_died = match (&view.sfu, self.neighbours(&view)) {
+            (Some(sfu), calls) if fit > 0 => format!(
+                "this syncer's {calls} calls on {sfu} would get a null, then a new endpoint, at {pace:.0} per second"
+            ),
+            (Some(sfu), calls) => {
+                format!("this syncer's {calls} calls on {sfu} would await an endpoint: no other SFU is fit now")
+            }
+            (None, _) => "it is on no SFU".to_owned(),
+        };
+        let waiting_for = match place {
+            Place::Clean => None,
+            Place::InFlight => Some("the SFU's answer".to_owned()),
+            Place::Ready(_) if self.ctx.levers.paused.get() => Some("placements are paused by a lever".to_owned()),
+            Place::Ready(_) => Some("its turn: the budget of placements is used by more urgent calls".to_owned()),
+            Place::Waiting(at) => Some(match view.state {
+                CallState::Ending => "its end, unless someone joins".to_owned(),
+                _ => format!("{} ms after a failed attempt", at.saturating_duration_since(now).as_millis()),
+            }),
+            Place::Blocked(..) => Some("an SFU that is fit; the candidates say what is against each".to_owned()),
+        };
+        Some(Explanation {
+            call: view,
+            decision: decision.map(|d| d.to_string()),
+            waiting_for,
+            if_sfu_died,
+            candidates,
+        })
+    }
+
+    fn neighbours(&self, view: &CallView) -> usize {
+        let snapshot = self.ctx.catalogue.now();
+        let Some(sfu) = view.sfu.as_ref().and_then(|id| snapshot.by_id.get(id)) else { return 0 };
+        self.ctx.shards.iter().map(|s| s.lock().calls_on(sfu.idx)).sum()
+    }
+
+    fn candidates(&self, view: &CallView, now: Instant) -> Vec<CandidateView> {
+        let snapshot = self.ctx.catalogue.now();
+        let own = view.region.as_ref().and_then(|r| snapshot.by_region.get(r));
+        let mut list: Vec<CandidateView> = own
+            .unwrap_or(&snapshot.all)
+            .iter()
+            .filter(|s| Some(&s.id) != view.sfu.as_ref())
+            .map(|s| CandidateView {
+                sfu: s.id.clone(),
+                region: s.region.clone(),
+                score: s.score(),
+                excluded: s.fit(now).err().map(|e| e.to_string()),
+            })
+            .collect();
+        list.sort_by(|a, b| (a.excluded.is_some()).cmp(&b.excluded.is_some()).then(a.score.total_cmp(&b.score)));
+        list.truncate(CANDIDATES_MAX);
+        list
+    }
+
+    /// Every SFU of the catalogue, by id.
+    #[must_use]
+    pub fn sfus(&self) -> Vec<SfuView> {
+        let mut views: Vec<SfuView> = self.ctx.catalogue.now().all.iter().map(|s| self.sfu_view(s)).collect();
+        views.sort_by(|a, b| a.id.cmp(&b.id));
+        views
+    }
+
+    pub(super) fn sfu_view(&self, sfu: &Sfu) -> SfuView {
+        let calls: usize = self.ctx.shards.iter().map(|s| s.lock().calls_on(sfu.idx)).sum();
+        let evidence = sfu.with_health(|h| match (h.reason(), h.last_good()) {
+            (None, None) => "not heard of yet".to_owned(),
+            (Some(reason), None) => format!("{reason:?}, and never answered"),
+            (reason, Some(at)) => {
+                let ago = Instant::now().saturating_duration_since(at).as_millis();
+                reason
+                    .map_or_else(|| format!("answered {ago} ms ago"), |r| format!("{r:?}; last answered {ago} ms ago"))
+            }
+        });
+        SfuView {
+            id: sfu.id.clone(),
+            region: sfu.region.clone(),
+            url: sfu.spec.url.clone(),
+            driver: sfu.spec.driver,
+            verdict: sfu.verdict(),
+            cordoned: sfu.is_cordoned(),
+            accepting: sfu.is_accepting(),
+            capacity: sfu.spec.capacity,
+            load: sfu.load(),
+            calls: u32::try_from(calls).unwrap_or(u32::MAX),
+            evidence,
+        }
+    }
+
+    /// Numbers of the whole engine.
+    #[must_use]
+    pub fn status(&self) -> EngineStatus {
+        let metrics = &self.ctx.metrics;
+        let mut status = EngineStatus {
+            sfus: self.sfu_counts(),
+            placements_total: metrics.placements.get(),
+            attempts_total: metrics.attempts.get(),
+            first_attempts_total: metrics.first_attempts.get(),
+            moves_total: metrics.moves.get(),
+            notices_total: metrics.notices.get(),
+            releases_total: metrics.releases.get(),
+            releases_waiting: self.ctx.releases.len() as u64,
+            ..EngineStatus::default()
+        };
+        for shard in &self.ctx.shards {
+            let shard = shard.lock();
+            let counts = shard.counts();
+            status.placed += counts.placed;
+            status.awaiting += counts.awaiting;
+            status.ending += counts.ending;
+            status.participants += counts.participants;
+            status.invariant_violations += shard.violations();
+        }
+        status.calls = status.placed + status.awaiting;
+        status
+    }
+
+    fn sfu_counts(&self) -> SfuCounts {
+        let mut counts = SfuCounts::default();
+        for sfu in &self.ctx.catalogue.now().all {
+            match sfu.verdict() {
+                Verdict::Healthy => counts.healthy += 1,
+                Verdict::Slow => counts.slow += 1,
+                Verdict::Suspect => counts.suspect += 1,
+                Verdict::Restarted => counts.restarted += 1,
+                Verdict::Dead => counts.dead += 1,
+            }
+            counts.cordoned += u32::from(sfu.is_cordoned());
+        }
+        counts
+    }
+
+    /// The last news of every call in which `gateway` has sessions: what a watcher that fell behind
+    /// reads again.
+    #[must_use]
+    pub fn announcements_for(&self, gateway: &GatewayId) -> Vec<Announcement> {
+        let news: Vec<_> = self.ctx.shards.iter().flat_map(|s| s.lock().news_for(gateway)).collect();
+        news.into_iter().map(|n| self.ctx.to_announcement(n)).collect()
+    }
+
+    fn view(&self, call: &Call, now: Instant) -> CallView {
+        let (room, endpoint) = match &call.placement {
+            Placement::Placed { room, endpoint, .. } => (Some(room.clone()), Some(endpoint.clone())),
+            Placement::Unplaced | Placement::Reserving { .. } | Placement::Lost { .. } => (None, None),
+        };
+        CallView {
+            guild: call.guild.clone(),
+            call: call.id.clone(),
+            kind: call.kind,
+            region: call.region.clone(),
+            participants: u32::try_from(call.participants.len()).unwrap_or(u32::MAX),
+            state: match (call.is_live(), call.placement.is_placed()) {
+                (false, _) => CallState::Ending,
+                (true, true) => CallState::Placed,
+                (true, false) => CallState::Awaiting,
+            },
+            sfu: call.placement.sfu().and_then(|idx| self.ctx.catalogue.get(idx)).map(|s| s.id.clone()),
+            room,
+            endpoint,
+            epoch: call.placement.epoch(),
+            awaiting_ms: call
+                .awaiting_since
+                .map(|since| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+}
+
+fn find<'a>(shard: &'a Shard, guild: &GuildId, call: &CallId) -> Option<&'a Call> {
+    shard.find(guild, call).and_then(|k| shard.get(k))
+}

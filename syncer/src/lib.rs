@@ -1,0 +1,20 @@
+//! The voice syncer: who is in which call, and where each live call is placed.
+//!
+//! Floors from top to ground; a module imports only from lower ones:
+//! `server` and `api` (what the network sees), `watch`, `peer`, `registry`, then `engine` (the shell
+//! around the decisions), `observe` (signs of life, digests), `reconcile` (what is done next),
+//! `context` (what those share), `select` (which SFU), `health` (what we believe of an SFU),
+//! `drivers` (how to tell it), `ownership` (which guilds are ours), and `state` (pure).
+
+pub mod config;
+pub mod context;
+pub mod drivers;
+pub mod engine;
+pub mod health;
+pub mod observe;
+pub mod ownership;
+pub mod reconcile;
+pub mod registry;
+pub mod select;
+pub mod state;
+pub mod token;

@@ -1,0 +1,140 @@
+//! Compares rooms with an SFU, and settles the differences.
+//!
+//! A room of ours that the SFU no longer has (amnesia) makes its call dirty. A room of ours that
+//! nobody claims (an orphan, from a lost answer or from a life before) is ended, but never while
+//! someone is in it, and never one whose call is placed or being placed there.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use sfu_api::{DIGEST_ROOMS_MAX, Epoch, OwnerTerm, RoomId, RoomRef, Slot, SlotTerm, room_set_hash};
+use tokio::time::Instant;
+
+use crate::context::Context;
+use crate::drivers::{DigestOutcome, DigestSpec, DriverError, ErrorKind, ListedRoom};
+use crate::health::Evidence;
+use crate::reconcile::evidence;
+use crate::select::Sfu;
+use crate::state::Release;
+
+/// A room that this syncer has or is making on an SFU.
+struct Ours {
+    room: RoomId,
+    epoch: Epoch,
+    slot: Slot,
+    term: OwnerTerm,
+    /// Whether the SFU has confirmed it.
+    confirmed: bool,
+}
+
+/// Compares once. Bounded by twice the lever `placement.attempt_timeout`.
+pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
+    let asked = Instant::now();
+    let deadline = asked + ctx.levers.attempt_timeout.get() * 2;
+    let result = compare(ctx, sfu, deadline).await;
+    let now = Instant::now();
+    if let Err(error) = result {
+        tracing::debug!(sfu = %sfu.id, %error, "digest failed");
+        if error.kind() == ErrorKind::Fenced
+            && let Some(term) = error.highest_term()
+            && let Some(ours) = ours(ctx, sfu).iter().map(|o| o.term).max()
+            && let Some(slot) = Slot::new(0)
+        {
+            ctx.fenced_by(slot, ours, Some(term), None);
+        }
+        if let Some(evidence) = evidence(&error, asked, now) {
+            ctx.observe(sfu, &evidence, now);
+        }
+    }
+}
+
+fn ours(ctx: &Context, sfu: &Sfu) -> Vec<Ours> {
+    let rooms = ctx.shards.iter().flat_map(|s| s.lock().rooms_on(sfu.idx));
+    rooms.map(|(room, epoch, slot, term, confirmed)| Ours { room, epoch, slot, term, confirmed }).collect()
+}
+
+async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(), DriverError> {
+    let asked = Instant::now();
+    let named: Vec<Ours> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).take(DIGEST_ROOMS_MAX).collect();
+    let mut spec = spec(sfu, &named);
+    let answer = match sfu.driver.digest(spec.clone(), deadline).await? {
+        DigestOutcome::Unsupported => return compare_list(ctx, sfu, &named, deadline).await,
+        DigestOutcome::Answer(answer) if answer.matches => answer,
+        DigestOutcome::Answer(_) => {
+            spec.named = Some(named.iter().map(|o| RoomRef { room: o.room.clone(), epoch: o.epoch }).collect());
+            match sfu.driver.digest(spec, deadline).await? {
+                DigestOutcome::Answer(answer) => answer,
+                DigestOutcome::Unsupported => return Ok(()),
+            }
+        }
+    };
+    let now = Instant::now();
+    let took = now.saturating_duration_since(asked);
+    ctx.observe(sfu, &Evidence::Answered { boot_id: Some(answer.boot_id), asked, took }, now);
+    sfu.report(answer.load);
+    let Some(differences) = answer.differences else { return Ok(()) };
+    let epochs: HashMap<&RoomId, Epoch> = named.iter().map(|o| (&o.room, o.epoch)).collect();
+    for room in &differences.missing {
+        if let Some(epoch) = epochs.get(room) {
+            forgotten(ctx, sfu, room, *epoch, now);
+        }
+    }
+    let surplus = differences.surplus.into_iter().filter(|r| r.participants == 0);
+    orphans(ctx, sfu, surplus.map(|r| (r.room, r.slot, r.epoch)), now);
+    Ok(())
+}
+
+fn spec(sfu: &Sfu, named: &[Ours]) -> DigestSpec {
+    let terms: HashMap<Slot, OwnerTerm> = named.iter().map(|o| (o.slot, o.term)).collect();
+    DigestSpec {
+        boot_id: sfu.with_health(|h| h.boot_id().cloned()),
+        terms: terms.into_iter().map(|(slot, term)| SlotTerm { slot, term }).collect(),
+        rooms: u32::try_from(named.len()).unwrap_or(u32::MAX),
+        hash: room_set_hash(named.iter().map(|o| (&o.room, o.epoch))),
+        named: None,
+    }
+}
+
+/// For SFUs without digests: the whole list of rooms that carry our names.
+async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[Ours], deadline: Instant) -> Result<(), DriverError> {
+    let asked = Instant::now();
+    let list = sfu.driver.list_rooms(deadline).await?;
+    let now = Instant::now();
+    let took = now.saturating_duration_since(asked);
+    let boot_id = list.boot_id.clone();
+    ctx.observe(sfu, &Evidence::Answered { boot_id, asked, took }, now);
+    if let Some(load) = list.load {
+        sfu.report(load);
+    }
+    let there: HashSet<&RoomId> = list.rooms.iter().map(|r| &r.room).collect();
+    for o in named.iter().filter(|o| !there.contains(&o.room)) {
+        forgotten(ctx, sfu, &o.room, o.epoch, now);
+    }
+    let known = |r: ListedRoom| Some((r.room, r.slot?, r.epoch?)).filter(|_| r.participants == 0);
+    orphans(ctx, sfu, list.rooms.into_iter().filter_map(known), now);
+    Ok(())
+}
+
+fn forgotten(ctx: &Context, sfu: &Arc<Sfu>, room: &RoomId, epoch: Epoch, now: Instant) {
+    let news = ctx.shards.iter().find_map(|s| s.lock().room_lost(sfu.idx, room, epoch, now));
+    if let Some(news) = news {
+        tracing::warn!(sfu = %sfu.id, %room, %epoch, "the sfu forgot a room");
+        ctx.metrics.forgotten.inc();
+        ctx.announce(news);
+        ctx.wake.notify_one();
+    }
+}
+
+fn orphans(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = (RoomId, Slot, Epoch)>, now: Instant) {
+    // Looked up again after the answer: a placement may have come meanwhile.
+    let claimed: HashMap<RoomId, Epoch> = ours(ctx, sfu).into_iter().map(|o| (o.room, o.epoch)).collect();
+    for (room, slot, epoch) in rooms {
+        let Some(term) = ctx.shard(slot).lock().term(slot) else { continue }; // another syncer's to judge
+        if claimed.contains_key(&room) || epoch.term > term {
+            continue;
+        }
+        tracing::info!(sfu = %sfu.id, %room, %epoch, "ending an orphan room");
+        ctx.metrics.orphans.inc();
+        ctx.release(Release { sfu: sfu.idx, room, slot, term, epoch }, now);
+    }
+}

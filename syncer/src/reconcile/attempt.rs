@@ -1,0 +1,183 @@
+//! One attempt to make a room, from the reservation to the commit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rate_limit::{Backoff, Outcome};
+use sfu_api::{Epoch, OpId, RoomId};
+use tokio::time::Instant;
+
+use super::evidence;
+use crate::context::Context;
+use crate::drivers::{DriverError, ErrorKind, RoomReady, RoomSpec};
+use crate::health::Evidence;
+use crate::select::{Reservation, Sfu};
+use crate::state::{Committed, PlaceWork, Release};
+
+/// Wait before a call is tried again. The failed SFU is out of selection by then, so the first
+/// steps are short; 10 s bounds what a call waits once the fleet is well again.
+const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(10) };
+
+/// Rooms are made for this many participants more than are in the call now.
+const HEADROOM: u32 = 50;
+
+/// Wait before the room of a lost answer is ended: by then the SFU has finished making it.
+const GHOST_AFTER: Duration = Duration::from_secs(2);
+
+pub(super) struct Attempt {
+    ctx: Arc<Context>,
+    work: PlaceWork,
+    epoch: Epoch,
+    room: RoomId,
+    /// `None` once the attempt has ended.
+    reservation: Option<Reservation>,
+}
+
+// === impl Attempt ===
+
+impl Attempt {
+    pub(super) fn new(ctx: &Arc<Context>, work: PlaceWork, epoch: Epoch, room: RoomId, taken: Reservation) -> Self {
+        Self { ctx: ctx.clone(), work, epoch, room, reservation: Some(taken) }
+    }
+
+    /// Sends the request and acts on its end. Bounded by the lever `placement.attempt_timeout`.
+    pub(super) async fn run(mut self) {
+        let Some(sfu) = self.reservation.as_ref().map(|r| r.sfu().clone()) else { return };
+        let asked = Instant::now();
+        let deadline = asked + self.ctx.levers.attempt_timeout.get();
+        let result = sfu.driver.ensure_room(self.spec(&sfu), deadline).await;
+        let now = Instant::now();
+        let Some(reservation) = self.reservation.take() else { return };
+        match result {
+            Ok(ready) => self.made(&sfu, reservation, ready, asked, now),
+            Err(error) => self.failed(&sfu, reservation, &error, asked, now),
+        }
+        self.ctx.wake.notify_one();
+    }
+
+    fn spec(&self, sfu: &Sfu) -> RoomSpec {
+        let work = &self.work;
+        RoomSpec {
+            room: self.room.clone(),
+            guild: work.guild.clone(),
+            call: work.call.clone(),
+            kind: work.kind,
+            slot: work.slot,
+            owner_term: work.term,
+            epoch: self.epoch,
+            op_id: OpId::new(format!("{}:{}", self.ctx.id, self.epoch)).unwrap_or_else(|_| fallback_op(self.epoch)),
+            boot_id: sfu.with_health(|h| h.boot_id().cloned()),
+            capacity: work.participants.saturating_add(HEADROOM),
+        }
+    }
+
+    fn made(&self, sfu: &Arc<Sfu>, reservation: Reservation, ready: RoomReady, asked: Instant, now: Instant) {
+        let ctx = &self.ctx;
+        self.count();
+        ctx.metrics.attempt_ended("made");
+        let boot_id = ready.boot_id.clone();
+        let took = now.saturating_duration_since(asked);
+        ctx.observe(sfu, &Evidence::Answered { boot_id, asked, took }, now);
+        reservation.settle(Outcome::Success, ready.created, now);
+        ctx.window.leave(Outcome::Success, now);
+        if let Some(load) = ready.load {
+            sfu.report(load);
+        }
+        let current = sfu.with_health(|h| h.boot_id().cloned());
+        if ready.boot_id.is_some() && ready.boot_id != current {
+            // The SFU restarted while the answer was under way: that room is gone.
+            let not_before = now + ctx.with_rng(|rng| BACKOFF.full_jitter(0, rng));
+            ctx.shard(self.work.slot).lock().fail(self.work.key, self.epoch, true, not_before);
+            return;
+        }
+        let limits = ctx.levers.limits();
+        let committed =
+            ctx.shard(self.work.slot).lock().commit(self.work.key, self.epoch, ready.endpoint, &limits, now);
+        match committed {
+            Committed::Placed { news, moved, awaited, class } => {
+                ctx.metrics.placements.inc();
+                if moved {
+                    ctx.metrics.moves.inc();
+                }
+                if let Some(awaited) = awaited {
+                    ctx.metrics.awaited(class, awaited.as_secs_f64());
+                }
+                if let Some(news) = news {
+                    ctx.announce(news);
+                }
+            }
+            Committed::Stale => {
+                ctx.metrics.stale.inc();
+                ctx.release(self.ghost(sfu), now);
+            }
+        }
+    }
+
+    fn failed(&self, sfu: &Arc<Sfu>, taken: Reservation, error: &DriverError, asked: Instant, now: Instant) {
+        let ctx = &self.ctx;
+        let sent = !error.is_local();
+        ctx.metrics.attempt_ended(error.kind().as_str());
+        tracing::debug!(sfu = %sfu.id, call = %self.work.call, epoch = %self.epoch, %error, "attempt failed");
+        if sent {
+            self.count();
+            taken.settle(if error.is_overload() { Outcome::Overload } else { Outcome::Neutral }, false, now);
+        } else {
+            taken.unused(now);
+            ctx.budget.overall().give_back(1, now);
+        }
+        // The syncer's own window follows local signals alone: dead SFUs must not slow the repair
+        // on the others.
+        let local = if error.kind() == ErrorKind::Saturated { Outcome::Overload } else { Outcome::Neutral };
+        ctx.window.leave(local, now);
+        if let Some(load) = error.load() {
+            sfu.report(load);
+        }
+        if error.kind() == ErrorKind::Draining {
+            sfu.set_accepting(false);
+        }
+        if error.kind() == ErrorKind::Fenced {
+            ctx.fenced_by(self.work.slot, self.work.term, error.highest_term(), error.highest_epoch());
+        }
+        let wait = ctx.with_rng(|rng| {
+            let jitter = BACKOFF.full_jitter(self.work.attempts, rng);
+            error.retry_after().map_or(jitter, |after| after + jitter)
+        });
+        ctx.shard(self.work.slot).lock().fail(self.work.key, self.epoch, sent, now + wait);
+        if error.room_may_exist() {
+            ctx.release_later(self.ghost(sfu), now + GHOST_AFTER);
+        }
+        if let Some(evidence) = evidence(error, asked, now) {
+            ctx.observe(sfu, &evidence, now);
+        }
+    }
+
+    fn count(&self) {
+        self.ctx.metrics.attempts.inc();
+        if self.work.attempts == 0 {
+            self.ctx.metrics.first_attempts.inc();
+        }
+    }
+
+    /// The room this attempt made, or may have made, for nobody.
+    fn ghost(&self, sfu: &Sfu) -> Release {
+        Release { sfu: sfu.idx, room: self.room.clone(), slot: self.work.slot, term: self.work.term, epoch: self.epoch }
+    }
+}
+
+impl Drop for Attempt {
+    /// A panic in a driver, or a runtime that shuts down: nothing stays taken and the call is
+    /// looked at again.
+    fn drop(&mut self) {
+        let Some(reservation) = self.reservation.take() else { return };
+        let now = Instant::now();
+        drop(reservation);
+        self.ctx.window.leave(Outcome::Neutral, now);
+        self.ctx.metrics.attempt_ended("abandoned");
+        self.ctx.shard(self.work.slot).lock().fail(self.work.key, self.epoch, true, now + BACKOFF.max);
+        self.ctx.wake.notify_one();
+    }
+}
+
+fn fallback_op(epoch: Epoch) -> OpId {
+    OpId::new(epoch.to_string()).expect("three numbers and two dots are a valid id")
+}

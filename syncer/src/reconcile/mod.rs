@@ -1,0 +1,205 @@
+//! What is done next, and at what pace.
+//!
+//! One loop. It takes the most urgent ready call of all shards, lets the [`Placer`](placer) decide
+//! under that shard's lock, and starts the attempt as a task. Work leaves the dirty set only while
+//! three things allow it: the bucket over all SFUs (the pace of recovery), this syncer's window of
+//! attempts in flight, and the chosen SFU's bucket and window. Whatever does not leave, stays in
+//! the set and costs nothing. The loop is the only retry layer (R14).
+
+mod attempt;
+mod placer;
+mod release;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use self::attempt::Attempt;
+use self::placer::SelectPlacer;
+use crate::context::Context;
+use crate::drivers::{DriverError, ErrorKind};
+use crate::health::{Evidence, Failure};
+use crate::state::Next;
+
+/// Longest sleep of the loop: levers are read again at least this often (R20 wants < 1 s).
+const NAP_MAX: Duration = Duration::from_millis(250);
+
+/// How often blocked calls are looked at again: a tenth of what a user notices.
+const UNBLOCK_PERIOD: Duration = Duration::from_millis(100);
+
+/// Blocked calls that are looked at again at once, per blocker.
+const UNBLOCK_MAX: usize = 64;
+
+/// Calls whose moment has come that one lock of a shard handles: ~100 µs.
+const TICK_MAX: usize = 256;
+
+/// Placements decided between two looks at the clock, so that the runtime's other tasks run.
+const DECISIONS_MAX: usize = 256;
+
+/// The reconciler's loop and what it remembers between rounds.
+#[derive(Debug)]
+pub struct Reconciler {
+    ctx: Arc<Context>,
+    unblock_at: Instant,
+    releasing: Arc<AtomicU64>,
+}
+
+// === impl Reconciler ===
+
+impl Reconciler {
+    /// A reconciler of `ctx`.
+    #[must_use]
+    pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
+        Self { ctx, unblock_at: now, releasing: Arc::default() }
+    }
+
+    /// Runs until the context stops. Attempts under way go on, on the context's tracker.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops new work; nothing is lost, the set stays as it is.
+    pub async fn run(mut self) {
+        loop {
+            let now = Instant::now();
+            let next = self.round(now);
+            tokio::select! {
+                () = self.ctx.stop.cancelled() => return,
+                () = self.ctx.wake.notified() => {}
+                () = tokio::time::sleep_until(next) => {}
+            }
+        }
+    }
+
+    /// One round; returns when the next one is due unless something wakes it earlier.
+    fn round(&mut self, now: Instant) -> Instant {
+        self.adjust_budget(now);
+        let due = self.tick_shards(now);
+        let released = release::start(&self.ctx, &self.releasing, now);
+        let placed = self.place(now);
+        [due, released, placed].into_iter().flatten().fold(now + NAP_MAX, Instant::min).max(now)
+    }
+
+    fn adjust_budget(&self, now: Instant) {
+        let ctx = &self.ctx;
+        let moved = ctx.budget.set_fleet(ctx.levers.quotas(), now) | ctx.budget.tick(now);
+        let share = ctx.budget.sfu_share();
+        if moved {
+            ctx.apply_shares(now);
+            tracing::info!(syncers = ctx.budget.parts(), sfu_rate_per_s = share.rate_per_s, "shares of limits changed");
+        }
+    }
+
+    /// Calls whose moment has come, and blocked ones now and then.
+    fn tick_shards(&mut self, now: Instant) -> Option<Instant> {
+        let unblock = now >= self.unblock_at;
+        if unblock {
+            self.unblock_at = now + UNBLOCK_PERIOD;
+        }
+        let mut next: Option<Instant> = None;
+        let mut releases = Vec::new();
+        for shard in &self.ctx.shards {
+            while shard.lock().tick(now, TICK_MAX, &mut releases) {}
+            let mut shard = shard.lock();
+            if unblock {
+                let blockers: Vec<_> = shard.dirty().blockers().cloned().collect();
+                for on in blockers {
+                    shard.unblock(&on, UNBLOCK_MAX, now);
+                }
+            }
+            let waiting = shard.dirty().first_waiting().map(|(at, _)| at);
+            let blocked = shard.dirty().blockers().next().map(|_| self.unblock_at);
+            next = [next, waiting, blocked].into_iter().flatten().min();
+        }
+        for release in releases {
+            self.ctx.release(release, now);
+        }
+        next
+    }
+
+    /// Starts attempts while the limits allow. Returns when a limit allows more.
+    fn place(&self, now: Instant) -> Option<Instant> {
+        let ctx = &self.ctx;
+        if ctx.levers.paused.get() {
+            return None;
+        }
+        for _ in 0..DECISIONS_MAX {
+            let shard = self.most_urgent()?;
+            if let Err(not_yet) = ctx.budget.overall().try_take(1, now) {
+                return Some(not_yet.ready_at);
+            }
+            if !ctx.window.try_enter() {
+                ctx.budget.overall().give_back(1, now);
+                return None; // an attempt that ends wakes the loop
+            }
+            let mut placer = SelectPlacer::new(ctx, now);
+            let decided = ctx.shards[shard].lock().place_next(&mut placer);
+            let started = match decided {
+                Next::Reserved { work, epoch, room } => {
+                    placer.take().map(|reservation| Attempt::new(ctx, work, epoch, room, reservation))
+                }
+                Next::Idle | Next::PutAside => None,
+            };
+            match started {
+                Some(attempt) => {
+                    ctx.tracker.spawn(attempt.run());
+                }
+                None => {
+                    ctx.window.leave(rate_limit::Outcome::Neutral, now);
+                    ctx.budget.overall().give_back(1, now);
+                }
+            }
+        }
+        Some(now) // more to do: after the others had a turn
+    }
+
+    fn most_urgent(&self) -> Option<usize> {
+        let heads = self.ctx.shards.iter().enumerate();
+        heads.filter_map(|(i, s)| s.lock().dirty().first_ready().map(|(at, _)| (at, i))).min().map(|(_, i)| i)
+    }
+}
+
+/// What an error proves of the SFU, if anything.
+#[must_use]
+pub fn evidence(error: &DriverError, asked: Instant, now: Instant) -> Option<Evidence> {
+    let failed = |failure| Some(Evidence::Failed { failure, fresh: error.is_dead_evidence() });
+    match error.kind() {
+        ErrorKind::Refused | ErrorKind::Reset => failed(Failure::Unreachable),
+        ErrorKind::Tls => failed(Failure::Tls),
+        ErrorKind::TimedOutBeforeSend | ErrorKind::TimedOutAfterSend => failed(Failure::TimedOut),
+        ErrorKind::Internal => failed(Failure::ServerError),
+        ErrorKind::Protocol => failed(Failure::Garbage),
+        ErrorKind::Overloaded
+        | ErrorKind::Draining
+        | ErrorKind::Fenced
+        | ErrorKind::Restarted
+        | ErrorKind::Rejected => Some(Evidence::Answered {
+            boot_id: error.boot_id().cloned(),
+            asked,
+            took: now.saturating_duration_since(asked),
+        }),
+        ErrorKind::FailFast | ErrorKind::Saturated | ErrorKind::Local => None,
+    }
+}
+
+/// Counts one unit of work in flight for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct InFlight(Arc<AtomicU64>);
+
+impl InFlight {
+    /// Enters while fewer than `max` are inside. Only one task enters, so the check cannot race.
+    pub(crate) fn enter(count: &Arc<AtomicU64>, max: u64) -> Option<Self> {
+        if count.load(Ordering::Relaxed) >= max {
+            return None;
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+        Some(Self(count.clone()))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,81 @@
+//! Ends rooms that are no longer wanted, with permits of its own: a recovery never waits for it,
+//! and it never waits for a recovery (R10).
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use rate_limit::Backoff;
+use sfu_api::OpId;
+use tokio::time::Instant;
+
+use super::{InFlight, evidence};
+use crate::context::Context;
+use crate::drivers::{EndSpec, Ended, ErrorKind};
+use crate::health::{Evidence, Verdict};
+use crate::select::Sfu;
+use crate::state::Release;
+
+/// Wait between two tries. Rooms with participants are tried again too: their last client leaves
+/// some seconds after the call has ended.
+const BACKOFF: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::from_secs(30) };
+
+/// Tries before a room is left to the digests, which come back to it every minute.
+const TRIES_MAX: u32 = 8;
+
+/// Starts releases whose moment has come, within their permits. Returns when the next one is due.
+pub(super) fn start(ctx: &Arc<Context>, in_flight: &Arc<AtomicU64>, now: Instant) -> Option<Instant> {
+    while let Some(permit) = InFlight::enter(in_flight, ctx.levers.release_in_flight_max.get()) {
+        let Some((release, tries)) = ctx.releases.pop(now) else { return ctx.releases.next_at() };
+        let Some(sfu) = ctx.catalogue.get(release.sfu) else { continue };
+        if sfu.verdict() == Verdict::Dead {
+            continue; // its rooms are gone, or the digest finds them when it is back
+        }
+        let ctx = ctx.clone();
+        ctx.tracker.clone().spawn(async move {
+            run(&ctx, &sfu, release, tries).await;
+            drop(permit);
+            ctx.wake.notify_one();
+        });
+    }
+    None // a release that ends wakes the loop
+}
+
+async fn run(ctx: &Context, sfu: &Arc<Sfu>, release: Release, tries: u32) {
+    let asked = Instant::now();
+    let end = EndSpec {
+        room: release.room.clone(),
+        slot: release.slot,
+        owner_term: release.term,
+        epoch: release.epoch,
+        op_id: OpId::new(format!("{}:end:{}:{tries}", ctx.id, release.epoch))
+            .unwrap_or_else(|_| OpId::new(format!("end:{}:{tries}", release.epoch)).expect("short and printable")),
+        boot_id: None,
+    };
+    let result = sfu.driver.end_room(end, false, asked + ctx.levers.attempt_timeout.get()).await;
+    let now = Instant::now();
+    let again = match result {
+        Ok(Ended::Destroyed | Ended::WasAbsent) => {
+            ctx.metrics.releases.inc();
+            let took = now.saturating_duration_since(asked);
+            ctx.observe(sfu, &Evidence::Answered { boot_id: None, asked, took }, now);
+            false
+        }
+        Ok(Ended::Occupied) => true,
+        Err(error) => {
+            if let Some(evidence) = evidence(&error, asked, now) {
+                ctx.observe(sfu, &evidence, now);
+            }
+            // Fenced: somebody has put the room to use again. Rejected: it never will be ended.
+            !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Rejected | ErrorKind::Restarted)
+        }
+    };
+    if again && tries + 1 < TRIES_MAX {
+        let wait = BACKOFF.base + ctx.with_rng(|rng| BACKOFF.full_jitter(tries, rng));
+        if !ctx.releases.push(release, tries + 1, now + wait) {
+            ctx.metrics.releases_dropped.inc();
+        }
+    } else if again {
+        ctx.metrics.releases_dropped.inc();
+    }
+}

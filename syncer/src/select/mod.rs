@@ -1,0 +1,20 @@
+//! Which SFU a call goes to.
+//!
+//! Load reports are old by the time they are read, and everyone reads the same ones: whoever picks
+//! the least loaded SFU stampedes it. Three things prevent that (R7). The score counts the
+//! reservations made *since* the report; only two SFUs drawn at random are compared, so that
+//! nobody is everybody's favourite; and a token bucket per SFU, per region and over all bounds
+//! what any of them can be sent. There is no global lock and no sort: a snapshot of the
+//! catalogue, and atomics per SFU.
+
+mod budget;
+mod catalogue;
+mod choose;
+mod sfu;
+#[cfg(test)]
+mod tests;
+
+pub use self::budget::{Budget, Quotas};
+pub use self::catalogue::{Catalogue, Replaced, Snapshot};
+pub use self::choose::{Choice, choose};
+pub use self::sfu::{Excluded, Reservation, Sfu};

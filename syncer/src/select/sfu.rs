@@ -1,0 +1,273 @@
+//! One SFU as selection sees it: atomics, a window, a bucket and a verdict.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+
+use parking_lot::Mutex;
+use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
+use sfu_api::{Load, RegionId, SfuId};
+use tokio::time::Instant;
+
+use crate::drivers::{SfuDriver, SfuSpec};
+use crate::health::{Change, Evidence, Health, Rules, Verdict};
+use crate::state::SfuIdx;
+
+/// Window of operations in flight on one SFU: starts modest, since nothing is known of it; 64 at
+/// once is more than any SFU we measured gained from.
+const WINDOW: WindowLimits = WindowLimits { floor: 1, start: 16, max: 64 };
+
+/// One SFU.
+#[derive(Debug)]
+pub struct Sfu {
+    /// Its number in this process.
+    pub idx: SfuIdx,
+    /// Its id.
+    pub id: SfuId,
+    /// Its region.
+    pub region: RegionId,
+    /// What the catalogue says of it.
+    pub spec: SfuSpec,
+    /// How to tell it.
+    pub driver: Arc<dyn SfuDriver>,
+    /// Operations in flight on it.
+    pub window: Window,
+    /// This syncer's share of its creations.
+    pub bucket: Bucket,
+    region_bucket: Arc<Bucket>,
+    health: Mutex<Health>,
+    verdict: AtomicU8,
+    cordoned: AtomicBool,
+    accepting: AtomicBool,
+    load: Mutex<Option<Load>>,
+    /// Reservations since the last load report.
+    reserved: AtomicU32,
+}
+
+/// Why an SFU cannot be chosen now.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Excluded {
+    /// The verdict forbids new calls.
+    Verdict(Verdict),
+    /// An operator took it out.
+    Cordoned,
+    /// It takes no new rooms.
+    NotAccepting,
+    /// It carries all that it can.
+    Full,
+    /// Its window is full.
+    Window,
+    /// Its bucket is empty until then.
+    SfuBucket,
+    /// Its region's bucket is empty until then.
+    RegionBucket,
+}
+
+impl fmt::Display for Excluded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Verdict(v) => write!(f, "it is {}", v.name()),
+            Self::Cordoned => f.write_str("it is cordoned"),
+            Self::NotAccepting => f.write_str("it takes no new rooms"),
+            Self::Full => f.write_str("it is full"),
+            Self::Window => f.write_str("its window of operations in flight is full"),
+            Self::SfuBucket => f.write_str("its bucket of creations is empty"),
+            Self::RegionBucket => f.write_str("its region's bucket of creations is empty"),
+        }
+    }
+}
+
+// === impl Sfu ===
+
+impl Sfu {
+    pub(super) fn new(
+        idx: SfuIdx,
+        spec: SfuSpec,
+        driver: Arc<dyn SfuDriver>,
+        region_bucket: Arc<Bucket>,
+        quota: Quota,
+        now: Instant,
+    ) -> Self {
+        Self {
+            idx,
+            id: spec.id.clone(),
+            region: spec.region.clone(),
+            driver,
+            window: Window::new(WINDOW),
+            bucket: Bucket::new(quota, now),
+            region_bucket,
+            health: Mutex::default(),
+            verdict: AtomicU8::new(Verdict::Healthy as u8),
+            cordoned: AtomicBool::new(false),
+            accepting: AtomicBool::new(true),
+            load: Mutex::new(None),
+            reserved: AtomicU32::new(0),
+            spec,
+        }
+    }
+
+    /// What we believe of it.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        Verdict::ALL.get(usize::from(self.verdict.load(Ordering::Relaxed))).copied().unwrap_or_default()
+    }
+
+    /// Takes a piece of evidence; returns the change of verdict, if there is one.
+    pub fn observe(&self, evidence: &Evidence, rules: &Rules, now: Instant) -> Option<Change> {
+        let mut health = self.health.lock();
+        let change = health.observe(evidence, rules, now);
+        self.verdict.store(health.verdict() as u8, Ordering::Relaxed);
+        change
+    }
+
+    /// Looks at what is known of its health.
+    pub fn with_health<R>(&self, f: impl FnOnce(&Health) -> R) -> R {
+        f(&self.health.lock())
+    }
+
+    /// Whether an operator took it out of selection.
+    #[must_use]
+    pub fn is_cordoned(&self) -> bool {
+        self.cordoned.load(Ordering::Relaxed)
+    }
+
+    /// Takes it out of selection, or puts it back.
+    pub fn set_cordoned(&self, cordoned: bool) {
+        self.cordoned.store(cordoned, Ordering::Relaxed);
+    }
+
+    /// Whether it says that it takes new rooms.
+    #[must_use]
+    pub fn is_accepting(&self) -> bool {
+        self.accepting.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether it takes new rooms.
+    pub fn set_accepting(&self, accepting: bool) {
+        self.accepting.store(accepting, Ordering::Relaxed);
+    }
+
+    /// The last load report.
+    #[must_use]
+    pub fn load(&self) -> Option<Load> {
+        *self.load.lock()
+    }
+
+    /// Takes a load report. Older ones than the last are ignored: answers overtake each other.
+    pub fn report(&self, load: Load) {
+        let mut last = self.load.lock();
+        if last.is_none_or(|last| last.sampled_at <= load.sampled_at) {
+            *last = Some(load);
+            // What is in flight was reserved and may not be in the report yet.
+            self.reserved.store(self.window.in_flight(), Ordering::Relaxed);
+        }
+    }
+
+    /// (reported load + reservations since that report) ÷ capacity. 1 is full.
+    #[must_use]
+    pub fn score(&self) -> f64 {
+        let load = self.load();
+        let reported = load.map_or(0, |l| l.calls);
+        let capacity =
+            load.map(|l| l.capacity).filter(|c| *c > 0).map_or(self.spec.capacity, |c| c.min(self.spec.capacity));
+        let carried = f64::from(reported) + f64::from(self.reserved.load(Ordering::Relaxed));
+        carried / f64::from(capacity.max(1))
+    }
+
+    /// Whether it can be chosen now: its score, or why not.
+    ///
+    /// # Errors
+    ///
+    /// The first reason against it, in the order in which an operator would fix them.
+    pub fn fit(&self, now: Instant) -> Result<f64, Excluded> {
+        let verdict = self.verdict();
+        let score = self.score();
+        if !verdict.takes_new() {
+            Err(Excluded::Verdict(verdict))
+        } else if self.is_cordoned() {
+            Err(Excluded::Cordoned)
+        } else if !self.is_accepting() {
+            Err(Excluded::NotAccepting)
+        } else if score >= 1.0 {
+            Err(Excluded::Full)
+        } else if self.window.in_flight() >= self.window.limit() {
+            Err(Excluded::Window)
+        } else if self.region_bucket.available(now) == 0 {
+            Err(Excluded::RegionBucket)
+        } else if self.bucket.available(now) == 0 {
+            Err(Excluded::SfuBucket)
+        } else {
+            Ok(score)
+        }
+    }
+
+    /// Takes what a placement here costs: a token of the region, one of the SFU, a place in its
+    /// window, and a reservation that counts until the next load report. All or nothing.
+    #[must_use]
+    pub fn reserve(self: &Arc<Self>, now: Instant) -> Option<Reservation> {
+        if self.region_bucket.try_take(1, now).is_err() {
+            return None;
+        }
+        if self.bucket.try_take(1, now).is_err() {
+            self.region_bucket.give_back(1, now);
+            return None;
+        }
+        if !self.window.try_enter() {
+            self.bucket.give_back(1, now);
+            self.region_bucket.give_back(1, now);
+            return None;
+        }
+        self.reserved.fetch_add(1, Ordering::Relaxed);
+        Some(Reservation { sfu: self.clone(), settled: false })
+    }
+}
+
+/// A placement's claim on an SFU. Dropped unsettled, it is given back.
+#[derive(Debug)]
+#[must_use]
+pub struct Reservation {
+    sfu: Arc<Sfu>,
+    settled: bool,
+}
+
+// === impl Reservation ===
+
+impl Reservation {
+    /// The SFU.
+    #[must_use]
+    pub fn sfu(&self) -> &Arc<Sfu> {
+        &self.sfu
+    }
+
+    /// The attempt has ended. `made`: the SFU may have a room more than before.
+    pub fn settle(mut self, outcome: Outcome, made: bool, now: Instant) {
+        self.settled = true;
+        self.sfu.window.leave(outcome, now);
+        if !made {
+            self.release();
+        }
+    }
+
+    /// The attempt was never sent: its tokens were not used.
+    pub fn unused(mut self, now: Instant) {
+        self.settled = true;
+        self.sfu.window.leave(Outcome::Neutral, now);
+        self.sfu.bucket.give_back(1, now);
+        self.sfu.region_bucket.give_back(1, now);
+        self.release();
+    }
+
+    fn release(&self) {
+        // A report may have reset the count meanwhile; it never goes below zero.
+        self.sfu.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).ok();
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.sfu.window.leave(Outcome::Neutral, Instant::now());
+            self.release();
+        }
+    }
+}

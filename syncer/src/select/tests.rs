@@ -1,0 +1,90 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use rate_limit::Quota;
+use tokio::time::Instant;
+
+use super::*;
+
+fn quota(rate: f64, burst: u32) -> Quota {
+    Quota::new(rate, burst).expect("a valid quota")
+}
+
+fn quotas(rate: f64, burst: u32) -> Quotas {
+    let q = quota(rate, burst);
+    Quotas { overall: q, region: q, sfu: q, grow_after: Duration::from_secs(10) }
+}
+
+#[test]
+fn r07_ten_thousand_choices_on_stale_loads_stay_even() {
+    // Reports are never refreshed: only the reservations made since tell the SFUs apart.
+    let n = 200;
+    let mut reserved = vec![0u32; n];
+    let mut rng = StdRng::seed_from_u64(7);
+    for _ in 0..10_000 {
+        let chosen = choose(n, &mut rng, |i| Some(f64::from(reserved[i]))).expect("all are fit");
+        reserved[chosen.index] += 1;
+    }
+    let max = f64::from(*reserved.iter().max().expect("not empty"));
+    let mean = 10_000.0 / 200.0;
+    assert!(max / mean <= 1.5, "max {max} over mean {mean}");
+}
+
+#[test]
+fn r09_shares_shrink_at_once_and_grow_one_ttl_later() {
+    let t = Instant::now();
+    let budget = Budget::new(quotas(300.0, 30), t);
+    assert!(budget.set_ready(3, t));
+    assert!((budget.sfu_share().rate_per_s - 100.0).abs() < 1e-9);
+    assert!(!budget.set_ready(1, t), "growth waits");
+    assert_eq!(budget.parts(), 3);
+    assert!(!budget.tick(t + Duration::from_secs(9)));
+    assert!(budget.tick(t + Duration::from_secs(10)));
+    assert_eq!(budget.parts(), 1);
+}
+
+#[test]
+fn r09_a_member_that_comes_back_cancels_the_growth() {
+    let t = Instant::now();
+    let budget = Budget::new(quotas(300.0, 30), t);
+    budget.set_ready(3, t);
+    budget.set_ready(2, t);
+    budget.set_ready(3, t);
+    assert!(!budget.tick(t + Duration::from_secs(60)));
+    assert_eq!(budget.parts(), 3);
+}
+
+proptest! {
+    /// A fit one is found whenever there is one, and an unfit one is never chosen.
+    #[test]
+    fn choose_finds_exactly_the_fit(fit in prop::collection::vec(any::<bool>(), 0..80), seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let chosen = choose(fit.len(), &mut rng, |i| fit[i].then_some(0.5));
+        prop_assert_eq!(chosen.is_some(), fit.contains(&true));
+        if let Some(c) = chosen {
+            prop_assert!(fit[c.index]);
+            prop_assert!(c.rival.is_none_or(|(r, _)| r != c.index && fit[r]));
+            prop_assert_eq!(c.rival.is_some(), fit.iter().filter(|f| **f).count() > 1);
+        }
+    }
+
+    /// Whatever two members believe of each other, their shares never add up to more than the limit.
+    #[test]
+    fn r09_two_views_never_overdraw(changes in prop::collection::vec((0usize..2, 0u64..8), 1..60)) {
+        // Two syncers; one goes and comes, and each sees it with a delay below the grow time.
+        let mut now = Instant::now();
+        let views = [Budget::new(quotas(100.0, 10), now), Budget::new(quotas(100.0, 10), now)];
+        for v in &views { v.set_ready(2, now); }
+        for (who, gap_s) in changes {
+            now += Duration::from_secs(gap_s);
+            for v in &views { v.tick(now); }
+            // The other is believed gone, and seen again before the growth was due.
+            views[who].set_ready(1, now);
+            views[who].set_ready(2, now + Duration::from_secs(gap_s.min(9)));
+            let sum: f64 = views.iter().map(|v| v.sfu_share().rate_per_s).sum();
+            prop_assert!(sum <= 100.0 + 1e-9);
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What must hold between any two operations. Written once: the same functions run in property
+//! tests, in simulation and in production, where a violation is counted instead of a panic.
+
+use std::fmt;
+
+use super::{Call, CallKey, Dirty, Place, Placement, Shard, ShardCounts};
+
+/// A violated invariant, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// I3: the call's placement is older than what gateways were told.
+    EpochWentDown,
+    /// I5: the call is live without an endpoint and nobody will look at it again.
+    Forgotten,
+    /// I5: the call says it is in the dirty set, and the set does not have it.
+    NotInSet,
+    /// I7: a placed call was never announced at its epoch.
+    NotAnnounced,
+    /// The index of calls by SFU disagrees with the calls.
+    Index,
+    /// The counts disagree with the calls.
+    Counts,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::EpochWentDown => "I3 the epoch of a call went down",
+            Self::Forgotten => "I5 a live call without an endpoint is not in the dirty set",
+            Self::NotInSet => "I5 the dirty set does not hold a call that says it is there",
+            Self::NotAnnounced => "I7 a placed call was not announced at its epoch",
+            Self::Index => "the index of calls by SFU is wrong",
+            Self::Counts => "the counts of calls are wrong",
+        })
+    }
+}
+
+/// Checks one call. O(log n): cheap enough to run after every change.
+#[must_use]
+pub fn of_call(key: CallKey, call: &Call, dirty: &Dirty) -> Option<Violation> {
+    if !dirty.holds(key, call.place()) {
+        return Some(Violation::NotInSet);
+    }
+    if call.is_awaiting() && matches!(call.place(), Place::Clean) {
+        return Some(Violation::Forgotten);
+    }
+    if let (Some((told, _)), Some(epoch)) = (call.announced, call.placement.epoch())
+        && epoch < told
+    {
+        return Some(Violation::EpochWentDown);
+    }
+    match (&call.placement, call.announced) {
+        (Placement::Placed { epoch, .. }, told) if told != Some((*epoch, 1)) => Some(Violation::NotAnnounced),
+        _ => None,
+    }
+}
+
+/// Checks a whole shard. O(calls): for tests and simulation.
+#[must_use]
+pub fn of_shard(shard: &Shard) -> Option<Violation> {
+    let mut counts = ShardCounts::default();
+    let mut indexed = 0;
+    for key in shard.keys() {
+        let call = shard.get(key)?;
+        if let Some(violation) = of_call(key, call, &shard.dirty) {
+            return Some(violation);
+        }
+        match (call.is_live(), call.placement.is_placed()) {
+            (false, _) => counts.ending += 1,
+            (true, true) => counts.placed += 1,
+            (true, false) => counts.awaiting += 1,
+        }
+        counts.participants += call.participants.len() as u64;
+        if let Some(sfu) = call.placement.sfu() {
+            indexed += 1;
+            if !shard.by_sfu.get(&sfu).is_some_and(|keys| keys.contains(&key)) {
+                return Some(Violation::Index);
+            }
+        }
+        if shard.find(&call.guild, &call.id) != Some(key) {
+            return Some(Violation::Index);
+        }
+    }
+    if shard.by_sfu.values().map(std::collections::BTreeSet::len).sum::<usize>() != indexed {
+        return Some(Violation::Index);
+    }
+    (counts != shard.counts()).then_some(Violation::Counts)
+}

@@ -1,0 +1,26 @@
+//! Call state: pure, on the ground floor.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: every function takes `now` and
+//! returns what is to be done. Pending work is a *set* of dirty calls, never a queue of events:
+//! whatever happens edits a call and marks it dirty, and marking twice costs nothing. Memory is
+//! therefore O(calls), whatever the storm.
+//!
+//! - [`Call`] is one call: its participants, its placement, its place in the dirty set.
+//! - [`Shard`] holds the calls of some slots, the index of calls by SFU, and the [`Dirty`] set.
+//! - [`invariants`] says what must hold between any two operations.
+
+mod call;
+mod dirty;
+pub mod invariants;
+mod placement;
+mod shard;
+#[cfg(test)]
+mod tests;
+
+pub use self::call::{Call, Participant, SeqCheck};
+pub use self::dirty::{Blocker, Class, Dirty, Place};
+pub use self::placement::{Cause, Placement, SfuIdx};
+pub use self::shard::{
+    CallKey, Committed, Decision, JoinInput, Joined, LeaveInput, Left, Limits, News, Next, PlaceWork, Placer, Release,
+    Shard, ShardCounts,
+};

@@ -1,0 +1,114 @@
+//! Where a call is, and how it got there.
+//!
+//! ```text
+//! Unplaced ──reserve──▶ Reserving ──commit──▶ Placed ──lost──▶ Lost ──reserve──▶ Reserving …
+//!     ▲                     │ failed             ▲
+//!     └─────────────────────┘ (back to Unplaced or Lost)
+//! ```
+//!
+//! A commit counts only while the call still reserves at that epoch (compare-and-set); a late
+//! answer leaves a room that nobody wants, which is released.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use sfu_api::{Epoch, RoomId};
+
+/// Number of an SFU in this process: given once per id, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SfuIdx(pub u32);
+
+/// Why a placement changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The call got its first endpoint, or a new one after a loss.
+    Placed,
+    /// Its SFU is dead on hard evidence.
+    SfuDead,
+    /// Its SFU came back without its rooms.
+    SfuRestarted,
+    /// Its SFU gave no good sign for `suspect_max`.
+    SfuSilent,
+    /// An operator declared its SFU dead.
+    Operator,
+    /// The SFU no longer has the room.
+    RoomForgotten,
+}
+
+impl Cause {
+    /// The cause's name, as in JSON and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Placed => "placed",
+            Self::SfuDead => "sfu_dead",
+            Self::SfuRestarted => "sfu_restarted",
+            Self::SfuSilent => "sfu_silent",
+            Self::Operator => "operator",
+            Self::RoomForgotten => "room_forgotten",
+        }
+    }
+}
+
+/// Where a call is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Nowhere yet.
+    Unplaced,
+    /// An attempt is under way.
+    Reserving {
+        /// On this SFU.
+        sfu: SfuIdx,
+        /// In this room.
+        room: RoomId,
+        /// At this epoch.
+        epoch: Epoch,
+        /// Where the call was last placed, to tell a move from a first placement.
+        last: Option<SfuIdx>,
+    },
+    /// In a room on an SFU.
+    Placed {
+        /// The SFU.
+        sfu: SfuIdx,
+        /// The room.
+        room: RoomId,
+        /// Where clients connect.
+        endpoint: Arc<str>,
+        /// The generation of this placement.
+        epoch: Epoch,
+    },
+    /// It had a place and lost it.
+    Lost {
+        /// The SFU it was on.
+        last: SfuIdx,
+        /// Make the room again there (it restarted or forgot), instead of choosing.
+        in_place: bool,
+    },
+}
+
+impl Placement {
+    /// The SFU the call is on or about to be on.
+    #[must_use]
+    pub const fn sfu(&self) -> Option<SfuIdx> {
+        match self {
+            Self::Reserving { sfu, .. } | Self::Placed { sfu, .. } => Some(*sfu),
+            Self::Unplaced | Self::Lost { .. } => None,
+        }
+    }
+
+    /// The epoch of the placement or the attempt.
+    #[must_use]
+    pub const fn epoch(&self) -> Option<Epoch> {
+        match self {
+            Self::Reserving { epoch, .. } | Self::Placed { epoch, .. } => Some(*epoch),
+            Self::Unplaced | Self::Lost { .. } => None,
+        }
+    }
+
+    /// Whether clients have an endpoint.
+    #[must_use]
+    pub const fn is_placed(&self) -> bool {
+        matches!(self, Self::Placed { .. })
+    }
+}

@@ -1,0 +1,260 @@
+//! The calls of some slots, behind one lock that is held for microseconds.
+//!
+//! Three files, in the order a call lives: `people` (join, leave), `placing` (decide, commit, fail,
+//! lose), `views` (what operators and digests read). Every change of a call goes through
+//! [`Shard::edit`], which keeps the counts and checks the call's invariants.
+
+mod people;
+mod placing;
+mod views;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, RoomId, SessionId, Slot};
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::{Call, Cause, Class, Dirty, Place, Placement, SfuIdx, invariants};
+
+pub use self::people::{JoinInput, Joined, LeaveInput, Left};
+pub use self::placing::{Committed, Decision, Next, PlaceWork, Placer};
+
+/// Names a call within its shard. The generation tells a reused entry from the one meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CallKey {
+    index: u32,
+    generation: u32,
+}
+
+/// Size limits, all of them levers.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Calls of one guild.
+    pub calls_per_guild_max: u64,
+    /// Sessions in one call.
+    pub participants_per_call_max: u64,
+    /// How long an empty call keeps its place.
+    pub empty_grace: Duration,
+}
+
+/// A room that is no longer wanted.
+#[derive(Clone, Debug)]
+pub struct Release {
+    /// The SFU it is on.
+    pub sfu: SfuIdx,
+    /// The room.
+    pub room: RoomId,
+    /// Slot of its guild.
+    pub slot: Slot,
+    /// Our term for that slot.
+    pub term: OwnerTerm,
+    /// Epoch of the placement that ends; the SFU refuses when it holds a higher one.
+    pub epoch: Epoch,
+}
+
+/// Something the gateways of a call have to hear.
+#[derive(Clone, Debug)]
+pub struct News {
+    /// Guild of the call.
+    pub guild: GuildId,
+    /// The call.
+    pub call: CallId,
+    /// Epoch of the placement.
+    pub epoch: Epoch,
+    /// 1: here is the endpoint; 2: it went away.
+    pub phase: u8,
+    /// The endpoint, with phase 1.
+    pub endpoint: Option<Arc<str>>,
+    /// SFU and room, with phase 1.
+    pub at: Option<(SfuIdx, RoomId)>,
+    /// Why.
+    pub cause: Cause,
+    /// The call's sessions by gateway.
+    pub sessions: Vec<(GatewayId, Vec<SessionId>)>,
+}
+
+/// How many calls stand where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardCounts {
+    /// Live with an endpoint.
+    pub placed: u64,
+    /// Live without one.
+    pub awaiting: u64,
+    /// Without participants.
+    pub ending: u64,
+    /// Sessions in calls.
+    pub participants: u64,
+}
+
+/// The calls of some slots.
+#[derive(Debug, Default)]
+pub struct Shard {
+    pub(super) calls: Slab<(u32, Call)>,
+    pub(super) guilds: HashMap<GuildId, BTreeMap<CallId, CallKey>>,
+    /// Calls placed or reserving, by SFU, so that one notice finds them in one pass.
+    pub(super) by_sfu: HashMap<SfuIdx, BTreeSet<CallKey>>,
+    pub(super) terms: HashMap<Slot, OwnerTerm>,
+    pub(super) dirty: Dirty,
+    pub(super) counts: ShardCounts,
+    generation: u32,
+    /// Counter of placements; one for the shard, so that a call that comes again grows too.
+    placements: u64,
+    violations: u64,
+}
+
+// === impl Shard ===
+
+impl Shard {
+    /// Replaces the slots this shard may serve. Calls of slots that are gone are forgotten: their
+    /// rooms and media stay, the new owner adopts them.
+    pub fn set_terms(&mut self, terms: HashMap<Slot, OwnerTerm>) -> usize {
+        let lost: Vec<CallKey> =
+            self.keys().into_iter().filter(|k| self.get(*k).is_some_and(|c| !terms.contains_key(&c.slot))).collect();
+        for key in &lost {
+            self.forget(*key);
+        }
+        self.terms = terms;
+        lost.len()
+    }
+
+    /// Our term for `slot`, if we own it.
+    #[must_use]
+    pub fn term(&self, slot: Slot) -> Option<OwnerTerm> {
+        self.terms.get(&slot).copied()
+    }
+
+    /// Raises the placement counter above `seen`, the highest epoch an SFU has shown.
+    pub fn raise_placements(&mut self, seen: Epoch) {
+        self.placements = self.placements.max(seen.n);
+    }
+
+    /// Counts, kept as calls change.
+    #[must_use]
+    pub const fn counts(&self) -> ShardCounts {
+        self.counts
+    }
+
+    /// Invariants found violated since the start.
+    #[must_use]
+    pub const fn violations(&self) -> u64 {
+        self.violations
+    }
+
+    /// The dirty set, to look at.
+    #[must_use]
+    pub const fn dirty(&self) -> &Dirty {
+        &self.dirty
+    }
+
+    /// The call, if the key still names one.
+    #[must_use]
+    pub fn get(&self, key: CallKey) -> Option<&Call> {
+        self.calls.get(key.index as usize).filter(|(g, _)| *g == key.generation).map(|(_, c)| c)
+    }
+
+    /// The key of a call.
+    #[must_use]
+    pub fn find(&self, guild: &GuildId, call: &CallId) -> Option<CallKey> {
+        self.guilds.get(guild)?.get(call).copied()
+    }
+
+    pub(super) fn keys(&self) -> Vec<CallKey> {
+        self.calls.iter().map(|(i, (g, _))| CallKey { index: index(i), generation: *g }).collect()
+    }
+
+    fn insert(&mut self, call: Call) -> CallKey {
+        self.generation = self.generation.wrapping_add(1);
+        let (guild, id) = (call.guild.clone(), call.id.clone());
+        let key = CallKey { index: index(self.calls.insert((self.generation, call))), generation: self.generation };
+        self.guilds.entry(guild).or_default().insert(id, key);
+        self.counts.ending += 1; // a call begins empty
+        key
+    }
+
+    /// The one way to change a call: indexes, counts and invariants follow.
+    fn edit<R>(&mut self, key: CallKey, f: impl FnOnce(&mut Call, &mut Dirty) -> R) -> Option<R> {
+        let (_, call) = self.calls.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation)?;
+        let sfu_before = call.placement.sfu();
+        uncount(&mut self.counts, call);
+        let result = f(call, &mut self.dirty);
+        count(&mut self.counts, call);
+        let sfu_after = call.placement.sfu();
+        if sfu_before != sfu_after {
+            if let Some(sfu) = sfu_before {
+                unindex(&mut self.by_sfu, sfu, key);
+            }
+            if let Some(sfu) = sfu_after {
+                self.by_sfu.entry(sfu).or_default().insert(key);
+            }
+        }
+        let found = invariants::of_call(key, call, &self.dirty);
+        if let Some(violation) = found {
+            self.violations += 1;
+            debug_assert!(false, "{violation}: {call:?}");
+            tracing::error!(%violation, guild = %call.guild, call = %call.id, "invariant violated");
+        }
+        Some(result)
+    }
+
+    /// Removes a call. Its room, if it has one, is the caller's to release.
+    fn forget(&mut self, key: CallKey) -> Option<Call> {
+        self.get(key)?;
+        let (_, mut call) = self.calls.remove(key.index as usize);
+        self.dirty.put(key, &mut call.place, Place::Clean);
+        uncount(&mut self.counts, &call);
+        if let Some(sfu) = call.placement.sfu() {
+            unindex(&mut self.by_sfu, sfu, key);
+        }
+        if let Some(calls) = self.guilds.get_mut(&call.guild) {
+            calls.remove(&call.id);
+            if calls.is_empty() {
+                self.guilds.remove(&call.guild);
+            }
+        }
+        Some(call)
+    }
+
+    fn next_epoch(&mut self, term: OwnerTerm) -> Epoch {
+        self.placements += 1;
+        Epoch { term, n: self.placements }
+    }
+}
+
+/// When a call that needs a place became urgent: its age, less the head start of better classes.
+fn rank(call: &Call, now: Instant) -> Instant {
+    call.awaiting_since.unwrap_or(now) + call.class().handicap()
+}
+
+fn index(i: usize) -> u32 {
+    u32::try_from(i).expect("a shard holds fewer than 2^32 calls: memory ends long before")
+}
+
+fn unindex(by_sfu: &mut HashMap<SfuIdx, BTreeSet<CallKey>>, sfu: SfuIdx, key: CallKey) {
+    if let Some(keys) = by_sfu.get_mut(&sfu) {
+        keys.remove(&key);
+        if keys.is_empty() {
+            by_sfu.remove(&sfu);
+        }
+    }
+}
+
+fn bucket<'a>(counts: &'a mut ShardCounts, call: &Call) -> &'a mut u64 {
+    match (call.is_live(), call.placement.is_placed()) {
+        (false, _) => &mut counts.ending,
+        (true, true) => &mut counts.placed,
+        (true, false) => &mut counts.awaiting,
+    }
+}
+
+fn count(counts: &mut ShardCounts, call: &Call) {
+    *bucket(counts, call) += 1;
+    counts.participants += call.participants.len() as u64;
+}
+
+fn uncount(counts: &mut ShardCounts, call: &Call) {
+    let n = bucket(counts, call);
+    *n = n.saturating_sub(1);
+    counts.participants = counts.participants.saturating_sub(call.participants.len() as u64);
+}

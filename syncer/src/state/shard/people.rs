@@ -1,0 +1,150 @@
+//! Who is in which call.
+
+use super::*;
+use crate::state::SeqCheck;
+
+/// A join, as the shard takes it.
+#[derive(Clone, Debug)]
+pub struct JoinInput {
+    /// Guild of the call.
+    pub guild: GuildId,
+    /// The call.
+    pub call: CallId,
+    /// Slot of the guild.
+    pub slot: Slot,
+    /// The session.
+    pub session: SessionId,
+    /// Its gateway.
+    pub gateway: GatewayId,
+    /// Order of the session's writes.
+    pub seq: Option<u64>,
+    /// Kind, for a new call.
+    pub kind: CallKind,
+    /// Region, for a new call.
+    pub region: Option<RegionId>,
+}
+
+/// What a join did.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    /// Whether the write counted.
+    pub seq: SeqCheck,
+    /// What gateways were told last.
+    pub announced: Option<(Epoch, u8)>,
+    /// The call's place, if it has one.
+    pub at: Option<(SfuIdx, RoomId, Arc<str>, Epoch)>,
+    /// Whether the reconciler has something to do.
+    pub marked: bool,
+}
+
+/// A leave, as the shard takes it.
+#[derive(Clone, Debug)]
+pub struct LeaveInput<'a> {
+    /// Guild of the call.
+    pub guild: &'a GuildId,
+    /// The call.
+    pub call: &'a CallId,
+    /// The session.
+    pub session: &'a SessionId,
+    /// Order of the session's writes.
+    pub seq: Option<u64>,
+}
+
+/// What a leave did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// The session was not there, or the write was late.
+    Nothing,
+    /// The session is gone.
+    Removed,
+}
+
+impl Shard {
+    /// Takes a join. `admit` is asked before a call is created: that is where the cost is (R8).
+    ///
+    /// # Errors
+    ///
+    /// What `admit` or `too_many(what, limit)` returns; nothing has changed then.
+    pub fn join<E>(
+        &mut self,
+        input: JoinInput,
+        limits: &Limits,
+        now: Instant,
+        admit: impl FnOnce() -> Result<(), E>,
+        too_many: impl FnOnce(&'static str, u64) -> E,
+    ) -> Result<Joined, E> {
+        let JoinInput { guild, call: id, slot, session, gateway, seq, kind, region } = input;
+        let key = match self.find(&guild, &id) {
+            Some(key) => {
+                let call = self.get(key).expect("the index names calls that exist");
+                let full = call.participants.len() as u64 >= limits.participants_per_call_max;
+                if full && call.participant(&session).is_none() {
+                    return Err(too_many("sessions in the call", limits.participants_per_call_max));
+                }
+                key
+            }
+            None => {
+                let calls = self.guilds.get(&guild).map_or(0, BTreeMap::len) as u64;
+                if calls >= limits.calls_per_guild_max {
+                    return Err(too_many("calls in the guild", limits.calls_per_guild_max));
+                }
+                admit()?;
+                self.insert(Call::new(guild, id, slot, kind, region))
+            }
+        };
+        let joined = self.edit(key, |call, dirty| {
+            let check = call.put(session, gateway, seq);
+            call.ends_at = None;
+            let mut marked = false;
+            if !call.placement.is_placed() {
+                call.awaiting_since.get_or_insert(now);
+                // Waiting for its end, or not yet in the set: it has to be placed now.
+                if matches!(call.place, Place::Clean) {
+                    let at = rank(call, now);
+                    dirty.put(key, &mut call.place, Place::Ready(at));
+                    marked = true;
+                }
+            } else if matches!(call.place, Place::Waiting(_)) {
+                dirty.put(key, &mut call.place, Place::Clean);
+            }
+            Joined { seq: check, announced: call.announced, at: at(&call.placement), marked }
+        });
+        Ok(joined.expect("the key was just found"))
+    }
+
+    /// Takes a leave. An empty call keeps its place for the empty grace, so that a reconnect storm
+    /// finds it where it was.
+    pub fn leave(&mut self, input: &LeaveInput<'_>, limits: &Limits, now: Instant) -> Left {
+        let Some(key) = self.find(input.guild, input.call) else { return Left::Nothing };
+        let removed = self.edit(key, |call, dirty| {
+            let removed = call.remove(input.session, input.seq);
+            if removed && !call.is_live() {
+                empty(key, call, dirty, limits, now);
+            }
+            removed
+        });
+        if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {
+            self.forget(key);
+        }
+        if removed == Some(true) { Left::Removed } else { Left::Nothing }
+    }
+}
+
+/// The call has lost its last session.
+pub(super) fn empty(key: CallKey, call: &mut Call, dirty: &mut Dirty, limits: &Limits, now: Instant) {
+    call.awaiting_since = None;
+    if call.placement.is_placed() {
+        let ends_at = now + limits.empty_grace;
+        call.ends_at = Some(ends_at);
+        dirty.put(key, &mut call.place, Place::Waiting(ends_at));
+    } else if !matches!(call.place, Place::InFlight) {
+        dirty.put(key, &mut call.place, Place::Clean);
+    }
+}
+
+fn at(placement: &Placement) -> Option<(SfuIdx, RoomId, Arc<str>, Epoch)> {
+    match placement {
+        Placement::Placed { sfu, room, endpoint, epoch } => Some((*sfu, room.clone(), endpoint.clone(), *epoch)),
+        Placement::Unplaced | Placement::Reserving { .. } | Placement::Lost { .. } => None,
+    }
+}

@@ -1,0 +1,301 @@
+//! How calls get, keep and lose their place.
+
+use super::*;
+use crate::state::Blocker;
+
+/// A call that wants a place now.
+#[derive(Clone, Debug)]
+pub struct PlaceWork {
+    /// The call.
+    pub key: CallKey,
+    /// Its guild.
+    pub guild: GuildId,
+    /// Its id.
+    pub call: CallId,
+    /// Slot of the guild.
+    pub slot: Slot,
+    /// Our term for it.
+    pub term: OwnerTerm,
+    /// Voice or stream.
+    pub kind: CallKind,
+    /// Region it asked for.
+    pub region: Option<RegionId>,
+    /// Class of the work.
+    pub class: Class,
+    /// Sessions in it.
+    pub participants: u32,
+    /// Attempts since the need arose.
+    pub attempts: u32,
+    /// Make the room again on this SFU if at all possible.
+    pub in_place: Option<SfuIdx>,
+    /// Where it was last.
+    pub last: Option<SfuIdx>,
+}
+
+/// What shall become of a [`PlaceWork`].
+#[derive(Clone, Debug)]
+pub enum Decision {
+    /// Try this SFU.
+    Reserve {
+        /// The SFU.
+        sfu: SfuIdx,
+        /// Why this one, for `explain`.
+        why: Arc<str>,
+    },
+    /// Look again when this goes away.
+    Block(Blocker),
+    /// Look again at this moment.
+    Defer(Instant),
+}
+
+/// Decides where a call goes. Called under the shard's lock: no I/O, no waiting.
+pub trait Placer {
+    /// Chooses, and takes what the choice costs.
+    fn decide(&mut self, work: &PlaceWork) -> Decision;
+    /// The room's name on that SFU.
+    fn room(&self, sfu: SfuIdx, work: &PlaceWork, epoch: Epoch) -> RoomId;
+}
+
+/// What [`Shard::place_next`] did.
+#[derive(Clone, Debug)]
+pub enum Next {
+    /// Nothing was ready.
+    Idle,
+    /// The most urgent call was put aside, blocked or deferred.
+    PutAside,
+    /// The most urgent call now reserves.
+    Reserved {
+        /// The call.
+        work: PlaceWork,
+        /// Epoch of the attempt.
+        epoch: Epoch,
+        /// Room to make.
+        room: RoomId,
+    },
+}
+
+/// What a commit did.
+#[derive(Clone, Debug)]
+pub enum Committed {
+    /// The call is placed.
+    Placed {
+        /// What to tell the gateways; `None` when nobody is in the call any more.
+        news: Option<News>,
+        /// Whether it is on another SFU than before.
+        moved: bool,
+        /// How long the call had been without an endpoint.
+        awaited: Option<Duration>,
+        /// Class of the placement.
+        class: Class,
+    },
+    /// The call has moved on; the room is to be released.
+    Stale,
+}
+
+impl Shard {
+    /// Lets `placer` decide on the most urgent ready call.
+    pub fn place_next(&mut self, placer: &mut impl Placer) -> Next {
+        loop {
+            let Some((at, key)) = self.dirty.first_ready() else { return Next::Idle };
+            let Some(work) = self.work(key) else {
+                // Not live any more, or not ours: nothing to place.
+                self.edit(key, |call, dirty| dirty.put(key, &mut call.place, Place::Clean));
+                if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {
+                    self.forget(key);
+                }
+                continue;
+            };
+            let aside = match placer.decide(&work) {
+                Decision::Reserve { sfu, why } => return self.reserve(work, sfu, why, placer),
+                Decision::Block(on) => Place::Blocked(on, at),
+                Decision::Defer(until) => Place::Waiting(until),
+            };
+            self.edit(key, |call, dirty| dirty.put(key, &mut call.place, aside));
+            return Next::PutAside;
+        }
+    }
+
+    fn reserve(&mut self, work: PlaceWork, sfu: SfuIdx, why: Arc<str>, placer: &impl Placer) -> Next {
+        let epoch = self.next_epoch(work.term);
+        let room = placer.room(sfu, &work, epoch);
+        self.edit(work.key, |call, dirty| {
+            call.placement = Placement::Reserving { sfu, room: room.clone(), epoch, last: work.last };
+            call.attempts = call.attempts.saturating_add(1);
+            call.decision = Some(why);
+            dirty.put(work.key, &mut call.place, Place::InFlight);
+        });
+        Next::Reserved { work, epoch, room }
+    }
+
+    fn work(&self, key: CallKey) -> Option<PlaceWork> {
+        let call = self.get(key)?;
+        let (last, in_place) = match call.placement {
+            Placement::Unplaced => (None, false),
+            Placement::Lost { last, in_place } => (Some(last), in_place),
+            Placement::Reserving { .. } | Placement::Placed { .. } => return None,
+        };
+        if !call.is_live() {
+            return None;
+        }
+        Some(PlaceWork {
+            key,
+            guild: call.guild.clone(),
+            call: call.id.clone(),
+            slot: call.slot,
+            term: self.term(call.slot)?,
+            kind: call.kind,
+            region: call.region.clone(),
+            class: call.class(),
+            participants: u32::try_from(call.participants.len()).unwrap_or(u32::MAX),
+            attempts: call.attempts,
+            in_place: last.filter(|_| in_place),
+            last,
+        })
+    }
+
+    /// The SFU has made the room. Counts only while the call still reserves at `epoch`.
+    pub fn commit(
+        &mut self,
+        key: CallKey,
+        epoch: Epoch,
+        endpoint: Arc<str>,
+        limits: &Limits,
+        now: Instant,
+    ) -> Committed {
+        let committed = self.edit(key, |call, dirty| {
+            let Placement::Reserving { sfu, ref room, epoch: reserved, last } = call.placement else { return None };
+            if reserved != epoch {
+                return None;
+            }
+            let (room, class) = (room.clone(), call.class());
+            let awaited = call.awaiting_since.map(|since| now.saturating_duration_since(since));
+            call.placement = Placement::Placed { sfu, room: room.clone(), endpoint: endpoint.clone(), epoch };
+            call.attempts = 0;
+            call.awaiting_since = None;
+            dirty.put(key, &mut call.place, Place::Clean);
+            call.announced = Some((epoch, 1));
+            if !call.is_live() {
+                people::empty(key, call, dirty, limits, now);
+            }
+            let news = call.is_live().then(|| News {
+                guild: call.guild.clone(),
+                call: call.id.clone(),
+                epoch,
+                phase: 1,
+                endpoint: Some(endpoint),
+                at: Some((sfu, room)),
+                cause: Cause::Placed,
+                sessions: call.sessions_by_gateway(),
+            });
+            Some(Committed::Placed { news, moved: last.is_some_and(|l| l != sfu), awaited, class })
+        });
+        committed.flatten().unwrap_or(Committed::Stale)
+    }
+
+    /// The attempt at `epoch` failed; look again at `not_before`. One that was never `sent` does not
+    /// count as an attempt.
+    pub fn fail(&mut self, key: CallKey, epoch: Epoch, sent: bool, not_before: Instant) {
+        let failed = self.edit(key, |call, dirty| {
+            let Placement::Reserving { epoch: reserved, last, .. } = call.placement else { return false };
+            if reserved != epoch {
+                return false;
+            }
+            call.placement = last.map_or(Placement::Unplaced, |last| Placement::Lost { last, in_place: false });
+            call.attempts = call.attempts.saturating_sub(u32::from(!sent));
+            let to = if call.is_live() { Place::Waiting(not_before) } else { Place::Clean };
+            dirty.put(key, &mut call.place, to);
+            true
+        });
+        if failed == Some(true) && self.get(key).is_some_and(|c| !c.is_live()) {
+            self.forget(key);
+        }
+    }
+
+    /// The SFU has lost all rooms: its calls need a place. One pass, whatever happens to the calls
+    /// later. Attempts under way on it end by themselves.
+    pub fn sfu_lost(&mut self, sfu: SfuIdx, cause: Cause, in_place: bool, now: Instant) -> Vec<News> {
+        let keys: Vec<CallKey> = self.by_sfu.get(&sfu).map(|k| k.iter().copied().collect()).unwrap_or_default();
+        keys.into_iter().filter_map(|key| self.lose(key, cause, in_place, now)).collect()
+    }
+
+    /// The SFU no longer has this room of ours, at this epoch.
+    pub fn room_lost(&mut self, sfu: SfuIdx, room: &RoomId, epoch: Epoch, now: Instant) -> Option<News> {
+        let key = self.by_sfu.get(&sfu)?.iter().copied().find(|k| {
+            self.get(*k).is_some_and(
+                |c| matches!(&c.placement, Placement::Placed { room: r, epoch: e, .. } if r == room && *e == epoch),
+            )
+        })?;
+        self.lose(key, Cause::RoomForgotten, true, now)
+    }
+
+    fn lose(&mut self, key: CallKey, cause: Cause, in_place: bool, now: Instant) -> Option<News> {
+        let news = self.edit(key, |call, dirty| {
+            let Placement::Placed { sfu, epoch, .. } = call.placement else { return None };
+            call.placement = Placement::Lost { last: sfu, in_place };
+            call.announced = Some((epoch, 2));
+            if !call.is_live() {
+                call.ends_at = None;
+                dirty.put(key, &mut call.place, Place::Clean);
+                return None;
+            }
+            call.awaiting_since = Some(now);
+            // The lowest repair priority where the evidence is only silence.
+            let late = if cause == Cause::SfuSilent { Class::Stream.handicap() } else { Duration::ZERO };
+            let at = rank(call, now) + late;
+            dirty.put(key, &mut call.place, Place::Ready(at));
+            Some(News {
+                guild: call.guild.clone(),
+                call: call.id.clone(),
+                epoch,
+                phase: 2,
+                endpoint: None,
+                at: None,
+                cause,
+                sessions: call.sessions_by_gateway(),
+            })
+        });
+        if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {
+            self.forget(key);
+        }
+        news.flatten()
+    }
+
+    /// Looks at every call whose moment has come: ready again, or ended. Returns the rooms to
+    /// release. At most `max` calls, so that the lock is not held for long; call again while it
+    /// returns `true`.
+    pub fn tick(&mut self, now: Instant, max: usize, releases: &mut Vec<Release>) -> bool {
+        for _ in 0..max {
+            let Some((_, key)) = self.dirty.first_waiting().filter(|(at, _)| *at <= now) else { return false };
+            let ended = self.edit(key, |call, dirty| {
+                let at = rank(call, now);
+                let to = if call.is_awaiting() { Place::Ready(at) } else { Place::Clean };
+                dirty.put(key, &mut call.place, to);
+                !call.is_live()
+            });
+            if ended == Some(true) {
+                releases.extend(self.end(key));
+            }
+        }
+        true
+    }
+
+    /// Ends a call: it is forgotten, and its room is to be released.
+    fn end(&mut self, key: CallKey) -> Option<Release> {
+        let call = self.forget(key)?;
+        let Placement::Placed { sfu, room, epoch, .. } = call.placement else { return None };
+        let term = self.term(call.slot)?;
+        Some(Release { sfu, room, slot: call.slot, term, epoch })
+    }
+
+    /// Makes at most `max` calls ready that `on` blocks.
+    pub fn unblock(&mut self, on: &Blocker, max: usize, now: Instant) -> usize {
+        let keys = self.dirty.blocked_on(on, max);
+        for key in &keys {
+            self.edit(*key, |call, dirty| {
+                let at = rank(call, now);
+                dirty.put(*key, &mut call.place, Place::Ready(at));
+            });
+        }
+        keys.len()
+    }
+}

@@ -1,0 +1,331 @@
+//! The shard against a random walk of everything that can happen to it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RoomId, SessionId, Slot};
+use tokio::time::Instant;
+
+use super::*;
+
+const LIMITS: Limits =
+    Limits { calls_per_guild_max: 3, participants_per_call_max: 4, empty_grace: Duration::from_secs(5) };
+
+fn slot() -> Slot {
+    Slot::new(7).expect("below 4,096")
+}
+
+fn term(revision: u64) -> OwnerTerm {
+    OwnerTerm { generation: 1, revision }
+}
+
+fn shard() -> Shard {
+    let mut shard = Shard::default();
+    shard.set_terms(HashMap::from([(slot(), term(1))]));
+    shard
+}
+
+fn join_of(call: u8, session: u8, seq: Option<u64>) -> JoinInput {
+    JoinInput {
+        guild: GuildId::new("g").expect("valid"),
+        call: CallId::new(format!("c{call}")).expect("valid"),
+        slot: slot(),
+        session: SessionId::new(format!("s{session}")).expect("valid"),
+        gateway: GatewayId::new(format!("gw{}", session % 2)).expect("valid"),
+        seq,
+        kind: if call == 2 { CallKind::Stream } else { CallKind::Voice },
+        region: None,
+    }
+}
+
+fn join(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Result<Joined, String> {
+    let admit = || Ok(());
+    shard.join(join_of(call, session, None), &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
+}
+
+fn leave(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Left {
+    let input = join_of(call, session, None);
+    let leave = LeaveInput { guild: &input.guild, call: &input.call, session: &input.session, seq: None };
+    shard.leave(&leave, &LIMITS, now)
+}
+
+/// Places on the SFU it is told to, or blocks.
+struct On(Option<u32>);
+
+impl Placer for On {
+    fn decide(&mut self, _: &PlaceWork) -> Decision {
+        match self.0 {
+            Some(sfu) => Decision::Reserve { sfu: SfuIdx(sfu), why: "told to".into() },
+            None => Decision::Block(Blocker::NoCandidate(None)),
+        }
+    }
+
+    fn room(&self, _: SfuIdx, work: &PlaceWork, _: Epoch) -> RoomId {
+        RoomId::new(work.call.as_str()).expect("valid")
+    }
+}
+
+fn reserve(shard: &mut Shard, sfu: u32) -> Option<(PlaceWork, Epoch)> {
+    match shard.place_next(&mut On(Some(sfu))) {
+        Next::Reserved { work, epoch, .. } => Some((work, epoch)),
+        Next::Idle | Next::PutAside => None,
+    }
+}
+
+fn place(shard: &mut Shard, sfu: u32, now: Instant) -> Option<(CallKey, Epoch, Committed)> {
+    let (work, epoch) = reserve(shard, sfu)?;
+    let committed = shard.commit(work.key, epoch, format!("https://sfu-{sfu}").into(), &LIMITS, now);
+    Some((work.key, epoch, committed))
+}
+
+#[test]
+fn r15_many_marks_make_one_attempt() {
+    let t = Instant::now();
+    let mut shard = shard();
+    for session in 0..4 {
+        join(&mut shard, 0, session, t).expect("there is room");
+    }
+    assert!(place(&mut shard, 1, t).is_some());
+    assert!(reserve(&mut shard, 1).is_none(), "one call, one attempt");
+}
+
+#[test]
+fn r15_a_stale_answer_is_ignored() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    let (work, old) = reserve(&mut shard, 1).expect("ready");
+    shard.fail(work.key, old, true, t);
+    shard.tick(t, 10, &mut Vec::new());
+    let (_, new, committed) = place(&mut shard, 2, t).expect("ready again");
+    assert!(matches!(committed, Committed::Placed { .. }));
+    assert!(new > old);
+    let late = shard.commit(work.key, old, "https://late".into(), &LIMITS, t);
+    assert!(matches!(late, Committed::Stale));
+}
+
+#[test]
+fn r16_a_loss_is_one_null_and_a_repair_one_endpoint() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    let (_, first, _) = place(&mut shard, 1, t).expect("ready");
+    let news = shard.sfu_lost(SfuIdx(1), Cause::SfuDead, false, t);
+    assert_eq!(news.len(), 1);
+    assert_eq!((news[0].epoch, news[0].phase, &news[0].endpoint), (first, 2, &None));
+    assert!(shard.sfu_lost(SfuIdx(1), Cause::SfuDead, false, t).is_empty(), "one null");
+    let (_, second, committed) = place(&mut shard, 2, t).expect("ready");
+    let Committed::Placed { news: Some(news), moved, .. } = committed else { panic!("not placed") };
+    assert!(second > first && moved && news.phase == 1 && news.endpoint.is_some());
+}
+
+#[test]
+fn a_restarted_sfu_is_filled_in_place() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    place(&mut shard, 1, t).expect("ready");
+    shard.sfu_lost(SfuIdx(1), Cause::SfuRestarted, true, t);
+    let (work, _) = reserve(&mut shard, 1).expect("ready");
+    assert_eq!(work.in_place, Some(SfuIdx(1)));
+    assert_eq!(work.class, Class::Repair);
+}
+
+#[test]
+fn r10_repair_goes_before_new_before_stream_and_age_wins_in_the_end() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    place(&mut shard, 1, t).expect("ready");
+    join(&mut shard, 2, 0, t).expect("a stream");
+    join(&mut shard, 1, 0, t).expect("a new call");
+    shard.sfu_lost(SfuIdx(1), Cause::SfuDead, false, t + Duration::from_secs(1));
+    let mut order = Vec::new();
+    while let Some((work, _)) = reserve(&mut shard, 2) {
+        order.push(work.class);
+    }
+    assert_eq!(order, [Class::Repair, Class::New, Class::Stream]);
+
+    // A stream that has waited longer than the handicap goes before a fresh repair.
+    join(&mut shard, 2, 1, t).expect("joins");
+    let mut old = self::shard();
+    join(&mut old, 2, 0, t).expect("a stream");
+    join(&mut old, 0, 0, t).expect("a call");
+    let late = t + Duration::from_secs(60);
+    let (first, _) = reserve(&mut old, 1).expect("the call");
+    assert_eq!(first.class, Class::New);
+    let stream_rank = old.dirty().first_ready().expect("the stream").0;
+    assert!(stream_rank < late + Class::Repair.handicap());
+}
+
+#[test]
+fn an_empty_call_keeps_its_place_for_the_grace_and_is_released_after_it() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    let (_, epoch, _) = place(&mut shard, 1, t).expect("ready");
+    assert_eq!(leave(&mut shard, 0, 0, t), Left::Removed);
+    let mut releases = Vec::new();
+    shard.tick(t + Duration::from_secs(4), 10, &mut releases);
+    assert!(releases.is_empty());
+    let again = join(&mut shard, 0, 1, t + Duration::from_secs(4)).expect("joins");
+    assert_eq!(again.at.map(|(.., e)| e), Some(epoch), "found where it was");
+    leave(&mut shard, 0, 1, t + Duration::from_secs(5));
+    shard.tick(t + Duration::from_secs(10), 10, &mut releases);
+    assert_eq!(releases.len(), 1);
+    assert_eq!(shard.counts(), ShardCounts::default());
+}
+
+#[test]
+fn late_and_repeated_writes_change_nothing() {
+    let t = Instant::now();
+    let mut shard = shard();
+    let ok = || Ok::<(), String>(());
+    let too_many = |what: &str, _| what.to_owned();
+    let seq = |n| join_of(0, 0, Some(n));
+    assert_eq!(shard.join(seq(5), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
+    assert_eq!(shard.join(seq(5), &LIMITS, t, ok, too_many).expect("repeats").seq, SeqCheck::Old);
+    assert_eq!(shard.join(seq(4), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
+    let input = seq(4);
+    let late = LeaveInput { guild: &input.guild, call: &input.call, session: &input.session, seq: Some(4) };
+    assert_eq!(shard.leave(&late, &LIMITS, t), Left::Nothing);
+}
+
+#[test]
+fn r08_a_refused_child_leaves_nothing_behind() {
+    let t = Instant::now();
+    let mut shard = shard();
+    let refused = shard.join(join_of(0, 0, None), &LIMITS, t, || Err("limited".to_owned()), |w, _| w.to_owned());
+    assert_eq!(refused.err().as_deref(), Some("limited"));
+    for call in 0..3 {
+        join(&mut shard, call, 0, t).expect("three fit");
+    }
+    assert!(join(&mut shard, 3, 0, t).expect_err("the guild is full").contains("calls in the guild"));
+    for session in 1..4 {
+        join(&mut shard, 0, session, t).expect("four fit");
+    }
+    assert!(join(&mut shard, 0, 9, t).expect_err("the call is full").contains("sessions"));
+    assert!(join(&mut shard, 0, 3, t).is_ok(), "who is in, may repeat");
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Join(u8, u8),
+    Leave(u8, u8),
+    Place(Option<u32>),
+    Commit(usize),
+    Fail(usize),
+    Lose(u32, bool),
+    Forget(u32),
+    Unblock,
+    Term(u64),
+    Advance(u64),
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0u8..4, 0u8..5).prop_map(|(c, s)| Step::Join(c, s)),
+        3 => (0u8..4, 0u8..5).prop_map(|(c, s)| Step::Leave(c, s)),
+        4 => prop::option::of(0u32..3).prop_map(Step::Place),
+        4 => (0usize..4).prop_map(Step::Commit),
+        2 => (0usize..4).prop_map(Step::Fail),
+        2 => (0u32..3, any::<bool>()).prop_map(|(s, p)| Step::Lose(s, p)),
+        1 => (0u32..3).prop_map(Step::Forget),
+        1 => Just(Step::Unblock),
+        1 => (1u64..4).prop_map(Step::Term),
+        3 => (0u64..7_000).prop_map(Step::Advance),
+    ]
+}
+
+/// What a watcher was told last, and that it only ever grows (I7).
+#[derive(Default)]
+struct Watcher(HashMap<CallId, (Epoch, u8)>);
+
+impl Watcher {
+    fn hear(&mut self, news: &News) {
+        let told = (news.epoch, news.phase);
+        let last = self.0.insert(news.call.clone(), told);
+        assert!(last.is_none_or(|l| l < told), "{last:?} then {told:?}");
+        assert_eq!(news.endpoint.is_some(), news.phase == 1);
+        assert!(!news.sessions.is_empty(), "nobody hears it");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    /// I3, I5, I7 and the counts hold after every step, and in the end everything live is placed.
+    #[test]
+    fn i03_i05_i07_hold_through_any_walk(walk in prop::collection::vec(steps(), 1..120)) {
+        let mut now = Instant::now();
+        let mut shard = shard();
+        let mut flying: Vec<(CallKey, Epoch)> = Vec::new();
+        let mut watcher = Watcher::default();
+        let mut highest = term(1);
+        for step in walk {
+            match step {
+                Step::Join(c, s) => { let _refused = join(&mut shard, c, s, now); }
+                Step::Leave(c, s) => { leave(&mut shard, c, s, now); }
+                Step::Place(sfu) => {
+                    if let Next::Reserved { work, epoch, .. } = shard.place_next(&mut On(sfu)) {
+                        prop_assert!(flying.iter().all(|(k, _)| *k != work.key), "one attempt a call");
+                        flying.push((work.key, epoch));
+                    }
+                }
+                Step::Commit(i) if i < flying.len() => {
+                    let (key, epoch) = flying.swap_remove(i);
+                    if let Committed::Placed { news: Some(news), .. } =
+                        shard.commit(key, epoch, Arc::from("https://x"), &LIMITS, now) { watcher.hear(&news); }
+                }
+                Step::Fail(i) if i < flying.len() => {
+                    let (key, epoch) = flying.swap_remove(i);
+                    shard.fail(key, epoch, true, now + Duration::from_millis(500));
+                }
+                Step::Commit(_) | Step::Fail(_) => {}
+                Step::Lose(sfu, in_place) => {
+                    for news in shard.sfu_lost(SfuIdx(sfu), Cause::SfuDead, in_place, now) { watcher.hear(&news); }
+                }
+                Step::Forget(sfu) => {
+                    if let Some((room, epoch, ..)) = shard.rooms_on(SfuIdx(sfu)).into_iter().find(|r| r.4)
+                        && let Some(news) = shard.room_lost(SfuIdx(sfu), &room, epoch, now) { watcher.hear(&news); }
+                }
+                Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), 2, now); }
+                Step::Term(revision) => {
+                    highest = highest.max(term(revision));
+                    shard.set_terms(HashMap::from([(slot(), highest)]));
+                }
+                Step::Advance(ms) => {
+                    now += Duration::from_millis(ms);
+                    shard.tick(now, 100, &mut Vec::new());
+                }
+            }
+            prop_assert_eq!(invariants::of_shard(&shard), None);
+        }
+        // Quiescence: every attempt ends, time passes, and nothing live is left without a place.
+        for (key, epoch) in flying { shard.fail(key, epoch, true, now); }
+        now += Duration::from_secs(60);
+        shard.tick(now, 100, &mut Vec::new());
+        shard.unblock(&Blocker::NoCandidate(None), 100, now);
+        while place(&mut shard, 0, now).is_some() {}
+        prop_assert_eq!(shard.counts().awaiting, 0, "I5: nothing is forgotten");
+        prop_assert_eq!(invariants::of_shard(&shard), None);
+        // I6's half of the shard: when everyone has left and the grace is over, nothing is held.
+        for (c, s) in (0..4).flat_map(|c| (0..5).map(move |s| (c, s))) { leave(&mut shard, c, s, now); }
+        shard.tick(now + LIMITS.empty_grace, 100, &mut Vec::new());
+        prop_assert_eq!(shard.counts(), ShardCounts::default());
+        prop_assert!((0..3).all(|s| shard.rooms_on(SfuIdx(s)).is_empty()));
+    }
+
+    /// A slot that is lost takes its calls along and nothing else.
+    #[test]
+    fn a_lost_slot_forgets_its_calls(calls in 0u8..3) {
+        let now = Instant::now();
+        let mut shard = shard();
+        for c in 0..calls { join(&mut shard, c, 0, now).expect("three fit"); }
+        prop_assert_eq!(shard.set_terms(HashMap::new()), usize::from(calls));
+        prop_assert_eq!(shard.counts(), ShardCounts::default());
+        prop_assert_eq!(invariants::of_shard(&shard), None);
+    }
+}
