@@ -20,12 +20,17 @@
 //! 2. **Incarnation.** Every answer names the SFU's `boot_id`; a mutation may name the one it
 //!    expects, and another incarnation refuses it with [`ErrorCode::Restarted`].
 //! 3. **Idempotence.** The same `op_id` gets the same answer; ending an absent room is a success.
+//!    Only successes are remembered, by an incarnation, for as long as a retry may take. Rules 1 and
+//!    2 come first: a deposed owner that repeats itself is told `fenced`.
+//!
+//! A slot's *holder* is the syncer that showed its highest term; digests and `?owner=` go by it.
 
 mod error;
 mod fence;
 mod ids;
 mod openapi;
 mod rooms;
+mod validate;
 
 pub use self::error::{ErrorAnswer, ErrorCode};
 pub use self::fence::{Epoch, Fence, OwnerTerm, SLOTS, Slot};
@@ -38,3 +43,4 @@ pub use self::rooms::{
     Digest, DigestAnswer, EndRoom, Ended, EnsureRoom, Health, Load, ROOM_PAGE_MAX, RoomEnded, RoomPage, RoomReady,
     RoomRef, RoomState, SlotTerm, room_set_hash,
 };
+pub use self::validate::{REQUEST_BODY_BYTES_MAX, ValidationError, room_set_hash_text};
