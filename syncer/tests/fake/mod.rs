@@ -1,0 +1,385 @@
+//! A fleet of SFUs in memory, behind the driver trait, on tokio's (paused) clock.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use rate_limit::Levers;
+use sfu_api::{
+    BootId, CallId, CallKind, Differences, DigestAnswer, Epoch, GatewayId, GuildId, Load, OwnerTerm, RegionId, RoomId,
+    RoomState, SessionId, SfuId, Slot, SyncerId,
+};
+use syncer::drivers::{
+    Capabilities, Credential, CredentialRequest, DigestOutcome, DigestSpec, DriverError, DriverKind, EndSpec, Ended,
+    ErrorKind, ListedRoom, Probe, RoomList, RoomReady, RoomSpec, SfuDriver, SfuSpec,
+};
+use syncer::engine::{Announcement, Announcer, Engine, EngineStatus, Join, Leave};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How an SFU behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// As it should.
+    Well,
+    /// Refuses connections.
+    Refuses,
+    /// Never answers.
+    Hangs,
+    /// Makes the room and loses the answer.
+    LosesAnswers,
+    /// Answers 503.
+    Overloaded,
+    /// The driver panics.
+    Panics,
+}
+
+#[derive(Debug)]
+pub struct Room {
+    pub epoch: Epoch,
+    pub slot: Slot,
+    pub guild: GuildId,
+    pub participants: u32,
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub mode: Mode,
+    pub boot: u32,
+    pub rooms: BTreeMap<RoomId, Room>,
+    /// When rooms were made here.
+    pub made: Vec<Instant>,
+    pub asked: u64,
+}
+
+/// The SFUs, by id.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    nodes: Mutex<HashMap<SfuId, Node>>,
+}
+
+impl Fleet {
+    pub fn with<R>(&self, id: &str, f: impl FnOnce(&mut Node) -> R) -> R {
+        f(self.nodes.lock().get_mut(id).expect("a known SFU"))
+    }
+
+    pub fn each(&self, mut f: impl FnMut(&SfuId, &mut Node)) {
+        self.nodes.lock().iter_mut().for_each(|(id, n)| f(id, n));
+    }
+
+    /// Back with a new incarnation and no rooms.
+    pub fn restart(&self, id: &str) {
+        self.with(id, |n| {
+            n.mode = Mode::Well;
+            n.boot += 1;
+            n.rooms.clear();
+        });
+    }
+
+    /// When rooms were made anywhere, in order.
+    pub fn made(&self) -> Vec<Instant> {
+        let mut all: Vec<Instant> = self.nodes.lock().values().flat_map(|n| n.made.iter().copied()).collect();
+        all.sort();
+        all
+    }
+}
+
+/// Most tokens that any window of `made` took beyond `burst + rate × window`.
+pub fn overdrawn(made: &[Instant], rate: f64, burst: f64) -> usize {
+    let mut debt = 0.0_f64;
+    let mut last: Option<Instant> = None;
+    let mut count = 0;
+    for at in made {
+        debt = last.map_or(0.0, |l| (debt - (*at - l).as_secs_f64() * rate).max(0.0)) + 1.0;
+        last = Some(*at);
+        count += usize::from(debt > burst + 1e-6);
+    }
+    count
+}
+
+#[derive(Debug)]
+struct FakeSfu {
+    id: SfuId,
+    fleet: Arc<Fleet>,
+}
+
+impl FakeSfu {
+    /// One exchange: the answer after a round trip, or the failure that the mode asks for.
+    fn exchange<'a, R: Send + 'a>(
+        &'a self,
+        fresh: bool,
+        deadline: Instant,
+        serve: impl FnOnce(&mut Node) -> Result<R, DriverError> + Send + 'a,
+    ) -> BoxFuture<'a, Result<R, DriverError>> {
+        async move {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let mode = self.fleet.with(self.id.as_str(), |n| {
+                n.asked += 1;
+                n.mode
+            });
+            match mode {
+                Mode::Well => self.fleet.with(self.id.as_str(), serve),
+                Mode::Refuses => Err(DriverError::new(ErrorKind::Refused, "connection refused").with_fresh(fresh)),
+                Mode::Hangs => {
+                    tokio::time::sleep_until(deadline).await;
+                    Err(DriverError::new(ErrorKind::TimedOutAfterSend, "no answer"))
+                }
+                Mode::LosesAnswers => {
+                    self.fleet.with(self.id.as_str(), serve)?;
+                    Err(DriverError::new(ErrorKind::Reset, "closed before the answer"))
+                }
+                Mode::Overloaded => {
+                    Err(DriverError::new(ErrorKind::Overloaded, "503").with_retry_after(Some(Duration::from_secs(1))))
+                }
+                Mode::Panics => panic!("a driver with a bug"),
+            }
+        }
+        .boxed()
+    }
+}
+
+fn boot(n: &Node) -> BootId {
+    BootId::new(format!("boot-{}", n.boot)).expect("valid")
+}
+
+fn load(n: &Node) -> Load {
+    Load {
+        calls: u32::try_from(n.rooms.len()).expect("few"),
+        participants: n.rooms.values().map(|r| r.participants).sum(),
+        capacity: 10_000,
+        sampled_at: n.asked,
+    }
+}
+
+impl SfuDriver for FakeSfu {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { fences: true, digests: true, load_in_answers: true, credential_per_session: true }
+    }
+
+    fn room_name(&self, guild: &GuildId, call: &CallId, _: Slot, _: Epoch) -> RoomId {
+        RoomId::new(format!("{guild}~{call}")).expect("valid")
+    }
+
+    fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>> {
+        self.exchange(fresh, deadline, |n| Ok(Probe { boot_id: Some(boot(n)), accepting: true, load: Some(load(n)) }))
+    }
+
+    fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
+        let endpoint: Arc<str> = format!("https://{}/media/{}", self.id, spec.room).into();
+        self.exchange(false, deadline, move |n| {
+            if let Some(room) = n.rooms.get(&spec.room).filter(|r| r.epoch > spec.epoch) {
+                return Err(DriverError::new(ErrorKind::Fenced, "").with_fence(None, Some(room.epoch)));
+            }
+            let room = Room { epoch: spec.epoch, slot: spec.slot, guild: spec.guild.clone(), participants: 0 };
+            let created = n.rooms.insert(spec.room.clone(), room).is_none();
+            n.made.push(Instant::now());
+            Ok(RoomReady { endpoint, boot_id: Some(boot(n)), load: Some(load(n)), created })
+        })
+    }
+
+    fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>> {
+        self.exchange(false, deadline, move |n| match n.rooms.get(&end.room) {
+            None => Ok(Ended::WasAbsent),
+            Some(room) if room.epoch > end.epoch => Err(DriverError::new(ErrorKind::Fenced, "")),
+            Some(room) if room.participants > 0 && !force => Ok(Ended::Occupied),
+            Some(_) => {
+                n.rooms.remove(&end.room);
+                Ok(Ended::Destroyed)
+            }
+        })
+    }
+
+    fn list_rooms(&self, deadline: Instant) -> BoxFuture<'_, Result<RoomList, DriverError>> {
+        self.exchange(false, deadline, |n| {
+            let rooms = n.rooms.iter().map(|(room, r)| ListedRoom {
+                room: room.clone(),
+                slot: Some(r.slot),
+                epoch: Some(r.epoch),
+                guild: None,
+                call: None,
+                participants: r.participants,
+            });
+            Ok(RoomList { rooms: rooms.collect(), boot_id: Some(boot(n)), load: Some(load(n)) })
+        })
+    }
+
+    fn digest(&self, digest: DigestSpec, deadline: Instant) -> BoxFuture<'_, Result<DigestOutcome, DriverError>> {
+        self.exchange(false, deadline, move |n| {
+            let hash = sfu_api::room_set_hash(n.rooms.iter().map(|(id, r)| (id, r.epoch)));
+            let named =
+                digest.named.map(|named| named.into_iter().map(|r| (r.room, r.epoch)).collect::<HashMap<_, _>>());
+            let differences = named.map(|named| Differences {
+                missing: named.keys().filter(|id| !n.rooms.contains_key(*id)).cloned().collect(),
+                surplus: n
+                    .rooms
+                    .iter()
+                    .filter(|(id, _)| !named.contains_key(*id))
+                    .map(|(id, r)| state(id, r))
+                    .collect(),
+            });
+            Ok(DigestOutcome::Answer(DigestAnswer {
+                matches: hash == digest.hash && digest.rooms as usize == n.rooms.len(),
+                differences,
+                boot_id: boot(n),
+                load: load(n),
+            }))
+        })
+    }
+
+    fn participants(&self, room: RoomId, deadline: Instant) -> BoxFuture<'_, Result<Option<u32>, DriverError>> {
+        self.exchange(false, deadline, move |n| Ok(n.rooms.get(&room).map(|r| r.participants)))
+    }
+
+    fn set_draining(&self, _: bool, deadline: Instant) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.exchange(false, deadline, |_| Ok(()))
+    }
+
+    fn credential(&self, request: &CredentialRequest<'_>) -> Result<Credential, DriverError> {
+        Ok(Credential::new(format!("{}@{}", request.session, request.room)))
+    }
+}
+
+fn state(id: &RoomId, r: &Room) -> RoomState {
+    RoomState {
+        room: id.clone(),
+        slot: r.slot,
+        epoch: r.epoch,
+        syncer: SyncerId::new("s").expect("valid"),
+        guild: r.guild.clone(),
+        participants: r.participants,
+    }
+}
+
+/// Hears every announcement and checks what every watcher relies on.
+#[derive(Debug, Default)]
+pub struct Ear {
+    heard: Mutex<HashMap<CallId, Vec<(Epoch, u8, Option<Arc<str>>)>>>,
+}
+
+impl Ear {
+    /// What was said of a call, in order.
+    pub fn of(&self, call: &CallId) -> Vec<(Epoch, u8, Option<Arc<str>>)> {
+        self.heard.lock().get(call).cloned().unwrap_or_default()
+    }
+
+    /// Nulls and endpoints heard in all.
+    pub fn totals(&self) -> (usize, usize) {
+        let heard = self.heard.lock();
+        let all: Vec<u8> = heard.values().flatten().map(|(_, phase, _)| *phase).collect();
+        (all.iter().filter(|p| **p == 2).count(), all.iter().filter(|p| **p == 1).count())
+    }
+}
+
+impl Announcer for Ear {
+    fn announce(&self, a: &Announcement) {
+        let mut heard = self.heard.lock();
+        let of = heard.entry(a.call.clone()).or_default();
+        if let Some((epoch, phase, _)) = of.last() {
+            assert!((*epoch, *phase) < (a.epoch, a.phase), "I7: what a watcher hears grows");
+        }
+        of.push((a.epoch, a.phase, a.endpoint.clone()));
+    }
+}
+
+/// An engine on a fake fleet.
+pub struct World {
+    pub fleet: Arc<Fleet>,
+    pub ear: Arc<Ear>,
+    pub engine: Engine,
+    pub stop: CancellationToken,
+}
+
+impl World {
+    /// An engine that owns every slot, and `sfus` SFUs in `regions` regions.
+    pub fn new(sfus: usize, regions: usize) -> Self {
+        let (fleet, ear, stop) = (Arc::new(Fleet::default()), Arc::new(Ear::default()), CancellationToken::new());
+        let specs: Vec<SfuSpec> = (0..sfus).map(|i| spec(i, i % regions)).collect();
+        for spec in &specs {
+            let node = Node { mode: Mode::Well, boot: 1, rooms: BTreeMap::new(), made: Vec::new(), asked: 0 };
+            fleet.nodes.lock().insert(spec.id.clone(), node);
+        }
+        let of = fleet.clone();
+        let engine = Engine::start(
+            SyncerId::new("s").expect("valid"),
+            Levers::new(),
+            ear.clone(),
+            Arc::new(move |spec: &SfuSpec| Ok(Arc::new(FakeSfu { id: spec.id.clone(), fleet: of.clone() }) as Arc<_>)),
+            7,
+            stop.clone(),
+        );
+        let now = Instant::now();
+        engine.set_catalogue(specs, now);
+        let term = OwnerTerm { generation: 1, revision: 1 };
+        engine.set_owned(&(0..4096).filter_map(Slot::new).map(|s| (s, term)).collect::<Vec<_>>(), now);
+        Self { fleet, ear, engine, stop }
+    }
+
+    pub fn set(&self, lever: &str, value: &serde_json::Value) {
+        self.engine.levers().set(lever, value, "test", None, 0).expect("a valid lever");
+    }
+
+    pub fn join(&self, call: usize, session: usize) {
+        self.engine.join(join(call, session), Instant::now()).expect("joins");
+    }
+
+    pub fn leave(&self, call: usize, session: usize) {
+        let Join { guild, call, session, gateway, .. } = join(call, session);
+        self.engine.leave(&Leave { guild, call, session, gateway, seq: None }, Instant::now()).expect("owned");
+    }
+
+    /// Waits on the paused clock until `until` holds; fails after `limit`.
+    pub async fn wait(&self, what: &str, limit: Duration, until: impl Fn(&EngineStatus) -> bool) -> Duration {
+        let start = Instant::now();
+        loop {
+            let status = self.engine.status();
+            assert_eq!(status.invariant_violations, 0);
+            if until(&status) {
+                return Instant::now() - start;
+            }
+            assert!(Instant::now() - start < limit, "{what} did not come within {limit:?}: {status:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Which SFU a call is on.
+    pub fn sfu_of(&self, call: usize) -> Option<SfuId> {
+        let join = join(call, 0);
+        self.engine.call(&join.guild, &join.call)?.sfu
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+pub fn call_id(call: usize) -> CallId {
+    CallId::new(format!("c{call}")).expect("valid")
+}
+
+fn join(call: usize, session: usize) -> Join {
+    Join {
+        guild: GuildId::new(format!("g{}", call / 4)).expect("valid"),
+        call: call_id(call),
+        session: SessionId::new(format!("s{session}")).expect("valid"),
+        gateway: GatewayId::new("gw").expect("valid"),
+        seq: None,
+        kind: CallKind::Voice,
+        region: None,
+    }
+}
+
+fn spec(i: usize, region: usize) -> SfuSpec {
+    SfuSpec {
+        id: SfuId::new(format!("sfu-{i}")).expect("valid"),
+        url: format!("https://127.0.0.{i}:7443"),
+        region: RegionId::new(format!("r{region}")).expect("valid"),
+        driver: DriverKind::Native,
+        capacity: 10_000,
+        janus: None,
+    }
+}
