@@ -138,6 +138,9 @@ impl Attempt {
         if error.kind() == ErrorKind::Fenced {
             ctx.fenced_by(self.work.slot, self.work.term, error.highest_term(), error.highest_epoch());
         }
+        if let Some(after) = error.retry_after() {
+            sfu.hold_until(now + after);
+        }
         let wait = ctx.with_rng(|rng| {
             let jitter = BACKOFF.full_jitter(self.work.attempts, rng);
             error.retry_after().map_or(jitter, |after| after + jitter)

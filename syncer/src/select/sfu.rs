@@ -40,6 +40,8 @@ pub struct Sfu {
     cordoned: AtomicBool,
     accepting: AtomicBool,
     load: Mutex<Option<Load>>,
+    /// It asked not to be bothered before then.
+    held_until: Mutex<Option<Instant>>,
     /// Reservations since the last load report.
     reserved: AtomicU32,
 }
@@ -53,6 +55,8 @@ pub enum Excluded {
     Cordoned,
     /// It takes no new rooms.
     NotAccepting,
+    /// It asked for patience (`Retry-After`).
+    Held,
     /// It carries all that it can.
     Full,
     /// Its window is full.
@@ -69,6 +73,7 @@ impl fmt::Display for Excluded {
             Self::Verdict(v) => write!(f, "it is {}", v.name()),
             Self::Cordoned => f.write_str("it is cordoned"),
             Self::NotAccepting => f.write_str("it takes no new rooms"),
+            Self::Held => f.write_str("it asked to be left alone for now"),
             Self::Full => f.write_str("it is full"),
             Self::Window => f.write_str("its window of operations in flight is full"),
             Self::SfuBucket => f.write_str("its bucket of creations is empty"),
@@ -101,6 +106,7 @@ impl Sfu {
             cordoned: AtomicBool::new(false),
             accepting: AtomicBool::new(true),
             load: Mutex::new(None),
+            held_until: Mutex::new(None),
             reserved: AtomicU32::new(0),
             spec,
         }
@@ -147,6 +153,12 @@ impl Sfu {
         self.accepting.store(accepting, Ordering::Relaxed);
     }
 
+    /// It asked to be left alone until then: one answer speaks for every call that would come.
+    pub fn hold_until(&self, until: Instant) {
+        let mut held = self.held_until.lock();
+        *held = (*held).max(Some(until));
+    }
+
     /// The last load report.
     #[must_use]
     pub fn load(&self) -> Option<Load> {
@@ -188,6 +200,8 @@ impl Sfu {
             Err(Excluded::Cordoned)
         } else if !self.is_accepting() {
             Err(Excluded::NotAccepting)
+        } else if self.held_until.lock().is_some_and(|until| now < until) {
+            Err(Excluded::Held)
         } else if score >= 1.0 {
             Err(Excluded::Full)
         } else if self.window.in_flight() >= self.window.limit() {
