@@ -1,13 +1,17 @@
 //! Request and response bodies.
 
 use std::fmt;
+use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::error::{BoxError, Error, Kind, Sent, Stage};
 
@@ -89,14 +93,48 @@ impl HttpBody for Body {
 }
 
 /// A response body that holds its connection until it ends or is dropped.
+///
+/// Reading it is bounded by the request's deadline, unless [`ResponseBody::idle_limited`] says otherwise.
 #[derive(Debug)]
 pub struct ResponseBody {
-    inner: hyper::body::Incoming,
+    inner: Incoming,
+    lease: Option<Hold>,
+    limit: TimeLimit,
+    /// Set up when the first frame does not come at once; most bodies are there with their head.
+    sleep: Option<Pin<Box<Sleep>>>,
+    reused: bool,
+}
+
+/// What a body gives back when it is over; dropping it is what counts.
+pub(crate) type Hold = Box<dyn Held>;
+
+/// Something that is held by being alive.
+pub(crate) trait Held: fmt::Debug + Send + Sync {}
+
+#[derive(Debug, Clone, Copy)]
+enum TimeLimit {
+    Deadline(Instant),
+    Idle(Duration),
 }
 
 // === impl ResponseBody ===
 
 impl ResponseBody {
+    pub(crate) fn new(inner: Incoming, lease: Hold, deadline: Instant, reused: bool) -> Self {
+        let mut body = Self { inner, lease: Some(lease), limit: TimeLimit::Deadline(deadline), sleep: None, reused };
+        body.release_if_over();
+        body
+    }
+
+    /// Replaces the request's deadline by a limit on silence: the body may last for ever as long as the
+    /// next frame comes within `idle_max`. For event streams.
+    #[must_use]
+    pub fn idle_limited(mut self, idle_max: Duration) -> Self {
+        self.limit = TimeLimit::Idle(idle_max);
+        self.sleep = None;
+        self
+    }
+
     /// Reads the whole body, at most `limit` bytes.
     ///
     /// # Errors
@@ -107,8 +145,51 @@ impl ResponseBody {
     /// # Cancel safety
     ///
     /// Dropping the future drops the body; an HTTP/1.1 connection in the middle of it is closed.
-    pub async fn bytes(self, _limit: usize) -> Result<Bytes, Error> {
-        Err(Error::new(Kind::Aborted, Stage::Response))
+    pub async fn bytes(mut self, limit: usize) -> Result<Bytes, Error> {
+        if self.size_hint().lower() > limit as u64 {
+            return Err(self.error(Kind::TooLarge));
+        }
+        let mut first = Bytes::new();
+        let mut rest = BytesMut::new();
+        while let Some(frame) = self.frame().await {
+            let Ok(data) = frame?.into_data() else { continue };
+            if data.len() > limit - first.len() - rest.len() {
+                return Err(self.error(Kind::TooLarge));
+            }
+            if first.is_empty() {
+                first = data; // Most bodies are one frame and are not copied.
+            } else {
+                rest.extend_from_slice(&data);
+            }
+        }
+        if rest.is_empty() {
+            return Ok(first);
+        }
+        let mut whole = BytesMut::with_capacity(first.len() + rest.len());
+        whole.extend_from_slice(&first);
+        whole.extend_from_slice(&rest);
+        Ok(whole.freeze())
+    }
+
+    fn error(&self, kind: Kind) -> Error {
+        Error::new(kind, Stage::Response).with_sent(Sent::Maybe).with_reused(self.reused)
+    }
+
+    fn release_if_over(&mut self) {
+        if self.inner.is_end_stream() {
+            self.lease = None;
+        }
+    }
+
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        let sleep = self.sleep.get_or_insert_with(|| {
+            Box::pin(match limit {
+                TimeLimit::Deadline(deadline) => sleep_until(deadline),
+                TimeLimit::Idle(idle_max) => tokio::time::sleep(idle_max),
+            })
+        });
+        sleep.as_mut().poll(cx)
     }
 }
 
@@ -117,8 +198,38 @@ impl HttpBody for ResponseBody {
     type Error = Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        Pin::new(&mut self.get_mut().inner)
-            .poll_frame(cx)
-            .map_err(|error| Error::exchange(Stage::Response, Sent::Maybe, error))
+        let this = self.get_mut();
+        match Pin::new(&mut this.inner).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                if matches!(this.limit, TimeLimit::Idle(_)) {
+                    this.sleep = None;
+                }
+                this.release_if_over();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.lease = None;
+                let error = Error::exchange(Stage::Response, Sent::Maybe, error).with_reused(this.reused);
+                Poll::Ready(Some(Err(error)))
+            }
+            Poll::Ready(None) => {
+                this.lease = None;
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                if this.lease.is_some() && this.poll_late(cx).is_ready() {
+                    return Poll::Ready(Some(Err(this.error(Kind::Timeout))));
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
     }
 }

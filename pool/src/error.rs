@@ -145,7 +145,9 @@ impl Error {
 
     /// Classifies an error that hyper reported for a request or a body.
     pub(crate) fn exchange(stage: Stage, sent: Sent, source: hyper::Error) -> Self {
-        let kind = if source.is_incomplete_message() {
+        let kind = if source.is_user() {
+            Kind::Body
+        } else if source.is_incomplete_message() {
             Kind::Incomplete
         } else if source.is_timeout() {
             Kind::Timeout
@@ -283,21 +285,29 @@ impl Error {
     /// The name of the cause in logs and metric labels.
     #[must_use]
     pub fn cause(&self) -> &'static str {
-        match self.inner.kind {
-            Kind::Timeout => "timeout",
-            Kind::Refused => "refused",
-            Kind::Reset => "reset",
-            Kind::Tls => "tls",
-            Kind::Dns => "dns",
-            Kind::Io => "io",
-            Kind::Protocol => "protocol",
-            Kind::Incomplete => "incomplete",
-            Kind::TooLarge => "too_large",
-            Kind::Saturated => "saturated",
-            Kind::Draining => "draining",
-            Kind::Aborted => "aborted",
-            Kind::Body => "body",
-            Kind::Config => "config",
+        self.inner.kind.as_str()
+    }
+}
+
+// === impl Kind ===
+
+impl Kind {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Tls => "tls",
+            Self::Dns => "dns",
+            Self::Io => "io",
+            Self::Protocol => "protocol",
+            Self::Incomplete => "incomplete",
+            Self::TooLarge => "too_large",
+            Self::Saturated => "saturated",
+            Self::Draining => "draining",
+            Self::Aborted => "aborted",
+            Self::Body => "body",
+            Self::Config => "config",
         }
     }
 }

@@ -1,19 +1,47 @@
 //! A lane: an isolation class of the pool.
+//!
+//! Lanes share nothing: each has its own partitions, TLS sessions, budgets and tasks. A storm in one
+//! cannot slow another. Within a lane, rendezvous hashing maps each origin to one partition.
 
+use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::thread::available_parallelism;
+use std::time::Duration;
 
+use rustc_hash::FxBuildHasher;
 use rustls::ClientConfig;
-use tokio::time::Instant;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, timeout, timeout_at};
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceExt};
 
-use crate::error::Error;
+use crate::conn::ConnSettings;
+use crate::dial::Dialer;
+use crate::dial::connect::{Connected, Connector, TcpConnector};
+use crate::dial::gate::HandshakeGate;
+use crate::error::{BoxError, Error};
 use crate::limits::LaneLimits;
+use crate::metrics::Metrics;
 use crate::origin::Origin;
+use crate::partition::{Partition, PartitionSnapshot, Spawner};
 use crate::service::OriginHandle;
+use crate::tls;
 
-/// An isolation class. Cheap to clone.
+/// How long a drain waits, after it cut the connections at its deadline, for their tasks to notice.
+const ABORT_WAIT: Duration = Duration::from_secs(1);
+
+/// An isolation class. Cheap to clone; the last handle to go closes its connections.
 #[derive(Debug, Clone)]
 pub struct Lane {
+    inner: Arc<LaneInner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct LaneInner {
     name: Arc<str>,
+    partitions: Box<[Arc<Partition>]>,
+    spawner: Spawner,
+    metrics: Metrics,
 }
 
 /// Builds a [`Lane`].
@@ -22,23 +50,31 @@ pub struct LaneBuilder {
     name: Arc<str>,
     tls: Option<Arc<ClientConfig>>,
     limits: LaneLimits,
+    connector: Connector,
+    metrics: Metrics,
 }
 
-/// What a lane holds at one moment.
+/// What a lane holds at one moment: the sum over its partitions.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LaneSnapshot {
     /// Origins with state.
     pub origins: usize,
     /// Callers waiting.
     pub waiters: usize,
+    /// Origins in line for a dial slot.
+    pub dial_queue: usize,
     /// Dials in flight.
     pub dialling: usize,
     /// Open connections.
     pub live: usize,
     /// Open connections without a request.
     pub idle: usize,
+    /// Requests on connections.
+    pub in_use: usize,
     /// Permits that are neither a live connection nor a dial; must be 0.
     pub permits_off: i64,
+    /// The same numbers per partition.
+    pub partitions: Vec<PartitionSnapshot>,
 }
 
 /// What a drain found.
@@ -46,35 +82,65 @@ pub struct LaneSnapshot {
 pub struct DrainReport {
     /// Waiting callers that were told to go elsewhere.
     pub waiters_refused: usize,
-    /// Connections still in use at the deadline and cut.
+    /// Connections and dials still there at the deadline, and cut.
     pub connections_aborted: usize,
 }
 
+// === impl Lane ===
+
 impl Lane {
-    /// Starts building a lane.
+    /// Starts building a lane. The name is its label in metrics.
     pub fn builder(name: impl Into<Arc<str>>) -> LaneBuilder {
-        LaneBuilder { name: name.into(), tls: None, limits: LaneLimits::default() }
+        LaneBuilder {
+            name: name.into(),
+            tls: None,
+            limits: LaneLimits::default(),
+            connector: BoxCloneSyncService::new(TcpConnector),
+            metrics: Metrics::default(),
+        }
     }
 
     /// The lane's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        &self.inner.name
     }
 
-    /// The handle of an origin.
+    /// The lane's metrics, to be registered.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// The handle of an origin. Keep it: this looks the origin up, the handle does not.
     #[must_use]
     pub fn origin(&self, origin: &Origin) -> OriginHandle {
-        OriginHandle::stub(origin.clone())
+        let cell = self.inner.partition(origin).cell(origin);
+        OriginHandle::new(cell, self.clone())
     }
 
-    /// Closes what is open to an origin and forgets it.
-    pub fn forget(&self, _origin: &Origin) {}
+    /// Closes what is open to an origin and forgets it. Requests under way finish; new ones on old
+    /// handles are refused.
+    pub fn forget(&self, origin: &Origin) {
+        self.inner.partition(origin).forget(origin);
+    }
 
-    /// What the lane holds now.
+    /// What the lane holds now. Walks all origins.
     #[must_use]
     pub fn snapshot(&self) -> LaneSnapshot {
-        LaneSnapshot::default()
+        let partitions = self.inner.partition_snapshots();
+        let mut sum = LaneSnapshot::default();
+        for part in &partitions {
+            sum.origins += part.origins;
+            sum.waiters += part.waiters;
+            sum.dial_queue += part.dial_queue;
+            sum.dialling += part.dialling;
+            sum.live += part.live;
+            sum.idle += part.idle;
+            sum.in_use += part.in_use;
+            sum.permits_off += part.permits_off;
+        }
+        LaneSnapshot { partitions, ..sum }
     }
 
     /// Ends the lane: refuses new requests, answers waiters, closes idle connections, waits for those in
@@ -83,13 +149,60 @@ impl Lane {
     /// # Cancel safety
     ///
     /// A dropped drain leaves the lane closed for new requests; calling it again goes on.
-    pub async fn drain(&self, _deadline: Instant) -> DrainReport {
-        DrainReport::default()
+    pub async fn drain(&self, deadline: Instant) -> DrainReport {
+        let waiters_refused = self.inner.partitions.iter().map(|partition| partition.begin_drain()).sum();
+        let mut connections_aborted = 0;
+        if timeout_at(deadline, self.inner.spawner.connections_ended()).await.is_err() {
+            connections_aborted = self.inner.partitions.iter().map(|partition| partition.connections()).sum();
+            tracing::warn!(lane = %self.inner.name, connections_aborted, "drain deadline passed");
+            self.inner.spawner.cancel();
+            let _late = timeout(ABORT_WAIT, self.inner.spawner.connections_ended()).await;
+        }
+        DrainReport { waiters_refused, connections_aborted }
     }
 }
 
+// === impl LaneInner ===
+
+impl LaneInner {
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    pub(crate) fn partition_snapshots(&self) -> Vec<PartitionSnapshot> {
+        self.partitions.iter().map(|partition| partition.snapshot()).collect()
+    }
+
+    fn partition(&self, origin: &Origin) -> &Arc<Partition> {
+        &self.partitions[rendezvous(FxBuildHasher.hash_one(origin), self.partitions.len())]
+    }
+}
+
+impl Drop for LaneInner {
+    fn drop(&mut self) {
+        self.spawner.cancel();
+        self.partitions.iter().for_each(|partition| partition.shut_down());
+    }
+}
+
+/// Highest weight wins: when the number of partitions changes, only the origins that must move do.
+fn rendezvous(key: u64, partitions: usize) -> usize {
+    let weight = |partition: &usize| {
+        let mut hasher = FxBuildHasher.build_hasher();
+        hasher.write_u64(key);
+        hasher.write_usize(*partition);
+        // The multiply-rotate hash is weak in its low bits; one finishing round evens it out.
+        let hash = hasher.finish();
+        (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    };
+    (0..partitions).max_by_key(weight).unwrap_or(0)
+}
+
+// === impl LaneBuilder ===
+
 impl LaneBuilder {
-    /// TLS settings; without them only `http://` origins can be reached.
+    /// TLS settings; without them only `http://` origins can be reached. The lane replaces the session
+    /// store by one of its own.
     #[must_use]
     pub fn tls(mut self, config: Arc<ClientConfig>) -> Self {
         self.tls = Some(config);
@@ -103,6 +216,25 @@ impl LaneBuilder {
         self
     }
 
+    /// Metrics shared with other lanes; the lane makes its own otherwise.
+    #[must_use]
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
+    /// How byte streams are made, instead of TCP: duplex pipes in tests, a simulated network.
+    #[must_use]
+    pub fn connector<S>(mut self, connector: S) -> Self
+    where
+        S: Service<Origin, Response = Connected> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send + 'static,
+    {
+        self.connector = BoxCloneSyncService::new(connector.map_err(Into::into));
+        self
+    }
+
     /// Starts the lane on the current tokio runtime.
     ///
     /// # Errors
@@ -110,6 +242,38 @@ impl LaneBuilder {
     /// When the limits contradict each other or no runtime is running.
     pub fn build(self) -> Result<Lane, Error> {
         self.limits.validate()?;
-        Ok(Lane { name: self.name })
+        let handle = Handle::try_current().map_err(Error::config)?;
+        let limits = self.limits;
+        let spawner = Spawner::new(handle);
+        let dialer = Arc::new(Dialer {
+            connector: self.connector,
+            tls: self.tls.map(|config| tls::with_own_sessions(&config, limits.origins_max)),
+            gate: HandshakeGate::new(available_parallelism().map_or(1, usize::from)),
+            settings: ConnSettings { ping_interval: limits.ping_interval, ping_timeout: limits.ping_timeout },
+        });
+        let partitions = (0..limits.partitions)
+            .map(|n| {
+                let metrics = self.metrics.partition(&self.name, n);
+                Partition::new(&limits, Arc::clone(&dialer), spawner.clone(), metrics)
+            })
+            .collect();
+        let inner = Arc::new(LaneInner { name: self.name, partitions, spawner, metrics: self.metrics });
+        inner.metrics.attach(Arc::downgrade(&inner));
+        Ok(Lane { inner })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_spread_evenly_over_partitions() {
+        let mut counts = [0_u32; 8];
+        for n in 0..8_000 {
+            let origin = Origin::parse(&format!("https://127.1.{}.{}:7443", n / 250, n % 250)).expect("valid");
+            counts[rendezvous(FxBuildHasher.hash_one(&origin), 8)] += 1;
+        }
+        assert!(counts.iter().all(|count| (800..1_200).contains(count)), "{counts:?}");
     }
 }

@@ -2,94 +2,198 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use tokio::time::Instant;
 
-use crate::body::{Body, ResponseBody};
+use crate::body::{Body, Held, ResponseBody};
 use crate::cell::BreakerState;
-use crate::error::{Error, Kind, Stage};
+use crate::conn::{Lease, exchange};
+use crate::error::Error;
+use crate::lane::Lane;
 use crate::origin::Origin;
+use crate::partition::Cell;
+
+/// How often a request that hyper handed back unsent is tried on another connection. Each time a
+/// connection was closed in the instant it was picked; three in a row are no accident.
+const REPLAYS_MAX: u32 = 3;
 
 /// A handle to one origin. Cheap to clone; the hot path has no map look-up.
+///
+/// It keeps its lane alive. After [`Lane::forget`] it refuses with [`Error::is_draining`]; ask the lane
+/// for a new one.
 #[derive(Debug, Clone)]
 pub struct OriginHandle {
-    origin: Origin,
+    cell: Arc<Cell>,
+    lane: Lane,
 }
 
 /// A deadline as a request extension, for callers that go through `tower::Service`.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
 
+/// The future of the `tower::Service` implementations.
+pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Error>> + Send>>;
+
+// === impl OriginHandle ===
+
 impl OriginHandle {
-    pub(crate) fn stub(origin: Origin) -> Self {
-        Self { origin }
+    pub(crate) fn new(cell: Arc<Cell>, lane: Lane) -> Self {
+        Self { cell, lane }
     }
 
     /// The origin.
     #[must_use]
     pub fn origin(&self) -> &Origin {
-        &self.origin
+        self.cell.origin()
     }
 
-    /// Sends a request on a pooled connection.
+    /// The lane this handle belongs to.
+    #[must_use]
+    pub fn lane(&self) -> &Lane {
+        &self.lane
+    }
+
+    /// Sends a request on a pooled connection and waits, until `deadline`, for the head of the response.
+    ///
+    /// Only path and query of the request's URI are used; scheme, host and `Host` header come from the
+    /// origin. A request is sent a second time only if it provably never left on a connection that had
+    /// served others before.
     ///
     /// # Errors
     ///
-    /// See [`Error`].
+    /// See [`Error`]: the stage tells how far the request came, [`Error::sent`] whether the server may
+    /// have seen it, [`Error::is_fail_fast`] that somebody else's dial failed.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives back what it held; a dial goes on for others.
-    pub async fn send(&self, _request: Request<Body>, _deadline: Instant) -> Result<Response<ResponseBody>, Error> {
-        Err(Error::new(Kind::Aborted, Stage::Queue))
+    /// Dropping the future leaves the line, resets the HTTP/2 stream or closes the HTTP/1.1 connection it
+    /// was using. A dial made for it goes on for others.
+    pub async fn send(&self, request: Request<Body>, deadline: Instant) -> Result<Response<ResponseBody>, Error> {
+        self.run(request, deadline, false).await
     }
 
-    /// Sends a request on a connection dialled for it, past any back-off.
+    /// Sends a request on a connection that is dialled for it: past any back-off and past the line, but
+    /// through the dial gates. The connection stays in the pool afterwards.
+    ///
+    /// This is the health probe: its errors are fresh evidence, and its success ends a back-off.
     ///
     /// # Errors
     ///
-    /// See [`Error`].
+    /// As [`OriginHandle::send`], but never [`Error::is_fail_fast`].
     ///
     /// # Cancel safety
     ///
     /// As [`OriginHandle::send`].
-    pub async fn fresh(&self, _request: Request<Body>, _deadline: Instant) -> Result<Response<ResponseBody>, Error> {
-        Err(Error::new(Kind::Aborted, Stage::Queue))
+    pub async fn fresh(&self, request: Request<Body>, deadline: Instant) -> Result<Response<ResponseBody>, Error> {
+        self.run(request, deadline, true).await
     }
 
-    /// Dials a connection, past any back-off, and leaves it in the pool.
+    /// Dials a connection, past any back-off, and leaves it in the pool. For probing and warming up.
     ///
     /// # Errors
     ///
-    /// When the dial fails.
+    /// When the dial fails or does not finish by `deadline`.
     ///
     /// # Cancel safety
     ///
-    /// The dial goes on.
-    pub async fn probe_dial(&self, _deadline: Instant) -> Result<(), Error> {
-        Err(Error::new(Kind::Aborted, Stage::Queue))
+    /// The dial goes on and its connection is pooled.
+    pub async fn probe_dial(&self, deadline: Instant) -> Result<(), Error> {
+        let lease = self.cell.acquire(true, deadline).await?;
+        drop(lease);
+        Ok(())
     }
 
-    /// Whether ordinary requests are let through.
+    /// Whether ordinary requests are let through, as of now.
     #[must_use]
     pub fn breaker(&self) -> BreakerState {
-        BreakerState::Closed
+        self.cell.breaker(Instant::now())
+    }
+
+    async fn run(
+        &self,
+        request: Request<Body>,
+        deadline: Instant,
+        fresh: bool,
+    ) -> Result<Response<ResponseBody>, Error> {
+        let metrics = &self.cell.partition().metrics;
+        let result = self.attempt(request, deadline, fresh).await;
+        if let Err(error) = &result {
+            metrics.failed(error);
+        }
+        result
+    }
+
+    async fn attempt(
+        &self,
+        mut request: Request<Body>,
+        deadline: Instant,
+        fresh: bool,
+    ) -> Result<Response<ResponseBody>, Error> {
+        let metrics = &self.cell.partition().metrics;
+        let mut replays = 0;
+        loop {
+            let lease = self.cell.acquire(fresh, deadline).await?;
+            let reused = lease.reused();
+            let began = Instant::now();
+            match exchange(lease, request, self.origin(), deadline).await {
+                Ok((response, lease)) => {
+                    metrics.answered(reused, Instant::now().saturating_duration_since(began));
+                    return Ok(response.map(|body| ResponseBody::new(body, Box::new(lease), deadline, reused)));
+                }
+                Err(failure) => match failure.unsent {
+                    Some(unsent) if reused && replays < REPLAYS_MAX => {
+                        replays += 1;
+                        metrics.replayed.inc();
+                        request = unsent;
+                    }
+                    _ => return Err(failure.error),
+                },
+            }
+        }
     }
 }
 
+impl Held for Lease {}
+
+/// The request's deadline is a [`Deadline`] extension, or the lane's `request_timeout` from now.
 impl tower::Service<Request<Body>> for OriginHandle {
     type Response = Response<ResponseBody>;
     type Error = Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Error>> + Send>>;
+    type Future = ResponseFuture;
 
+    /// Always ready: what bounds the pool is decided per request.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> ResponseFuture {
         let handle = self.clone();
-        Box::pin(async move { handle.send(request, Instant::now()).await })
+        let deadline = request
+            .extensions()
+            .get::<Deadline>()
+            .map_or_else(|| Instant::now() + handle.cell.partition().limits().request_timeout, |deadline| deadline.0);
+        Box::pin(async move { handle.send(request, deadline).await })
+    }
+}
+
+/// The origin is taken from the request's absolute URI.
+impl tower::Service<Request<Body>> for Lane {
+    type Response = Response<ResponseBody>;
+    type Error = Error;
+    type Future = ResponseFuture;
+
+    /// Always ready: what bounds the pool is decided per request.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> ResponseFuture {
+        match Origin::of(request.uri()) {
+            Ok(origin) => self.origin(&origin).call(request),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 }

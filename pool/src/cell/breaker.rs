@@ -1,0 +1,99 @@
+//! Fail fast after a failed dial.
+//!
+//! Without it every caller of a dead host would pay the dial time-out, and its dials would take the
+//! slots of the living. The breaker remembers the last dial error and hands it to everyone until the
+//! back-off is over; then one dial, and only one, finds out.
+
+use std::time::Duration;
+
+use rate_limit::Backoff;
+use tokio::time::Instant;
+
+/// The least part of the back-off's base that is waited. Full jitter may draw zero, and a wait of zero
+/// lets the next caller dial a dead host at once.
+const WAIT_SHARE_MIN: f64 = 0.125;
+
+/// Whether an origin takes ordinary requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    /// The last dial worked, or none was made yet.
+    Closed,
+    /// The last dial failed; requests get its error at once until `until`.
+    Open {
+        /// End of the back-off.
+        until: Instant,
+    },
+    /// The back-off is over: the next request makes one dial that decides.
+    HalfOpen,
+}
+
+#[derive(Debug)]
+pub(crate) struct Breaker<E> {
+    backoff: Backoff,
+    failures: u32,
+    open: Option<(Instant, E)>,
+}
+
+// === impl Breaker ===
+
+impl<E: Clone> Breaker<E> {
+    pub(crate) fn new(backoff: Backoff) -> Self {
+        Self { backoff, failures: 0, open: None }
+    }
+
+    /// A dial worked.
+    pub(crate) fn succeed(&mut self) {
+        self.failures = 0;
+        self.open = None;
+    }
+
+    /// A dial failed; `jitter` is drawn evenly from 0 to 1.
+    pub(crate) fn fail(&mut self, error: E, jitter: f64, now: Instant) {
+        let floor = self.backoff.base.mul_f64(WAIT_SHARE_MIN);
+        let wait = self.backoff.bound(self.failures).mul_f64(jitter.clamp(0.0, 1.0)).max(floor);
+        self.failures = self.failures.saturating_add(1);
+        self.open = Some((now + wait, error));
+    }
+
+    /// Whether ordinary dials must wait; with the error to tell and the time left.
+    pub(crate) fn blocks(&self, now: Instant) -> Option<(&E, Duration)> {
+        let (until, error) = self.open.as_ref()?;
+        (now < *until).then(|| (error, until.saturating_duration_since(now)))
+    }
+
+    /// When the back-off ends, while it lasts.
+    pub(crate) fn until(&self, now: Instant) -> Option<Instant> {
+        self.open.as_ref().map(|(until, _)| *until).filter(|until| now < *until)
+    }
+
+    pub(crate) fn state(&self, now: Instant) -> BreakerState {
+        match &self.open {
+            None => BreakerState::Closed,
+            Some((until, _)) if now < *until => BreakerState::Open { until: *until },
+            Some(_) => BreakerState::HalfOpen,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_back_off_doubles_and_a_success_forgets_it() {
+        let mut now = Instant::now();
+        let backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_millis(350) };
+        let mut breaker = Breaker::new(backoff);
+        for bound_ms in [100, 200, 350, 350] {
+            breaker.fail("refused", 1.0, now);
+            let until = now + Duration::from_millis(bound_ms);
+            assert_eq!(breaker.state(now), BreakerState::Open { until });
+            assert_eq!(breaker.state(until), BreakerState::HalfOpen);
+            now = until;
+        }
+        breaker.succeed();
+        assert_eq!(breaker.state(now), BreakerState::Closed);
+        breaker.fail("refused", 0.0, now);
+        assert!(breaker.blocks(now).is_some(), "a draw of zero must still wait");
+    }
+}

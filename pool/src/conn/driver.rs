@@ -1,0 +1,113 @@
+//! The future that moves a connection's bytes. It ends when the connection does.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::TokioIo;
+
+use super::h1::Return;
+use crate::body::Body;
+use crate::dial::connect::BoxIo;
+use crate::partition::Holding;
+
+type Stream = TokioIo<BoxIo>;
+
+/// Moves the bytes of one connection.
+pub(crate) enum Driver {
+    H1(Box<H1Driver>),
+    H2(Box<H2Driver>),
+}
+
+/// An HTTP/1.1 connection; also returns leases when the connection is ready again.
+pub(crate) struct H1Driver {
+    conn: http1::Connection<Stream, Body>,
+    back: Arc<Return>,
+}
+
+/// The dispatching half of an HTTP/2 connection; hyper runs the other half on [`TaskExecutor`].
+pub(crate) struct H2Driver {
+    conn: http2::Connection<Stream, Body, TaskExecutor>,
+    streams_max: Arc<AtomicUsize>,
+}
+
+/// Runs hyper's HTTP/2 tasks as tasks of the partition. Each keeps the connection's permit alive, so the
+/// permit comes back when the socket is really closed.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskExecutor {
+    pub(crate) holding: Arc<Holding>,
+}
+
+// === impl Driver ===
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.get_mut() {
+            Self::H1(driver) => driver.poll(cx),
+            Self::H2(driver) => driver.poll(cx),
+        }
+    }
+}
+
+// === impl H1Driver ===
+
+impl H1Driver {
+    pub(super) fn new(conn: http1::Connection<Stream, Body>, back: Arc<Return>) -> Self {
+        Self { conn, back }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.back.driver.register(cx.waker());
+        if self.back.is_cut() || Pin::new(&mut self.conn).poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if let Some(mut lease) = self.back.take_parked() {
+            match lease.poll_ready(cx) {
+                Poll::Pending => self.back.put_back(lease),
+                Poll::Ready(true) => lease.give_back(),
+                Poll::Ready(false) => lease.discard(),
+            }
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for H1Driver {
+    fn drop(&mut self) {
+        self.back.close();
+    }
+}
+
+// === impl H2Driver ===
+
+impl H2Driver {
+    pub(super) fn new(conn: http2::Connection<Stream, Body, TaskExecutor>, streams_max: Arc<AtomicUsize>) -> Self {
+        Self { conn, streams_max }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.streams_max.store(self.conn.current_max_send_streams(), Ordering::Relaxed);
+        Pin::new(&mut self.conn).poll(cx).map(drop)
+    }
+}
+
+// === impl TaskExecutor ===
+
+impl<F> hyper::rt::Executor<F> for TaskExecutor
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    fn execute(&self, future: F) {
+        let holding = Arc::clone(&self.holding);
+        self.holding.spawner().spawn(async move {
+            future.await;
+            drop(holding);
+        });
+    }
+}

@@ -1,0 +1,244 @@
+//! One request and its response on a leased connection.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{CONNECTION, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use tokio::time::{Instant, timeout_at};
+
+use super::Link;
+use crate::body::Body;
+use crate::cell::{ConnKey, Taken, Verdict};
+use crate::error::{Error, Kind, Sent, Stage};
+use crate::origin::Origin;
+use crate::partition::Cell;
+
+/// Not allowed in HTTP/2 (RFC 9113, 8.2.2); `host` becomes `:authority`.
+const H1_ONLY: [HeaderName; 6] = [
+    HOST,
+    CONNECTION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Taken off a server's `Keep-Alive: timeout`, so that we close first and no request meets its FIN.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
+
+/// A request's hold on a connection. Dropping it at any moment leaves the cell correct.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    cell: Arc<Cell>,
+    key: ConnKey,
+    link: Option<Link>,
+    reused: bool,
+    phase: Phase,
+    keep_alive: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Nothing was sent.
+    Unused,
+    /// Sent; no answer yet. An HTTP/1.1 connection dropped now cannot be used again.
+    InFlight,
+    /// As `InFlight`, and the deadline came.
+    TimedOut,
+    /// The answer's head has come.
+    Answered,
+    /// Given back, or being so.
+    Done,
+}
+
+/// A failed exchange, with the request if hyper handed it back unsent.
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    pub(crate) unsent: Option<Request<Body>>,
+}
+
+/// Sends `request` and waits for the head of the response.
+///
+/// # Cancel safety
+///
+/// Dropping the future resets the HTTP/2 stream or cuts the HTTP/1.1 connection.
+pub(crate) async fn exchange(
+    mut lease: Lease,
+    mut request: Request<Body>,
+    origin: &Origin,
+    deadline: Instant,
+) -> Result<(Response<Incoming>, Lease), Failure> {
+    let reused = lease.reused;
+    let fail = |error: Error, unsent| Failure { error: error.with_reused(reused), unsent };
+    let fitted = match lease.link.as_ref() {
+        Some(link) => fit(&mut request, link, origin),
+        None => Err(Error::new(Kind::Aborted, Stage::Send)),
+    };
+    if let Err(error) = fitted {
+        return Err(fail(error, None));
+    }
+    lease.phase = Phase::InFlight;
+    let answer = timeout_at(deadline, lease.try_send(request)).await;
+    match answer {
+        Ok(Ok(response)) => {
+            lease.phase = Phase::Answered;
+            lease.keep_alive = keep_alive(response.headers());
+            Ok((response, lease))
+        }
+        Ok(Err(mut refused)) => {
+            let unsent = refused.take_message();
+            let sent = if unsent.is_some() { Sent::No } else { Sent::Maybe };
+            let stage = if unsent.is_some() { Stage::Send } else { Stage::Response };
+            Err(fail(Error::exchange(stage, sent, refused.into_error()), unsent))
+        }
+        Err(_) => {
+            lease.phase = Phase::TimedOut;
+            Err(fail(Error::new(Kind::Timeout, Stage::Response).with_sent(Sent::Maybe), None))
+        }
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    pub(crate) fn new(cell: Arc<Cell>, taken: Taken<Link>) -> Self {
+        let Taken { key, channel, reused } = taken;
+        Self { cell, key, link: Some(channel), reused, phase: Phase::Unused, keep_alive: None }
+    }
+
+    pub(crate) fn reused(&self) -> bool {
+        self.reused
+    }
+
+    async fn try_send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        match self.link.as_mut() {
+            Some(Link::H1 { sender, .. }) => sender.try_send_request(request).await,
+            Some(Link::H2 { sender, .. }) => sender.try_send_request(request).await,
+            None => std::future::pending().await, // Not reached: checked by `exchange`.
+        }
+    }
+
+    /// Whether an HTTP/1.1 connection can take the next request; `false` when it never will.
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        match self.link.as_mut() {
+            Some(Link::H1 { sender, .. }) => sender.poll_ready(cx).map(|ready| ready.is_ok()),
+            _ => Poll::Ready(true),
+        }
+    }
+
+    /// The connection is ready for the next request.
+    pub(super) fn give_back(mut self) {
+        self.phase = Phase::Done;
+        let link = self.link.take();
+        self.cell.give_back(self.key, link, Verdict::Answered, self.keep_alive);
+    }
+
+    /// The connection is not to be used again.
+    pub(super) fn discard(mut self) {
+        self.phase = Phase::Done;
+        drop(self.link.take());
+        self.cell.give_back(self.key, None, Verdict::Answered, None);
+    }
+
+    /// The response body is over: read to its end or dropped.
+    fn finish(&mut self) {
+        self.phase = Phase::Done;
+        let Some(link) = self.link.take() else { return };
+        match link {
+            Link::H1 { sender, back } if !sender.is_ready() => {
+                let parked = Self {
+                    cell: Arc::clone(&self.cell),
+                    key: self.key,
+                    link: Some(Link::H1 { sender, back: Arc::clone(&back) }),
+                    reused: self.reused,
+                    phase: Phase::Done,
+                    keep_alive: self.keep_alive,
+                };
+                back.park(parked);
+            }
+            Link::H1 { .. } => self.cell.give_back(self.key, Some(link), Verdict::Answered, self.keep_alive),
+            Link::H2 { .. } => {
+                drop(link);
+                self.cell.give_back(self.key, None, Verdict::Answered, None);
+            }
+        }
+    }
+
+    fn abandon(&mut self, verdict: Verdict) {
+        if let Some(Link::H1 { back, .. }) = self.link.take() {
+            back.cut();
+        }
+        self.cell.give_back(self.key, None, verdict, None);
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        match self.phase {
+            Phase::Unused => {
+                let link = self.link.take().filter(|link| !link.is_shared());
+                self.cell.give_back(self.key, link, Verdict::Unused, None);
+            }
+            Phase::InFlight => self.abandon(Verdict::Abandoned),
+            Phase::TimedOut => self.abandon(Verdict::TimedOut),
+            Phase::Answered => self.finish(),
+            Phase::Done => {
+                // A parked lease that was dropped with its driver.
+                if let Some(link) = self.link.take() {
+                    drop(link);
+                    self.cell.give_back(self.key, None, Verdict::Abandoned, None);
+                }
+            }
+        }
+    }
+}
+
+/// Makes the request fit the connection's protocol. Can be repeated for another protocol.
+fn fit(request: &mut Request<Body>, link: &Link, origin: &Origin) -> Result<(), Error> {
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    if link.is_shared() {
+        let uri = Uri::builder().scheme(origin.scheme().as_str()).authority(origin.authority()).path_and_query(path);
+        *request.uri_mut() = uri.build().map_err(Error::config)?;
+        *request.version_mut() = Version::HTTP_2;
+        for name in &H1_ONLY {
+            request.headers_mut().remove(name);
+        }
+    } else {
+        *request.uri_mut() = path.into();
+        *request.version_mut() = Version::HTTP_11;
+        let host = HeaderValue::try_from(origin.authority()).map_err(Error::config)?;
+        request.headers_mut().insert(HOST, host);
+    }
+    Ok(())
+}
+
+/// How long the server keeps an idle connection, if it says.
+fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("keep-alive")?.to_str().ok()?;
+    let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
+    let told = Duration::from_secs(seconds.trim().parse().ok()?);
+    Some(told.saturating_sub(KEEP_ALIVE_MARGIN).max(KEEP_ALIVE_MARGIN / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_s_keep_alive_is_honoured_with_a_margin() {
+        let told = |text: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("keep-alive", HeaderValue::from_static(text));
+            keep_alive(&headers)
+        };
+        assert_eq!(told("timeout=5, max=100"), Some(Duration::from_secs(4)));
+        assert_eq!(told("max=100,timeout=0"), Some(Duration::from_millis(500)));
+        assert_eq!(told("max=100"), None);
+        assert_eq!(told("timeout=-1"), None);
+    }
+}

@@ -1,0 +1,121 @@
+//! Open connections: what requests are handed to, and the futures that move their bytes.
+//!
+//! hyper's `client::conn` directly. The driver of a connection is the tail of the task that dialled it,
+//! so a connection belongs to its partition from the first packet to the last.
+
+mod driver;
+mod exchange;
+mod h1;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+pub(crate) use self::driver::{Driver, TaskExecutor};
+use self::driver::{H1Driver, H2Driver};
+pub(crate) use self::exchange::{Lease, exchange};
+use self::h1::Return;
+use crate::body::Body;
+use crate::cell::Channel;
+use crate::dial::connect::{Alpn, BoxIo};
+use crate::error::{Error, Stage};
+
+/// Headers of a response: 64 are four times what the largest control API sends.
+const HEADERS_MAX: usize = 64;
+
+/// Bytes of a response's header block.
+const HEADER_BYTES_MAX: u32 = 16 * 1024;
+
+/// hyper's read buffer per HTTP/1.1 connection; its lower bound is 8 KiB and it must hold the headers.
+const H1_BUFFER_BYTES_MAX: usize = 32 * 1024;
+
+/// HTTP/2 settings of a lane.
+#[derive(Debug, Clone)]
+pub(crate) struct ConnSettings {
+    pub(crate) ping_interval: Duration,
+    pub(crate) ping_timeout: Duration,
+}
+
+/// A handle to a connection.
+#[derive(Debug)]
+pub(crate) enum Link {
+    /// HTTP/1.1: one request at a time. The handle travels with the request and comes back.
+    H1 { sender: http1::SendRequest<Body>, back: Arc<Return> },
+    /// HTTP/2: every request gets a copy.
+    H2 { sender: http2::SendRequest<Body>, streams_max: Arc<AtomicUsize> },
+}
+
+/// Starts HTTP on a stream.
+pub(crate) async fn handshake(
+    io: BoxIo,
+    alpn: Alpn,
+    settings: &ConnSettings,
+    executor: TaskExecutor,
+) -> Result<(Link, Driver), Error> {
+    let io = TokioIo::new(io);
+    let failed = |error| Error::dial(Stage::Handshake, error);
+    match alpn {
+        Alpn::Http1 => {
+            let (sender, conn) = http1::Builder::new()
+                .max_headers(HEADERS_MAX)
+                .max_buf_size(H1_BUFFER_BYTES_MAX)
+                .handshake(io)
+                .await
+                .map_err(failed)?;
+            let back = Arc::new(Return::default());
+            Ok((Link::H1 { sender, back: Arc::clone(&back) }, Driver::H1(Box::new(H1Driver::new(conn, back)))))
+        }
+        Alpn::Http2 => {
+            let (sender, conn) = http2::Builder::new(executor)
+                .timer(TokioTimer::new())
+                .max_header_list_size(HEADER_BYTES_MAX)
+                .keep_alive_interval(settings.ping_interval)
+                .keep_alive_timeout(settings.ping_timeout)
+                .keep_alive_while_idle(true)
+                .handshake(io)
+                .await
+                .map_err(failed)?;
+            let streams_max = Arc::new(AtomicUsize::new(conn.current_max_send_streams()));
+            Ok((
+                Link::H2 { sender, streams_max: Arc::clone(&streams_max) },
+                Driver::H2(Box::new(H2Driver::new(conn, streams_max))),
+            ))
+        }
+    }
+}
+
+// === impl Link ===
+
+impl Link {
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::H2 { .. })
+    }
+}
+
+impl Channel for Link {
+    fn share(&self) -> Option<Self> {
+        match self {
+            Self::H1 { .. } => None,
+            Self::H2 { sender, streams_max } => {
+                Some(Self::H2 { sender: sender.clone(), streams_max: Arc::clone(streams_max) })
+            }
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        match self {
+            Self::H1 { sender, .. } => !sender.is_closed(),
+            Self::H2 { sender, .. } => !sender.is_closed(),
+        }
+    }
+
+    fn streams_max(&self) -> usize {
+        match self {
+            Self::H1 { .. } => 1,
+            Self::H2 { streams_max, .. } => streams_max.load(Ordering::Relaxed),
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! Making connections.
+//!
+//! Callers never dial. A cell says that it wants connections; the partition's [`scheduler`] decides whose
+//! turn it is; the dial runs as a task of the partition, outlives the caller that caused it, and its
+//! result goes to the first waiter.
+//!
+//! Two gates, because a dial is mostly waiting and a handshake is CPU: dials *in flight* are counted by
+//! the scheduler, *computing* handshakes by [`gate::HandshakeGate`].
+
+pub(crate) mod connect;
+pub(crate) mod gate;
+pub(crate) mod scheduler;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustls::ClientConfig;
+use tokio_rustls::TlsConnector;
+use tower::{Service, ServiceExt};
+
+use self::connect::{Alpn, BoxIo, Connected, Connector};
+use self::gate::HandshakeGate;
+use crate::conn::{self, ConnSettings, Driver, Link, TaskExecutor};
+use crate::error::{Error, Stage};
+use crate::origin::{Origin, Scheme};
+
+/// How far a dial is. The newest dial of an origin also tells its cell, which reads it when a waiter's
+/// deadline comes.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    stage: AtomicU8,
+    newest: Option<Arc<Self>>,
+}
+
+const STAGES: [Stage; 5] = [Stage::DialSlot, Stage::Dns, Stage::Tcp, Stage::Tls, Stage::Handshake];
+
+/// What every dial of a lane needs.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    pub(crate) connector: Connector,
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+    pub(crate) gate: HandshakeGate,
+    pub(crate) settings: ConnSettings,
+}
+
+/// A dial's result: what requests are handed to, and the future that moves their bytes.
+pub(crate) struct Dialled {
+    pub(crate) link: Link,
+    pub(crate) driver: Driver,
+    pub(crate) tls_resumed: Option<bool>,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// A dial's own progress, which is also written to its cell's.
+    pub(crate) fn of_dial(newest: Arc<Self>) -> Self {
+        Self { stage: AtomicU8::new(0), newest: Some(newest) }
+    }
+
+    pub(crate) fn set(&self, stage: Stage) {
+        let at = STAGES.iter().position(|known| *known == stage).unwrap_or(0);
+        self.stage.store(u8::try_from(at).unwrap_or(0), Ordering::Relaxed);
+        if let Some(newest) = &self.newest {
+            newest.set(stage);
+        }
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        STAGES.get(usize::from(self.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::DialSlot)
+    }
+}
+
+// === impl Dialer ===
+
+impl Dialer {
+    /// Name, TCP, TLS and HTTP handshake. The caller bounds the time of it all.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the socket.
+    pub(crate) async fn dial(
+        &self,
+        origin: &Origin,
+        progress: &Progress,
+        executor: TaskExecutor,
+    ) -> Result<Dialled, Error> {
+        let target = connect::Target::new(origin, progress);
+        let mut connector = self.connector.clone();
+        let connector = connector.ready().await.map_err(|error| Error::dial(Stage::Tcp, error))?;
+        let connected = target.observe(connector.call(origin.clone())).await?;
+        let (io, alpn, tls_resumed) = self.secure(origin, connected, progress).await?;
+        progress.set(Stage::Handshake);
+        let (link, driver) = conn::handshake(io, alpn, &self.settings, executor).await?;
+        Ok(Dialled { link, driver, tls_resumed })
+    }
+
+    async fn secure(
+        &self,
+        origin: &Origin,
+        connected: Connected,
+        progress: &Progress,
+    ) -> Result<(BoxIo, Alpn, Option<bool>), Error> {
+        if let Some(alpn) = connected.alpn {
+            return Ok((connected.io, alpn, None));
+        }
+        if origin.scheme() == Scheme::Http {
+            return Ok((connected.io, Alpn::Http1, None));
+        }
+        progress.set(Stage::Tls);
+        let Some(tls) = &self.tls else {
+            return Err(Error::dial(Stage::Tls, "the lane has no tls configuration"));
+        };
+        let name = origin.server_name().map_err(|error| Error::dial(Stage::Tls, error))?;
+        let handshake = TlsConnector::from(Arc::clone(tls)).connect(name, connected.io);
+        let stream = self.gate.run(handshake).await.map_err(|error| Error::dial(Stage::Tls, error))?;
+        let session = stream.get_ref().1;
+        let alpn = if session.alpn_protocol() == Some(b"h2") { Alpn::Http2 } else { Alpn::Http1 };
+        let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        Ok((Box::new(stream), alpn, Some(resumed)))
+    }
+}

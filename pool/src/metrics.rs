@@ -1,0 +1,265 @@
+//! Metrics of all lanes of a process.
+//!
+//! Counters and histograms are kept per partition, so that partitions do not write to the same cache
+//! line. Gauges are read from the lanes when they are scraped. Labels are bounded: lane, partition and
+//! fixed words, never an origin.
+
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::dial::Dialled;
+use crate::error::{Error, Kind};
+use crate::lane::LaneInner;
+use crate::partition::PartitionSnapshot;
+
+/// From a checkout without waiting to the longest dial, doubling.
+const BUCKETS_SECONDS: [f64; 12] = [0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 3.0];
+
+/// The metrics of the pool. Cheap to clone; make one per process and give it to every lane.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics {
+    families: Arc<Families>,
+}
+
+#[derive(Debug)]
+struct Families {
+    requests: Family<RequestLabels, Counter>,
+    dials: Family<OutcomeLabels, Counter>,
+    tls: Family<TlsLabels, Counter>,
+    shed: Family<OutcomeLabels, Counter>,
+    failed_fast: Family<Labels, Counter>,
+    elided: Family<Labels, Counter>,
+    evicted: Family<Labels, Counter>,
+    replayed: Family<Labels, Counter>,
+    wait: Family<Labels, Histogram>,
+    dial: Family<Labels, Histogram>,
+    head: Family<Labels, Histogram>,
+    lanes: Arc<Mutex<Vec<Weak<LaneInner>>>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    lane: Arc<str>,
+    partition: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    lane: Arc<str>,
+    partition: u32,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    lane: Arc<str>,
+    partition: u32,
+    connection: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TlsLabels {
+    lane: Arc<str>,
+    partition: u32,
+    handshake: &'static str,
+}
+
+/// One partition's counters. The common ones are looked up once.
+pub(crate) struct PartitionMetrics {
+    families: Arc<Families>,
+    labels: Labels,
+    pub(crate) failed_fast: Counter,
+    pub(crate) elided: Counter,
+    pub(crate) evicted: Counter,
+    pub(crate) replayed: Counter,
+    answered_reused: Counter,
+    answered_new: Counter,
+    wait: Histogram,
+    dial: Histogram,
+    head: Histogram,
+}
+
+/// Reads the lanes' gauges at scrape time.
+#[derive(Debug)]
+struct Gauges {
+    lanes: Arc<Mutex<Vec<Weak<LaneInner>>>>,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Adds the pool's metrics to a registry. Their names start with `pool_`; a registry with a prefix
+    /// goes before that.
+    pub fn register(&self, registry: &mut Registry) {
+        let families = &self.families;
+        let registry = registry.sub_registry_with_prefix("pool");
+        registry.register("requests", "Requests by connection (new, reused) and outcome", families.requests.clone());
+        registry.register("dials", "Finished dials by outcome", families.dials.clone());
+        registry.register("tls_handshakes", "Finished TLS handshakes, full or resumed", families.tls.clone());
+        registry.register("shed", "Callers sent away without a connection, by reason", families.shed.clone());
+        registry.register("failed_fast", "Callers that got a shared dial error at once", families.failed_fast.clone());
+        registry.register("dials_elided", "Dial slots that nobody needed any more", families.elided.clone());
+        registry.register("evicted", "Idle connections closed to make room", families.evicted.clone());
+        registry.register("replayed", "Requests that came back unsent and were sent again", families.replayed.clone());
+        registry.register_with_unit("wait", "Time in line for a connection", Unit::Seconds, families.wait.clone());
+        registry.register_with_unit("dial", "Duration of whole dials", Unit::Seconds, families.dial.clone());
+        registry.register_with_unit("head", "Time from send to response head", Unit::Seconds, families.head.clone());
+        registry.register_collector(Box::new(Gauges { lanes: Arc::clone(&families.lanes) }));
+    }
+
+    pub(crate) fn attach(&self, lane: Weak<LaneInner>) {
+        let mut lanes = self.families.lanes.lock();
+        lanes.retain(|lane| lane.strong_count() > 0);
+        lanes.push(lane);
+    }
+
+    pub(crate) fn partition(&self, lane: &Arc<str>, partition: usize) -> PartitionMetrics {
+        let families = Arc::clone(&self.families);
+        let labels = Labels { lane: Arc::clone(lane), partition: u32::try_from(partition).unwrap_or(u32::MAX) };
+        PartitionMetrics {
+            failed_fast: families.failed_fast.get_or_create_owned(&labels),
+            elided: families.elided.get_or_create_owned(&labels),
+            evicted: families.evicted.get_or_create_owned(&labels),
+            replayed: families.replayed.get_or_create_owned(&labels),
+            answered_reused: families.requests.get_or_create_owned(&labels.request("reused", "answered")),
+            answered_new: families.requests.get_or_create_owned(&labels.request("new", "answered")),
+            wait: families.wait.get_or_create_owned(&labels),
+            dial: families.dial.get_or_create_owned(&labels),
+            head: families.head.get_or_create_owned(&labels),
+            families,
+            labels,
+        }
+    }
+}
+
+// === impl Families ===
+
+impl Default for Families {
+    fn default() -> Self {
+        fn histogram() -> Histogram {
+            Histogram::new(BUCKETS_SECONDS)
+        }
+        Self {
+            requests: Family::default(),
+            dials: Family::default(),
+            tls: Family::default(),
+            shed: Family::default(),
+            failed_fast: Family::default(),
+            elided: Family::default(),
+            evicted: Family::default(),
+            replayed: Family::default(),
+            wait: Family::new_with_constructor(histogram),
+            dial: Family::new_with_constructor(histogram),
+            head: Family::new_with_constructor(histogram),
+            lanes: Arc::default(),
+        }
+    }
+}
+
+// === impl Labels ===
+
+impl Labels {
+    fn request(&self, connection: &'static str, outcome: &'static str) -> RequestLabels {
+        RequestLabels { lane: Arc::clone(&self.lane), partition: self.partition, connection, outcome }
+    }
+
+    fn outcome(&self, outcome: &'static str) -> OutcomeLabels {
+        OutcomeLabels { lane: Arc::clone(&self.lane), partition: self.partition, outcome }
+    }
+}
+
+// === impl PartitionMetrics ===
+
+impl PartitionMetrics {
+    pub(crate) fn waited(&self, wait: Duration) {
+        self.wait.observe(wait.as_secs_f64());
+    }
+
+    pub(crate) fn shed(&self, kind: &Kind) {
+        self.families.shed.get_or_create(&self.labels.outcome(kind.as_str())).inc();
+    }
+
+    pub(crate) fn dialled(&self, took: Duration, result: &Result<Dialled, Error>) {
+        self.dial.observe(took.as_secs_f64());
+        let outcome = match result {
+            Ok(_) => "connected",
+            Err(error) => error.cause(),
+        };
+        self.families.dials.get_or_create(&self.labels.outcome(outcome)).inc();
+        if let Ok(Dialled { tls_resumed: Some(resumed), .. }) = result {
+            let handshake = if *resumed { "resumed" } else { "full" };
+            let labels = TlsLabels { lane: Arc::clone(&self.labels.lane), partition: self.labels.partition, handshake };
+            self.families.tls.get_or_create(&labels).inc();
+        }
+    }
+
+    pub(crate) fn answered(&self, reused: bool, took: Duration) {
+        let counter = if reused { &self.answered_reused } else { &self.answered_new };
+        counter.inc();
+        self.head.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn failed(&self, error: &Error) {
+        let connection = if error.reused() { "reused" } else { "new" };
+        self.families.requests.get_or_create(&self.labels.request(connection, error.cause())).inc();
+    }
+}
+
+impl fmt::Debug for PartitionMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PartitionMetrics").field("labels", &self.labels).finish_non_exhaustive()
+    }
+}
+
+// === impl Gauges ===
+
+/// Reads one number of a snapshot.
+type Read = fn(&PartitionSnapshot) -> i64;
+
+/// Every gauge: name, help, and how to read it.
+const GAUGES: [(&str, &str, Read); 8] = [
+    ("origins", "Origins with state", |p| count(p.origins)),
+    ("waiters", "Callers in line", |p| count(p.waiters)),
+    ("dial_queue", "Origins in line for a dial slot", |p| count(p.dial_queue)),
+    ("dialling", "Dials in flight", |p| count(p.dialling)),
+    ("live", "Open connections", |p| count(p.live)),
+    ("idle", "Open connections without a request", |p| count(p.idle)),
+    ("in_use", "Requests on connections", |p| count(p.in_use)),
+    ("permits_off", "Permits without a connection or dial; must be 0", |p| p.permits_off),
+];
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+impl Collector for Gauges {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let lanes: Vec<_> = self.lanes.lock().iter().filter_map(Weak::upgrade).collect();
+        let mut rows = Vec::new();
+        for lane in &lanes {
+            for (partition, snapshot) in lane.partition_snapshots().into_iter().enumerate() {
+                let partition = u32::try_from(partition).unwrap_or(u32::MAX);
+                rows.push((Labels { lane: Arc::clone(lane.name()), partition }, snapshot));
+            }
+        }
+        for (name, help, read) in GAUGES {
+            let mut family =
+                encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
+            for (labels, snapshot) in &rows {
+                ConstGauge::new(read(snapshot)).encode(family.encode_family(labels)?)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! A permit: the right to one connection, from the dial slot to the close.
+//!
+//! Returned by its destructor and nowhere else, so a dial that fails, times out, is cancelled or panics,
+//! and a connection that ends for whatever reason, cannot leak one.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rand::RngExt;
+
+use super::{Cell, Spawner};
+use crate::cell::{ConnKey, Event};
+use crate::conn::Link;
+use crate::dial::scheduler::Class;
+use crate::error::{Error, Kind, Stage};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Holding {
+    cell: Arc<Cell>,
+    class: Class,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Dialling { fresh: bool },
+    Live(ConnKey),
+    Failed,
+}
+
+// === impl Holding ===
+
+impl Holding {
+    pub(super) fn new(cell: Arc<Cell>, class: Class, fresh: bool) -> Self {
+        Self { cell, class, state: Mutex::new(State::Dialling { fresh }) }
+    }
+
+    pub(crate) fn spawner(&self) -> &Spawner {
+        &self.cell.partition().spawner
+    }
+
+    /// The dial worked: the permit is now the connection's.
+    pub(super) fn connected(&self, link: Link) {
+        let State::Dialling { fresh } = *self.state.lock() else { return };
+        let shared = link.is_shared();
+        let event = Event::Connected { fresh, channel: link, shared, jitter: rand::rng().random() };
+        if let Some(key) = self.cell.open(event, |key| *self.state.lock() = State::Live(key)) {
+            tracing::debug!(origin = %self.cell.origin(), ?key, shared, "connection opened");
+        }
+        self.release_slot();
+    }
+
+    /// The dial failed.
+    pub(super) fn failed(&self, error: Error) {
+        let before = std::mem::replace(&mut *self.state.lock(), State::Failed);
+        if let State::Dialling { fresh } = before {
+            tracing::debug!(origin = %self.cell.origin(), %error, "dial failed");
+            self.cell.apply(Event::DialFailed { fresh, error, jitter: rand::rng().random() });
+            self.release_slot();
+        }
+    }
+
+    fn release_slot(&self) {
+        self.cell.partition().scheduler.lock().release_slot(self.class);
+        self.cell.partition().pump();
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let state = *self.state.get_mut();
+        match state {
+            State::Dialling { .. } => self.failed(Error::new(Kind::Aborted, Stage::DialSlot)),
+            State::Live(key) => self.cell.apply(Event::Closed(key)),
+            State::Failed => {}
+        }
+        self.cell.partition().scheduler.lock().release_connection();
+        self.cell.partition().pump();
+    }
+}

@@ -1,0 +1,291 @@
+//! The shell around a cell: one mutex, and the hands that do what the state machine says.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use super::{Holding, Partition};
+use crate::cell::{
+    Action, Actions, BreakerState, CellCounts, CellLimits, CellState, ConnKey, Event, Refusal, Ticket, Verdict,
+};
+use crate::conn::{Lease, Link, TaskExecutor};
+use crate::dial::Progress;
+use crate::dial::scheduler::Class;
+use crate::error::{Error, Kind, Stage};
+use crate::origin::Origin;
+
+/// What a caller is told when a line is full: about the time in which a full line of 4,096 moves on at
+/// the rate of a busy but healthy origin.
+const SATURATED_RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// One origin of a partition.
+#[derive(Debug)]
+pub(crate) struct Cell {
+    origin: Origin,
+    partition: Arc<Partition>,
+    state: Mutex<CellState<Link, Caller, Error>>,
+    progress: Arc<Progress>,
+}
+
+/// A caller in line.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    answer: oneshot::Sender<Result<Lease, Error>>,
+    place: Place,
+}
+
+/// One of the partition's places for waiters.
+#[derive(Debug)]
+struct Place(Arc<Partition>);
+
+/// What executing actions leaves to the one who caused them.
+#[derive(Debug, Default)]
+struct Left {
+    ticket: Option<Ticket>,
+    dial_fresh: Option<bool>,
+    pump: bool,
+}
+
+/// A caller's wait. Gives the place up when dropped.
+struct Wait<'a> {
+    cell: &'a Arc<Cell>,
+    ticket: Option<Ticket>,
+    answer: oneshot::Receiver<Result<Lease, Error>>,
+}
+
+// === impl Cell ===
+
+impl Cell {
+    pub(super) fn new(origin: Origin, partition: Arc<Partition>, limits: CellLimits) -> Self {
+        Self { origin, partition, state: Mutex::new(CellState::new(limits)), progress: Arc::default() }
+    }
+
+    pub(crate) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    pub(crate) fn partition(&self) -> &Arc<Partition> {
+        &self.partition
+    }
+
+    pub(crate) fn breaker(&self, now: Instant) -> BreakerState {
+        self.state.lock().breaker(now)
+    }
+
+    pub(crate) fn counts(&self) -> CellCounts {
+        self.state.lock().counts()
+    }
+
+    /// A connection for one request: at once if one is free, else after a wait in line.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped wait leaves the line; what was given in the same moment goes back.
+    pub(crate) async fn acquire(self: &Arc<Self>, fresh: bool, deadline: Instant) -> Result<Lease, Error> {
+        let now = Instant::now();
+        if !fresh && let Some(lease) = self.checkout(now) {
+            return Ok(lease);
+        }
+        let partition = &self.partition;
+        if partition.waiters.fetch_add(1, Ordering::Relaxed) >= partition.waiters_max {
+            partition.waiters.fetch_sub(1, Ordering::Relaxed);
+            partition.metrics.shed(&Kind::Saturated);
+            return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
+        }
+        let (answer, receiver) = oneshot::channel();
+        let waiter = Caller { answer, place: Place(Arc::clone(partition)) };
+        let mut wait = Wait { cell: self, ticket: None, answer: receiver };
+        wait.ticket = self.step(Event::Wait { waiter, deadline, fresh }, now).ticket;
+        let given = wait.await;
+        partition.metrics.waited(Instant::now().saturating_duration_since(now));
+        given
+    }
+
+    fn checkout(self: &Arc<Self>, now: Instant) -> Option<Lease> {
+        let mut closed: SmallVec<[Link; 2]> = SmallVec::new();
+        let taken = self.state.lock().checkout(now, &mut |link| closed.push(link));
+        drop(closed);
+        Some(Lease::new(Arc::clone(self), taken?))
+    }
+
+    /// Applies an event and does what it asks for.
+    pub(crate) fn apply(self: &Arc<Self>, event: Event<Link, Caller, Error>) {
+        self.step(event, Instant::now());
+    }
+
+    /// A request is done with its connection.
+    pub(crate) fn give_back(
+        self: &Arc<Self>,
+        key: ConnKey,
+        channel: Option<Link>,
+        verdict: Verdict,
+        keep_alive: Option<Duration>,
+    ) {
+        self.apply(Event::Return { key, channel, verdict, keep_alive });
+        self.partition.note_idle();
+    }
+
+    /// A dial worked. `opened` learns the connection's name before anybody can use the connection.
+    pub(super) fn open(
+        self: &Arc<Self>,
+        event: Event<Link, Caller, Error>,
+        opened: impl FnOnce(ConnKey),
+    ) -> Option<ConnKey> {
+        let actions = self.state.lock().step(event, Instant::now());
+        let key = actions.iter().find_map(|action| match action {
+            Action::Opened(key) => Some(*key),
+            _ => None,
+        });
+        if let Some(key) = key {
+            opened(key);
+        }
+        self.execute_and_pump(actions);
+        key
+    }
+
+    /// The scheduler's turn: dials if that is still wanted.
+    pub(super) fn take_slot(self: &Arc<Self>, class: Class) -> bool {
+        let actions = self.state.lock().step(Event::Slot, Instant::now());
+        let left = self.execute(actions);
+        let Some(fresh) = left.dial_fresh else { return false };
+        let holding = Arc::new(Holding::new(Arc::clone(self), class, fresh));
+        let cell = Arc::clone(self);
+        self.partition.spawner.spawn(async move { cell.dial(holding).await });
+        true
+    }
+
+    async fn dial(self: &Arc<Self>, holding: Arc<Holding>) {
+        let partition = &self.partition;
+        let progress = Progress::of_dial(Arc::clone(&self.progress));
+        let executor = TaskExecutor { holding: Arc::clone(&holding) };
+        let began = Instant::now();
+        let dial = partition.dialer.dial(&self.origin, &progress, executor);
+        let result = timeout(partition.limits.dial_timeout, dial).await;
+        let took = Instant::now().saturating_duration_since(began);
+        let result = result.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, progress.stage())));
+        partition.metrics.dialled(took, &result);
+        match result {
+            Ok(dialled) => {
+                holding.connected(dialled.link);
+                dialled.driver.await;
+            }
+            Err(error) => holding.failed(error),
+        }
+    }
+
+    fn step(self: &Arc<Self>, event: Event<Link, Caller, Error>, now: Instant) -> Left {
+        let actions = self.state.lock().step(event, now);
+        self.execute_and_pump(actions)
+    }
+
+    fn execute_and_pump(self: &Arc<Self>, actions: Actions<Link, Caller, Error>) -> Left {
+        let left = self.execute(actions);
+        if left.pump {
+            self.partition.pump();
+        }
+        left
+    }
+
+    /// Runs after the lock is released. Pumping is left to the caller, who may be the pump.
+    fn execute(self: &Arc<Self>, actions: Actions<Link, Caller, Error>) -> Left {
+        let mut left = Left::default();
+        for action in actions {
+            match action {
+                Action::Queued(ticket) => left.ticket = Some(ticket),
+                Action::Give { waiter, taken } => waiter.answer(Ok(Lease::new(Arc::clone(self), taken))),
+                Action::Refuse { waiter, why } => {
+                    let error = self.explain(why);
+                    waiter.answer(Err(error));
+                }
+                Action::Dial { fresh } => left.dial_fresh = Some(fresh),
+                Action::Left(waiter) => drop(waiter),
+                Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
+                Action::Opened(_) => {}
+                Action::WantSlot { proven } => {
+                    self.partition.scheduler.lock().enqueue(Arc::clone(self), proven);
+                    left.pump = true;
+                }
+                Action::Close(link) => drop(link),
+                Action::Arm(at) => self.partition.timers.arm(at, Arc::downgrade(self)),
+            }
+        }
+        left
+    }
+
+    fn explain(&self, why: Refusal<Error>) -> Error {
+        let metrics = &self.partition.metrics;
+        match why {
+            Refusal::Expired { dialling, queued } => {
+                metrics.shed(&Kind::Timeout);
+                let stage = match (dialling, queued) {
+                    (true, _) => self.progress.stage(),
+                    (false, true) => Stage::DialSlot,
+                    (false, false) => Stage::Queue,
+                };
+                Error::new(Kind::Timeout, stage)
+            }
+            Refusal::Saturated => {
+                metrics.shed(&Kind::Saturated);
+                Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER)
+            }
+            Refusal::Draining => {
+                metrics.shed(&Kind::Draining);
+                Error::new(Kind::Draining, Stage::Queue)
+            }
+            Refusal::Dial(error) => error,
+            Refusal::Shared { error, retry_after } => {
+                metrics.failed_fast.inc();
+                error.shared().with_retry_after(retry_after)
+            }
+        }
+    }
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// Answers the caller. If it just gave up, a lease goes back by being dropped.
+    fn answer(self, answer: Result<Lease, Error>) {
+        let Self { answer: sender, place } = self;
+        drop(place);
+        drop(sender.send(answer));
+    }
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Wait ===
+
+impl Future for Wait<'_> {
+    type Output = Result<Lease, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.answer).poll(cx).map(|answer| {
+            self.ticket = None;
+            // A sender that vanished means that the cell was torn down around its waiters.
+            answer.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, Stage::Queue)))
+        })
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket {
+            self.cell.apply(Event::Cancel(ticket));
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Every task of a lane has an owner: a tracker that a drain can wait for and a token that ends it.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Pause before a keeper that panicked is started again: a fault that repeats must not spin.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+/// Starts tasks on a lane's runtime. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Spawner {
+    handle: Handle,
+    /// Dials and connections: what a drain waits for.
+    connections: TaskTracker,
+    /// Timers: what lives as long as the lane.
+    keepers: TaskTracker,
+    token: CancellationToken,
+}
+
+// === impl Spawner ===
+
+impl Spawner {
+    pub(crate) fn new(handle: Handle) -> Self {
+        Self { handle, connections: TaskTracker::new(), keepers: TaskTracker::new(), token: CancellationToken::new() }
+    }
+
+    /// Runs a dial, a connection or a part of one until it ends or the lane does.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let token = self.token.clone();
+        let task = async move {
+            // `None` means that the lane ended first; the task's destructors have run.
+            let _ended: Option<()> = token.run_until_cancelled_owned(task).await;
+        };
+        self.connections.spawn_on(task, &self.handle);
+    }
+
+    /// Keeps a task alive: started again when it panics, until it returns or the lane ends.
+    pub(crate) fn keep<F>(&self, start: impl Fn() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let this = self.clone();
+        let keeper = async move {
+            while let Err(panic) = this.keepers.spawn_on(start(), &this.handle).await {
+                if panic.is_cancelled() {
+                    return;
+                }
+                tracing::error!(%panic, "pool timer panicked and is started again");
+                sleep(RESTART_PAUSE).await;
+            }
+        };
+        let token = self.token.clone();
+        let keeper = async move {
+            let _ended: Option<()> = token.run_until_cancelled_owned(keeper).await;
+        };
+        self.keepers.spawn_on(keeper, &self.handle);
+    }
+
+    /// Waits until every dial and connection has ended.
+    pub(crate) async fn connections_ended(&self) {
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    /// Ends every task.
+    pub(crate) fn cancel(&self) {
+        self.token.cancel();
+    }
+}

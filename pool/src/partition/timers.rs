@@ -1,0 +1,96 @@
+//! One timer for all deadlines of a partition.
+//!
+//! A cell asks to be rung at its earliest deadline only, so a thousand waiters of one origin are one
+//! entry here. Entries are not removed when a cell asks for an earlier time: the late ring is ignored.
+
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
+use std::sync::Weak;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+
+use super::{Cell, Partition};
+
+#[derive(Debug, Default)]
+pub(crate) struct Timers {
+    heap: Mutex<BinaryHeap<Reverse<Entry>>>,
+    earlier: Notify,
+}
+
+#[derive(Debug)]
+struct Entry {
+    at: Instant,
+    cell: Weak<Cell>,
+}
+
+// === impl Timers ===
+
+impl Timers {
+    pub(crate) fn arm(&self, at: Instant, cell: Weak<Cell>) {
+        let first = {
+            let mut heap = self.heap.lock();
+            let first = heap.peek().is_none_or(|Reverse(entry)| at < entry.at);
+            heap.push(Reverse(Entry { at, cell }));
+            first
+        };
+        if first {
+            self.earlier.notify_one();
+        }
+    }
+
+    pub(super) fn pop_due(&self, now: Instant) -> Option<(Instant, Weak<Cell>)> {
+        let mut heap = self.heap.lock();
+        if heap.peek().is_none_or(|Reverse(entry)| entry.at > now) {
+            return None;
+        }
+        heap.pop().map(|Reverse(entry)| (entry.at, entry.cell))
+    }
+
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.heap.lock().peek().map(|Reverse(entry)| entry.at)
+    }
+
+    pub(super) fn clear(&self) {
+        self.heap.lock().clear();
+    }
+}
+
+/// Rings cells until the partition is gone.
+pub(super) async fn run(partition: Weak<Partition>) {
+    loop {
+        let Some(partition) = partition.upgrade() else { return };
+        let next = partition.ring(Instant::now());
+        let earlier = partition.timers.earlier.notified();
+        match next {
+            None => earlier.await,
+            Some(at) => tokio::select! {
+                () = earlier => {}
+                () = sleep_until(at) => {}
+            },
+        }
+    }
+}
+
+// === impl Entry ===
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.cmp(&other.at)
+    }
+}
