@@ -17,15 +17,16 @@ pub(crate) fn plan(config: &ClusterConfig) -> Result<Vec<Ipv4Addr>, Error> {
     if !base.is_loopback() || base.octets()[3] == 0 || base.octets()[3] == 255 {
         return Err(Error::config(format!("base must be in 127.0.0.0/8 and end in 1 to 254, got {base}")));
     }
-    let first = index_of(base) + u64::try_from(config.first_node - 1).unwrap_or(u64::MAX / 2);
-    let nodes = u64::try_from(config.nodes).unwrap_or(u64::MAX / 2);
-    if first + nodes > index_of(Ipv4Addr::new(127, 255, 255, 254)) {
+    let wide = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+    let first = index_of(base).saturating_add(wide(config.first_node.saturating_sub(1)));
+    let end = first.saturating_add(wide(config.nodes));
+    if end > index_of(Ipv4Addr::new(127, 255, 255, 254)) {
         return Err(Error::config(format!(
             "{} nodes from node {} on do not fit between {base} and 127.255.255.254: choose a lower base or first-node",
             config.nodes, config.first_node
         )));
     }
-    Ok((first..first + nodes).map(address_of).collect())
+    Ok((first..end).map(address_of).collect())
 }
 
 /// `m3` starts at 127.3.0.1, so that processes named m1, m2… do not meet; other names at 127.1.0.1.

@@ -296,7 +296,9 @@ impl Rooms {
             }
         }
         for id in &gone {
-            self.remove(id);
+            if let Some(epoch) = self.remove(id) {
+                self.ended.insert(id.clone(), epoch);
+            }
         }
         self.expiry_earliest = earliest;
     }
@@ -305,10 +307,10 @@ impl Rooms {
         self.expiry_earliest = Some(self.expiry_earliest.map_or(at, |e| e.min(at)));
     }
 
-    fn remove(&mut self, room: &RoomId) {
-        if let Some(held) = self.rooms.remove(room) {
-            self.participants -= u32::try_from(held.sessions.len()).unwrap_or(0);
-        }
+    fn remove(&mut self, room: &RoomId) -> Option<Epoch> {
+        let held = self.rooms.remove(room)?;
+        self.participants -= u32::try_from(held.sessions.len()).unwrap_or(0);
+        Some(held.epoch)
     }
 
     fn is_held_by(&self, slot: Slot, syncer: &SyncerId) -> bool {
