@@ -193,22 +193,16 @@ impl Context {
         self.wake.notify_one();
     }
 
-    /// An SFU answered that a higher term or epoch was there before.
-    pub fn fenced_by(&self, slot: Slot, ours: OwnerTerm, term: Option<OwnerTerm>, epoch: Option<sfu_api::Epoch>) {
+    /// An SFU has seen this term before: ownership resumes above it, if ours is not above already.
+    pub fn fenced_by(&self, term: OwnerTerm) {
         self.metrics.fenced.inc();
-        if let Some(epoch) = epoch.filter(|e| e.term == ours) {
-            self.shard(slot).lock().raise_placements(epoch);
-        }
-        let highest = term.max(epoch.map(|e| e.term)).filter(|t| *t > ours);
-        if let Some(highest) = highest {
-            self.fenced.send_if_modified(|seen| {
-                let newer = seen.is_none_or(|s| s < highest);
-                if newer {
-                    *seen = Some(highest);
-                }
-                newer
-            });
-        }
+        self.fenced.send_if_modified(|seen| {
+            let newer = seen.is_none_or(|s| s < term);
+            if newer {
+                *seen = Some(term);
+            }
+            newer
+        });
     }
 
     /// Remembers a room to be ended as soon as possible.

@@ -37,10 +37,8 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
         tracing::debug!(sfu = %sfu.id, %error, "digest failed");
         if error.kind() == ErrorKind::Fenced
             && let Some(term) = error.highest_term()
-            && let Some(ours) = ours(ctx, sfu).iter().map(|o| o.term).max()
-            && let Some(slot) = Slot::new(0)
         {
-            ctx.fenced_by(slot, ours, Some(term), None);
+            ctx.fenced_by(term);
         }
         if let Some(evidence) = evidence(&error, asked, now) {
             ctx.observe(sfu, &evidence, now);

@@ -16,7 +16,7 @@ use rand::RngExt as _;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::context::Context;
-use crate::health::{Evidence, Verdict};
+use crate::health::{Evidence, Health, Verdict};
 use crate::reconcile::InFlight;
 use crate::select::Sfu;
 use crate::state::SfuIdx;
@@ -34,10 +34,10 @@ const DIGESTS_MAX: u64 = 16;
 const IDLE_FACTOR: u32 = 5;
 
 /// When something was last started for an SFU, and whether it is under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Schedule {
-    probe_at: Option<Instant>,
-    digest_at: Option<Instant>,
+    probed: Instant,
+    digested: Instant,
     probing: Arc<AtomicU64>,
     digesting: Arc<AtomicU64>,
 }
@@ -89,20 +89,12 @@ impl Observer {
 
     fn look_at(&mut self, sfu: &Arc<Sfu>, now: Instant) {
         let ctx = &self.ctx;
-        let schedule = self.schedules.entry(sfu.idx).or_default();
-        let interval = probe_interval(ctx, sfu);
-        // Spread over one interval at first, so that a start does not ask everyone at once.
-        let probe_at =
-            *schedule.probe_at.get_or_insert_with(|| now + jitter(ctx, interval.min(Duration::from_secs(1))));
-        let answered = sfu.with_health(crate::health::Health::last_good);
-        let fresh_answer = sfu.verdict() == Verdict::Healthy
-            && answered.is_some_and(|at| now.saturating_duration_since(at) < interval);
-        if now >= probe_at
-            && !fresh_answer
+        let schedule = self.schedules.entry(sfu.idx).or_insert_with(|| Schedule::spread(ctx, now));
+        if probe_due(ctx, sfu, schedule.probed, now)
             && let Some(mine) = InFlight::enter(&schedule.probing, 1)
             && let Some(permit) = InFlight::enter(&self.probes, PROBES_MAX)
         {
-            schedule.probe_at = Some(now + interval.mul_f64(0.9) + jitter(ctx, interval.mul_f64(0.2)));
+            schedule.probed = now + jitter(ctx, PERIOD);
             let (ctx, sfu) = (ctx.clone(), sfu.clone());
             ctx.tracker.clone().spawn(async move {
                 probe::run(&ctx, &sfu).await;
@@ -110,36 +102,50 @@ impl Observer {
             });
         }
         let every = ctx.levers.digest_interval.get();
-        // A lowered interval counts at once.
-        let latest = now + every.mul_f64(1.1);
-        let digest_at = (*schedule.digest_at.get_or_insert_with(|| now + jitter(ctx, every))).min(latest);
-        if now >= digest_at
+        let due = now.saturating_duration_since(schedule.digested) >= every;
+        if due
             && sfu.verdict().takes_new()
             && !ctx.levers.digest_paused.get()
             && let Some(mine) = InFlight::enter(&schedule.digesting, 1)
             && let Some(permit) = InFlight::enter(&self.digests, DIGESTS_MAX)
         {
-            schedule.digest_at = Some(now + every.mul_f64(0.9) + jitter(ctx, every.mul_f64(0.2)));
+            schedule.digested = now + jitter(ctx, every.mul_f64(0.1));
             let (ctx, sfu) = (ctx.clone(), sfu.clone());
             ctx.tracker.clone().spawn(async move {
                 digest::run(&ctx, &sfu).await;
                 drop((mine, permit));
             });
-        } else {
-            schedule.digest_at = Some(digest_at);
         }
     }
 }
 
-fn probe_interval(ctx: &Context, sfu: &Sfu) -> Duration {
+// === impl Schedule ===
+
+impl Schedule {
+    /// As if everything had been done at a moment drawn from the last interval, so that a start
+    /// does not ask every SFU at once; but the first sign of life within a second.
+    fn spread(ctx: &Context, now: Instant) -> Self {
+        let probe = ctx.levers.probe_interval.get();
+        let ago = |at: Instant, d: Duration| at.checked_sub(d).unwrap_or(at);
+        let probed = ago(now, probe.saturating_sub(jitter(ctx, probe.min(Duration::from_secs(1)))));
+        let digested = ago(now, jitter(ctx, ctx.levers.digest_interval.get()));
+        Self { probed, digested, probing: Arc::default(), digesting: Arc::default() }
+    }
+}
+
+/// Whether `sfu`, last probed then, is to be probed now.
+fn probe_due(ctx: &Context, sfu: &Sfu, probed: Instant, now: Instant) -> bool {
     let steady = ctx.levers.probe_interval.get();
-    let eager = ctx.levers.suspect_probe_interval.get();
+    let eager = ctx.levers.suspect_probe_interval.get().min(steady);
+    let since = now.saturating_duration_since(probed);
     match sfu.verdict() {
-        Verdict::Slow | Verdict::Suspect | Verdict::Restarted => eager.min(steady),
-        Verdict::Dead => steady,
+        Verdict::Slow | Verdict::Suspect | Verdict::Restarted => since >= eager,
+        Verdict::Dead => since >= steady,
         Verdict::Healthy => {
-            let held = ctx.shards.iter().any(|s| s.lock().calls_on(sfu.idx) > 0);
-            if held { steady } else { steady * IDLE_FACTOR }
+            let answered = sfu.with_health(Health::last_good);
+            let quiet = answered.map_or(since, |at| now.saturating_duration_since(at).min(since));
+            let held = || ctx.shards.iter().any(|s| s.lock().calls_on(sfu.idx) > 0);
+            quiet >= steady && (answered.is_none() || quiet >= steady * IDLE_FACTOR || held())
         }
     }
 }

@@ -136,7 +136,7 @@ impl Attempt {
             sfu.set_accepting(false);
         }
         if error.kind() == ErrorKind::Fenced {
-            ctx.fenced_by(self.work.slot, self.work.term, error.highest_term(), error.highest_epoch());
+            self.fenced(error);
         }
         if let Some(after) = error.retry_after() {
             sfu.hold_until(now + after);
@@ -151,6 +151,17 @@ impl Attempt {
         }
         if let Some(evidence) = evidence(error, asked, now) {
             ctx.observe(sfu, &evidence, now);
+        }
+    }
+
+    /// Somebody wrote there with a higher term, or we did, in a life we do not remember.
+    fn fenced(&self, error: &DriverError) {
+        let ours = self.work.term;
+        if let Some(epoch) = error.highest_epoch().filter(|e| e.term == ours) {
+            self.ctx.shard(self.work.slot).lock().raise_placements(epoch);
+        }
+        if let Some(term) = error.highest_term().max(error.highest_epoch().map(|e| e.term)).filter(|t| *t > ours) {
+            self.ctx.fenced_by(term);
         }
     }
 

@@ -124,6 +124,7 @@ impl Reconciler {
         if ctx.levers.paused.get() {
             return None;
         }
+        let mut placer = SelectPlacer::new(ctx, now);
         for _ in 0..DECISIONS_MAX {
             let shard = self.most_urgent()?;
             if let Err(not_yet) = ctx.budget.overall().try_take(1, now) {
@@ -133,7 +134,6 @@ impl Reconciler {
                 ctx.budget.overall().give_back(1, now);
                 return None; // an attempt that ends wakes the loop
             }
-            let mut placer = SelectPlacer::new(ctx, now);
             let decided = ctx.shards[shard].lock().place_next(&mut placer);
             let started = match decided {
                 Next::Reserved { work, epoch, room } => {

@@ -1,5 +1,6 @@
 //! Chooses the SFU of one call: in place if that is asked for, else region by region.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use sfu_api::{Epoch, RegionId, RoomId};
@@ -9,19 +10,23 @@ use crate::context::Context;
 use crate::select::{Reservation, Sfu, Snapshot, choose};
 use crate::state::{Blocker, Decision, PlaceWork, Placer, SfuIdx};
 
-/// Decides from the catalogue and the budgets, and holds what it took for the caller to fetch.
+/// Decides for one round, from the catalogue and the budgets, and holds what it took for the caller
+/// to fetch.
 pub(super) struct SelectPlacer<'a> {
     ctx: &'a Context,
     snapshot: Arc<Snapshot>,
     now: Instant,
     taken: Option<Reservation>,
+    /// Regions (or any, with `None`) found without a fit SFU in this round: looking at all of them
+    /// again for every waiting call would make a shortage cost calls × SFUs.
+    barren: HashSet<Option<RegionId>>,
 }
 
 // === impl SelectPlacer ===
 
 impl<'a> SelectPlacer<'a> {
     pub(super) fn new(ctx: &'a Context, now: Instant) -> Self {
-        Self { ctx, snapshot: ctx.catalogue.now(), now, taken: None }
+        Self { ctx, snapshot: ctx.catalogue.now(), now, taken: None, barren: HashSet::new() }
     }
 
     /// The reservation behind the last decision.
@@ -62,26 +67,31 @@ impl<'a> SelectPlacer<'a> {
         Some(Decision::Reserve { sfu: sfu.idx, why: why.into() })
     }
 
-    fn region(&mut self, region: &RegionId) -> Option<Decision> {
+    /// The call's region, then any. Down only when the region has nobody left, not while it is
+    /// merely busy: a recovery must not spill over to the other side of the world to save a second.
+    fn down_the_ladder(&mut self, region: Option<&RegionId>) -> Option<Decision> {
         let snapshot = self.snapshot.clone();
-        self.among(snapshot.by_region.get(region)?, &format!("region {region}"))
+        let Some(region) = region else { return self.among(&snapshot.all, "any region") };
+        let own = snapshot.by_region.get(region).map_or(&[][..], Vec::as_slice);
+        self.among(own, &format!("region {region}")).or_else(|| {
+            let gone = own.iter().all(|sfu| !sfu.verdict().takes_new());
+            (gone && self.ctx.levers.any_region.get()).then(|| self.among(&snapshot.all, "any region")).flatten()
+        })
     }
 }
 
 impl Placer for SelectPlacer<'_> {
     fn decide(&mut self, work: &PlaceWork) -> Decision {
-        let snapshot = self.snapshot.clone();
-        let decision = work.in_place.and_then(|idx| self.in_place(idx)).or_else(|| match &work.region {
-            None => self.among(&snapshot.all, "any region"),
-            Some(region) => self.region(region).or_else(|| {
-                // Down the ladder only when the region has nobody left, not while it is only busy:
-                // a recovery must not spill over to the other side of the world to save a second.
-                let gone =
-                    snapshot.by_region.get(region).is_none_or(|sfus| sfus.iter().all(|s| !s.verdict().takes_new()));
-                (gone && self.ctx.levers.any_region.get()).then(|| self.among(&snapshot.all, "any region")).flatten()
-            }),
-        });
-        decision.unwrap_or_else(|| Decision::Block(Blocker::NoCandidate(work.region.clone())))
+        if let Some(decision) = work.in_place.and_then(|idx| self.in_place(idx)) {
+            return decision;
+        }
+        if !self.barren.contains(&work.region) {
+            if let Some(decision) = self.down_the_ladder(work.region.as_ref()) {
+                return decision;
+            }
+            self.barren.insert(work.region.clone());
+        }
+        Decision::Block(Blocker::NoCandidate(work.region.clone()))
     }
 
     fn room(&self, sfu: SfuIdx, work: &PlaceWork, epoch: Epoch) -> RoomId {

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How an SFU behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// As it should.
     Well,
     /// Refuses connections.
@@ -38,40 +38,40 @@ pub enum Mode {
 }
 
 #[derive(Debug)]
-pub struct Room {
-    pub epoch: Epoch,
-    pub slot: Slot,
-    pub guild: GuildId,
-    pub participants: u32,
+pub(crate) struct Room {
+    pub(crate) epoch: Epoch,
+    pub(crate) slot: Slot,
+    pub(crate) guild: GuildId,
+    pub(crate) participants: u32,
 }
 
 #[derive(Debug)]
-pub struct Node {
-    pub mode: Mode,
-    pub boot: u32,
-    pub rooms: BTreeMap<RoomId, Room>,
+pub(crate) struct Node {
+    pub(crate) mode: Mode,
+    pub(crate) boot: u32,
+    pub(crate) rooms: BTreeMap<RoomId, Room>,
     /// When rooms were made here.
-    pub made: Vec<Instant>,
-    pub asked: u64,
+    pub(crate) made: Vec<Instant>,
+    pub(crate) asked: u64,
 }
 
 /// The SFUs, by id.
 #[derive(Debug, Default)]
-pub struct Fleet {
+pub(crate) struct Fleet {
     nodes: Mutex<HashMap<SfuId, Node>>,
 }
 
 impl Fleet {
-    pub fn with<R>(&self, id: &str, f: impl FnOnce(&mut Node) -> R) -> R {
+    pub(crate) fn with<R>(&self, id: &str, f: impl FnOnce(&mut Node) -> R) -> R {
         f(self.nodes.lock().get_mut(id).expect("a known SFU"))
     }
 
-    pub fn each(&self, mut f: impl FnMut(&SfuId, &mut Node)) {
+    pub(crate) fn each(&self, mut f: impl FnMut(&SfuId, &mut Node)) {
         self.nodes.lock().iter_mut().for_each(|(id, n)| f(id, n));
     }
 
     /// Back with a new incarnation and no rooms.
-    pub fn restart(&self, id: &str) {
+    pub(crate) fn restart(&self, id: &str) {
         self.with(id, |n| {
             n.mode = Mode::Well;
             n.boot += 1;
@@ -80,7 +80,7 @@ impl Fleet {
     }
 
     /// When rooms were made anywhere, in order.
-    pub fn made(&self) -> Vec<Instant> {
+    pub(crate) fn made(&self) -> Vec<Instant> {
         let mut all: Vec<Instant> = self.nodes.lock().values().flat_map(|n| n.made.iter().copied()).collect();
         all.sort();
         all
@@ -88,7 +88,7 @@ impl Fleet {
 }
 
 /// Most tokens that any window of `made` took beyond `burst + rate × window`.
-pub fn overdrawn(made: &[Instant], rate: f64, burst: f64) -> usize {
+pub(crate) fn overdrawn(made: &[Instant], rate: f64, burst: f64) -> usize {
     let mut debt = 0.0_f64;
     let mut last: Option<Instant> = None;
     let mut count = 0;
@@ -253,20 +253,23 @@ fn state(id: &RoomId, r: &Room) -> RoomState {
     }
 }
 
+/// One thing heard of a call: epoch, phase, endpoint.
+type Heard = (Epoch, u8, Option<Arc<str>>);
+
 /// Hears every announcement and checks what every watcher relies on.
 #[derive(Debug, Default)]
-pub struct Ear {
-    heard: Mutex<HashMap<CallId, Vec<(Epoch, u8, Option<Arc<str>>)>>>,
+pub(crate) struct Ear {
+    heard: Mutex<HashMap<CallId, Vec<Heard>>>,
 }
 
 impl Ear {
     /// What was said of a call, in order.
-    pub fn of(&self, call: &CallId) -> Vec<(Epoch, u8, Option<Arc<str>>)> {
+    pub(crate) fn of(&self, call: &CallId) -> Vec<Heard> {
         self.heard.lock().get(call).cloned().unwrap_or_default()
     }
 
     /// Nulls and endpoints heard in all.
-    pub fn totals(&self) -> (usize, usize) {
+    pub(crate) fn totals(&self) -> (usize, usize) {
         let heard = self.heard.lock();
         let all: Vec<u8> = heard.values().flatten().map(|(_, phase, _)| *phase).collect();
         (all.iter().filter(|p| **p == 2).count(), all.iter().filter(|p| **p == 1).count())
@@ -285,16 +288,16 @@ impl Announcer for Ear {
 }
 
 /// An engine on a fake fleet.
-pub struct World {
-    pub fleet: Arc<Fleet>,
-    pub ear: Arc<Ear>,
-    pub engine: Engine,
-    pub stop: CancellationToken,
+pub(crate) struct World {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) ear: Arc<Ear>,
+    pub(crate) engine: Engine,
+    pub(crate) stop: CancellationToken,
 }
 
 impl World {
     /// An engine that owns every slot, and `sfus` SFUs in `regions` regions.
-    pub fn new(sfus: usize, regions: usize) -> Self {
+    pub(crate) fn new(sfus: usize, regions: usize) -> Self {
         let (fleet, ear, stop) = (Arc::new(Fleet::default()), Arc::new(Ear::default()), CancellationToken::new());
         let specs: Vec<SfuSpec> = (0..sfus).map(|i| spec(i, i % regions)).collect();
         for spec in &specs {
@@ -317,21 +320,21 @@ impl World {
         Self { fleet, ear, engine, stop }
     }
 
-    pub fn set(&self, lever: &str, value: &serde_json::Value) {
+    pub(crate) fn set(&self, lever: &str, value: &serde_json::Value) {
         self.engine.levers().set(lever, value, "test", None, 0).expect("a valid lever");
     }
 
-    pub fn join(&self, call: usize, session: usize) {
+    pub(crate) fn join(&self, call: usize, session: usize) {
         self.engine.join(join(call, session), Instant::now()).expect("joins");
     }
 
-    pub fn leave(&self, call: usize, session: usize) {
+    pub(crate) fn leave(&self, call: usize, session: usize) {
         let Join { guild, call, session, gateway, .. } = join(call, session);
         self.engine.leave(&Leave { guild, call, session, gateway, seq: None }, Instant::now()).expect("owned");
     }
 
     /// Waits on the paused clock until `until` holds; fails after `limit`.
-    pub async fn wait(&self, what: &str, limit: Duration, until: impl Fn(&EngineStatus) -> bool) -> Duration {
+    pub(crate) async fn wait(&self, what: &str, limit: Duration, until: impl Fn(&EngineStatus) -> bool) -> Duration {
         let start = Instant::now();
         loop {
             let status = self.engine.status();
@@ -345,7 +348,7 @@ impl World {
     }
 
     /// Which SFU a call is on.
-    pub fn sfu_of(&self, call: usize) -> Option<SfuId> {
+    pub(crate) fn sfu_of(&self, call: usize) -> Option<SfuId> {
         let join = join(call, 0);
         self.engine.call(&join.guild, &join.call)?.sfu
     }
@@ -357,7 +360,7 @@ impl Drop for World {
     }
 }
 
-pub fn call_id(call: usize) -> CallId {
+pub(crate) fn call_id(call: usize) -> CallId {
     CallId::new(format!("c{call}")).expect("valid")
 }
 
