@@ -48,8 +48,8 @@ impl Gateway {
             }
             let wait = match end {
                 End::CursorLost => {
+                    // Re-reading waits for the next stream: before it, more could be missed.
                     cursor = None;
-                    self.reread(Instant::now());
                     rotation.fail(&mut rand::rng())
                 }
                 End::Refused(wait, status) => {
@@ -89,7 +89,7 @@ impl Gateway {
         self.shared.stats.watches.add(1);
         self.watching.send_replace(true);
         if *stream > 1 && !resumed {
-            // The stream before this one brought no cursor, so what it missed is unknown.
+            // Without a cursor to resume from, what was missed since the last stream is unknown.
             self.reread(Instant::now());
         }
         let mut body = response.bytes_stream();
