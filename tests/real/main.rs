@@ -1,0 +1,22 @@
+//! Against real servers: Janus, as Debian ships it.
+//!
+//! Needs the program `janus` (`apt-get install -y --no-install-recommends janus`); without it these
+//! tests fail and say so. Every test starts servers of its own on loopback, on free ports, with
+//! certificates of a throw-away authority, and ends them.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `conformance.rs` | the driver against one Janus: rooms, restarts, hangs, draining, wrong secrets |
+//! | `audio.rs` | two participants hear one another through a room the driver made |
+//! | `janus.rs`, `pki.rs` | starting, killing, freezing and restarting Janus processes |
+//! | `client.rs`, `phone.rs`, `tone.rs` | a participant that speaks plain RTP, and what it hears |
+
+#![allow(clippy::print_stdout, reason = "measured figures belong in the test's output")]
+
+mod audio;
+mod client;
+mod conformance;
+mod janus;
+mod phone;
+mod pki;
+mod tone;
