@@ -6,6 +6,7 @@
 //! `context` (what those share), `select` (which SFU), `health` (what we believe of an SFU),
 //! `drivers` (how to tell it), `ownership` (which guilds are ours), and `state` (pure).
 
+pub mod api;
 pub mod config;
 pub mod context;
 pub mod drivers;
@@ -13,8 +14,14 @@ pub mod engine;
 pub mod health;
 pub mod observe;
 pub mod ownership;
+pub mod peer;
 pub mod reconcile;
 pub mod registry;
 pub mod select;
+pub mod server;
 pub mod state;
 pub mod token;
+pub mod watch;
+
+pub use self::config::{Config, ConfigError};
+pub use self::server::{Options, Running, StartError, Syncer};

@@ -77,7 +77,12 @@ pub(super) const KEYS: &[Key] = &[
         "Directory for what must survive a restart (the counter of ownership terms).\nNothing survives when absent.",
     ),
     key("drain_grace", Kind::Text, r#"="25s""#, "How long a drain may take, for example `250ms`, `25s`, `2m`."),
-    key("tls.cert", Kind::Text, r#""syncer.pem""#, "Certificate chain of the API (PEM, the leaf first). Without [tls]\nthe API is plain HTTP, which is allowed on loopback only."),
+    key(
+        "tls.cert",
+        Kind::Text,
+        r#""syncer.pem""#,
+        "Certificate chain of the API (PEM, the leaf first). Without [tls]\nthe API is plain HTTP, which is allowed on loopback only.",
+    ),
     key("tls.key", Kind::Text, r#""syncer-key.pem""#, "Private key of the certificate (PEM)."),
     key(
         "auth.mode",

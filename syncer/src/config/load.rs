@@ -63,7 +63,10 @@ impl Config {
             return whole("tls", "needed unless `listen` is a loopback address: tokens would travel in clear text");
         }
         if self.auth.mode == AuthMode::Open && !self.listen.ip().is_loopback() {
-            return whole("auth.mode", "`open` trusts every caller, so it is allowed on a loopback address only; use `tokens`");
+            return whole(
+                "auth.mode",
+                "`open` trusts every caller, so it is allowed on a loopback address only; use `tokens`",
+            );
         }
         if self.auth.mode == AuthMode::Tokens && self.auth.tokens.is_empty() {
             return whole("auth.tokens", "mode `tokens` without tokens would refuse everyone");
@@ -75,7 +78,8 @@ impl Config {
             return whole("zone", "must not be empty");
         }
         if let Some(url) = &self.advertise
-            && url.parse::<http::Uri>().ok().and_then(|u| u.scheme_str().map(|s| s == "https" || s == "http")) != Some(true)
+            && url.parse::<http::Uri>().ok().and_then(|u| u.scheme_str().map(|s| s == "https" || s == "http"))
+                != Some(true)
         {
             return whole("advertise", "must be a URL such as `https://syncer-1.internal:8441`");
         }

@@ -33,7 +33,9 @@ fn the_table_of_keys_is_the_types() {
     let all: String = Config::sample()
         .lines()
         .map(|l| match l.strip_prefix("# ") {
-            Some(rest) if rest.starts_with('[') || (rest.contains(" = ") && !rest.contains(". ")) => format!("{rest}\n"),
+            Some(rest) if rest.starts_with('[') || (rest.contains(" = ") && !rest.contains(". ")) => {
+                format!("{rest}\n")
+            }
             _ => format!("{l}\n"),
         })
         .collect();

@@ -85,8 +85,8 @@ fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError
     if let Some(path) = ca {
         let bad = |m: String| ConfigError::file(path, None, m).with_key(key);
         for der in certificates(path, key)? {
-            let (_, parsed) =
-                X509Certificate::from_der(&der).map_err(|e| bad(format!("holds a certificate that cannot be read: {e}")))?;
+            let (_, parsed) = X509Certificate::from_der(&der)
+                .map_err(|e| bad(format!("holds a certificate that cannot be read: {e}")))?;
             if !parsed.is_ca() {
                 let subject = parsed.subject().to_string();
                 return Err(bad(format!(
@@ -110,7 +110,8 @@ fn server(tls: &TlsConfig) -> Result<Arc<ServerConfig>, ConfigError> {
     let chain = certificates(&tls.cert, "tls.cert")?;
     let text = read_text(&tls.key).map_err(|e| e.with_key("tls.key"))?;
     let bad_key = |m: String| ConfigError::file(&tls.key, None, m).with_key("tls.key");
-    let key = PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|e| bad_key(format!("holds no private key: {e}")))?;
+    let key =
+        PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|e| bad_key(format!("holds no private key: {e}")))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|e| ConfigError::new(super::Source::Whole, format!("tls: {e}")))?

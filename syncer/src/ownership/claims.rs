@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use sfu_api::{GuildId, OwnerTerm, SyncerId};
+use sfu_api::{GuildId, OwnerTerm, Slot, SyncerId};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -36,6 +36,8 @@ struct State {
     held: Held,
     fenced: Option<OwnerTerm>,
     ready: ReadyCount,
+    /// What the sink was told last.
+    told: Option<(Vec<(Slot, OwnerTerm)>, u32)>,
 }
 
 // === impl Ownership ===
@@ -49,6 +51,7 @@ impl Ownership {
             held: Held::new(),
             fenced: None,
             ready: ReadyCount::new(LEASE_TTL),
+            told: None,
         };
         Arc::new(Self {
             me,
@@ -129,9 +132,7 @@ impl Ownership {
             self.view.store(Arc::new(View::new(snapshot, &state.ranking, &self.me)));
             (Plan::make(snapshot, &state.ranking, &self.me, &state.held, state.fenced), ready)
         };
-        sink.set_ready_members(ready, now);
-        // Before records are touched: what we let go is served no more.
-        sink.set_owned(&plan.owned, now);
+        self.tell(&plan.owned, ready, sink, now);
         if plan.claim.is_empty() && plan.release.is_empty() {
             if snapshot.roster.contains_key(&self.me) {
                 self.settled.store(true, Ordering::Release);
@@ -145,6 +146,19 @@ impl Ownership {
                 tracing::warn!(%error, claims = plan.claim.len(), "slots could not be claimed");
                 FAILED_PAUSE
             }
+        }
+    }
+
+    /// Tells the sink what changed, before records are touched: what we let go is served no more.
+    fn tell(&self, owned: &[(Slot, OwnerTerm)], ready: u32, sink: &dyn SlotSink, now: Instant) {
+        let mut state = self.state.lock();
+        let before = state.told.replace((owned.to_vec(), ready));
+        drop(state);
+        if before.as_ref().is_none_or(|b| b.1 != ready) {
+            sink.set_ready_members(ready, now);
+        }
+        if before.is_none_or(|b| b.0 != owned) {
+            sink.set_owned(owned, now);
         }
     }
 

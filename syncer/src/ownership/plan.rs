@@ -29,13 +29,7 @@ pub struct Plan {
 impl Plan {
     /// Plans for `me`. Terms at or below `fenced` are no longer good: an SFU has seen a higher one.
     #[must_use]
-    pub fn make(
-        snapshot: &Snapshot,
-        ranking: &Ranking,
-        me: &SyncerId,
-        held: &Held,
-        fenced: Option<OwnerTerm>,
-    ) -> Self {
+    pub fn make(snapshot: &Snapshot, ranking: &Ranking, me: &SyncerId, held: &Held, fenced: Option<OwnerTerm>) -> Self {
         let mut plan = Self::default();
         if !snapshot.roster.contains_key(me) {
             return plan;

@@ -13,11 +13,8 @@ use sfu_api::{SLOTS, Slot, SyncerId};
 use super::hash;
 use crate::registry::Member;
 
-/// Candidates of a slot, first to last.
-pub const CANDIDATES: usize = 3;
-
 /// The members that may claim a slot, as indices into [`Ranking::members`].
-pub type Candidates = [Option<u16>; CANDIDATES];
+pub type Candidates = [Option<u16>; 3];
 
 /// The candidates of every slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,9 +39,11 @@ impl Ranking {
     #[must_use]
     pub fn is_of(&self, roster: &BTreeMap<SyncerId, Member>) -> bool {
         self.members.len() == roster.len()
-            && self.members.iter().zip(roster.values()).all(|((id, zone, weight), m)| {
-                *id == m.id && *zone == m.zone && *weight == m.weight
-            })
+            && self
+                .members
+                .iter()
+                .zip(roster.values())
+                .all(|((id, zone, weight), m)| *id == m.id && *zone == m.zone && *weight == m.weight)
     }
 
     /// The candidates of a slot, best first.

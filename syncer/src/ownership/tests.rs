@@ -54,7 +54,8 @@ fn slots_are_even_on_snowflakes() {
 #[test]
 fn rank_golden_vector() {
     let ranking = rank(&roster([member("s-1", "a", 100), member("s-2", "a", 100), member("s-3", "b", 100)]));
-    let firsts: Vec<&str> = slots().take(8).filter_map(|s| ranking.candidates(s).next()).map(SyncerId::as_str).collect();
+    let firsts: Vec<&str> =
+        slots().take(8).filter_map(|s| ranking.candidates(s).next()).map(SyncerId::as_str).collect();
     assert_eq!(firsts, GOLDEN_FIRSTS);
 }
 

@@ -1,5 +1,6 @@
 //! Who owns which slot, as far as this syncer knows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sfu_api::{GuildId, SLOTS, Slot, SyncerId};
@@ -61,6 +62,16 @@ impl View {
     #[must_use]
     pub fn owner_of(&self, guild: &GuildId) -> Option<&Arc<Owner>> {
         self.owner(slot_of(guild))
+    }
+
+    /// How many slots each member has.
+    #[must_use]
+    pub fn slot_counts(&self) -> BTreeMap<SyncerId, u32> {
+        let mut counts = BTreeMap::new();
+        for owner in self.slots.iter().flatten().filter_map(|at| self.owners.get(usize::from(*at))) {
+            *counts.entry(owner.id.clone()).or_default() += 1;
+        }
+        counts
     }
 
     /// All other members.

@@ -74,7 +74,10 @@ async fn claims(r: &dyn Registry, a: &SyncerId, b: &SyncerId) -> Result<(), Fail
     let free = |slot| Claim { slot, expected: None };
     let first = ok("claim", r.claim(a, &[free(s1)]).await)?;
     let taken = r.claim(b, &[free(s2), free(s1)]).await;
-    check!(matches!(taken, Err(RegistryError::Conflict { slot, .. }) if slot == s1), "a taken slot was claimed as free");
+    check!(
+        matches!(taken, Err(RegistryError::Conflict { slot, .. }) if slot == s1),
+        "a taken slot was claimed as free"
+    );
     let seen = Arc::clone(&r.watch().borrow());
     check!(seen.slot(s2).is_none(), "half a transaction was applied");
     check!(seen.slot(s1).is_some_and(|s| s.owner == *a && s.term == first), "the record is not the claim");

@@ -201,12 +201,7 @@ pub const WIRE_VERSIONS: (u16, u16) = (1, 1);
 
 impl Default for Snapshot {
     fn default() -> Self {
-        Self {
-            revision: 0,
-            roster: BTreeMap::new(),
-            slots: vec![None; usize::from(SLOTS)].into(),
-            sfus: Arc::from([]),
-        }
+        Self { revision: 0, roster: BTreeMap::new(), slots: vec![None; usize::from(SLOTS)].into(), sfus: Arc::from([]) }
     }
 }
 

@@ -88,7 +88,8 @@ impl Store {
 
     fn reserve(&mut self) -> Result<(), StoreError> {
         let Some(path) = &self.path else { return Ok(()) };
-        let stored = Stored { generation: self.generation, revision_bound: self.revision.saturating_add(BLOCK_REVISIONS) };
+        let stored =
+            Stored { generation: self.generation, revision_bound: self.revision.saturating_add(BLOCK_REVISIONS) };
         write_whole(path, &stored).map_err(|e| StoreError { path: path.clone(), what: e.to_string() })?;
         self.bound = stored.revision_bound;
         Ok(())

@@ -1,0 +1,180 @@
+//! Reading bodies with a bound on size, on silence and on the whole.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::ApiError;
+
+/// Largest body, except on the bulk road: the largest request, a change of all levers, has ~4 KiB.
+pub(crate) const BODY_BYTES_MAX: usize = 64 * 1024;
+/// A body that stalls this long is given up.
+pub(crate) const BODY_IDLE_MAX: Duration = Duration::from_secs(10);
+/// A body that is not whole after this long is given up, however steadily it drips.
+const BODY_TOTAL_MAX: Duration = Duration::from_secs(30);
+/// Longest line of the bulk road: four ids of 128 bytes, escaped, and as much again.
+pub(crate) const LINE_BYTES_MAX: usize = 8 * 1024;
+
+/// Reads a whole body.
+pub(crate) async fn read(mut body: Body) -> Result<Bytes, ApiError> {
+    if http_body::Body::size_hint(&body).lower() > BODY_BYTES_MAX as u64 {
+        return Err(ApiError::too_large(BODY_BYTES_MAX));
+    }
+    let by = Instant::now() + BODY_TOTAL_MAX;
+    let mut whole = BytesMut::new();
+    loop {
+        let slow = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not arrive in time");
+        let next = timeout_at(by, timeout(BODY_IDLE_MAX, body.frame())).await;
+        let frame = next.map_err(|_| slow())?.map_err(|_| slow())?;
+        let Some(frame) = frame else { return Ok(whole.freeze()) };
+        let frame = frame.map_err(|e| ApiError::invalid(format!("the body broke off: {e}")))?;
+        if let Ok(data) = frame.into_data() {
+            if whole.len() + data.len() > BODY_BYTES_MAX {
+                return Err(ApiError::too_large(BODY_BYTES_MAX));
+            }
+            whole.extend_from_slice(&data);
+        }
+    }
+}
+
+/// Parses JSON; nothing at all counts as `{}`.
+pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes).map_err(|e| ApiError::invalid(format!("the body is not what it should be: {e}")))
+}
+
+/// Cuts a streamed body into lines.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    body: Body,
+    buffer: BytesMut,
+    /// In the middle of a line that was too long.
+    skipping: bool,
+    ended: bool,
+}
+
+/// What came next.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// A line without its end.
+    Line(Bytes),
+    /// A line was longer than [`LINE_BYTES_MAX`]; it was skipped.
+    TooLong,
+    /// The body ended, broke off, or was silent for too long.
+    End,
+}
+
+// === impl Lines ===
+
+impl Lines {
+    pub(crate) fn new(body: Body) -> Self {
+        Self { body, buffer: BytesMut::new(), skipping: false, ended: false }
+    }
+
+    /// The next line that has already arrived.
+    pub(crate) fn buffered(&mut self) -> Option<Next> {
+        loop {
+            let Some(end) = self.buffer.iter().position(|b| *b == b'\n') else {
+                if self.buffer.len() > LINE_BYTES_MAX {
+                    self.buffer.clear();
+                    // Told once, however much of it still comes.
+                    return (!std::mem::replace(&mut self.skipping, true)).then_some(Next::TooLong);
+                }
+                return None;
+            };
+            let line = self.buffer.split_to(end).freeze();
+            self.buffer.advance(1);
+            if std::mem::take(&mut self.skipping) {
+                continue;
+            }
+            if line.len() > LINE_BYTES_MAX {
+                return Some(Next::TooLong);
+            }
+            let line = line.slice_ref(line.trim_ascii());
+            if !line.is_empty() {
+                return Some(Next::Line(line));
+            }
+        }
+    }
+
+    /// The next line, waiting for at most `idle`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when dropped.
+    pub(crate) async fn next(&mut self, idle: Duration) -> Next {
+        loop {
+            if let Some(next) = self.buffered() {
+                return next;
+            }
+            if self.ended {
+                // The last line needs no line break.
+                let rest = std::mem::take(&mut self.buffer).freeze();
+                let rest = rest.slice_ref(rest.trim_ascii());
+                return if rest.is_empty() || self.skipping { Next::End } else { Next::Line(rest) };
+            }
+            match timeout(idle, self.body.frame()).await {
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.buffer.extend_from_slice(&data);
+                    }
+                }
+                Ok(None) => self.ended = true,
+                Ok(Some(Err(_))) | Err(_) => return Next::End,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn lines(chunks: Vec<Vec<u8>>) -> Vec<Next> {
+        let stream = futures_util::stream::iter(chunks.into_iter().map(|c| Ok::<_, std::io::Error>(Bytes::from(c))));
+        let mut lines = Lines::new(Body::from_stream(stream));
+        let mut seen = Vec::new();
+        loop {
+            match lines.next(Duration::from_secs(30)).await {
+                Next::End => return seen,
+                next => seen.push(next),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_survive_any_cut() {
+        let text = b"one\r\n\n  two\nthree";
+        for size in 1..=text.len() {
+            let seen = lines(text.chunks(size).map(<[u8]>::to_vec).collect()).await;
+            assert_eq!(seen, ["one", "two", "three"].map(|l| Next::Line(Bytes::from_static(l.as_bytes()))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_line_too_long_is_told_once_and_costs_only_itself() {
+        let long = vec![b'x'; 3 * LINE_BYTES_MAX];
+        let text = [b"a\n", &long[..], b"\nb\n"].concat();
+        for size in [1_000, LINE_BYTES_MAX, text.len()] {
+            let seen = lines(text.chunks(size).map(<[u8]>::to_vec).collect()).await;
+            let line = |l: &'static str| Next::Line(Bytes::from_static(l.as_bytes()));
+            assert_eq!(seen, [line("a"), Next::TooLong, line("b")], "cut every {size} bytes");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn stalled_and_dripping_bodies_are_given_up() {
+        let silent = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+        assert_eq!(read(silent).await.expect_err("silent").status, StatusCode::REQUEST_TIMEOUT);
+        let drip = futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
+        });
+        assert_eq!(read(Body::from_stream(drip)).await.expect_err("dripping").status, StatusCode::REQUEST_TIMEOUT);
+    }
+}

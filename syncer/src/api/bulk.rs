@@ -1,0 +1,365 @@
+//! The bulk road: one operation a line in, one result a line out, streamed both ways.
+//!
+//! ```text
+//! body ─lines─▶ reader ──ours──▶ engine ──────────────┐
+//!                  └──others'──▶ one worker per owner ─┴─▶ bounded channel ─▶ answer body
+//! ```
+//!
+//! Everything between is bounded, so a client that does not read its results is not read either:
+//! flow control is the backpressure. A session's operations all go the same way in their order; there
+//! is no order between sessions. A bad line fails that line only.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+use sfu_api::{CallId, CallKind, GuildId, RegionId, SessionId, SyncerId};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::body::{LINE_BYTES_MAX, Lines, Next};
+use super::participants::JoinAnswer;
+use super::route::{Route, prefers_redirect};
+use super::{ApiError, App, Caller};
+use crate::engine::{Join, Leave};
+use crate::ownership::Owner;
+
+/// A stream without a line for this long is ended; gateways that pause open a new one.
+const BULK_IDLE_MAX: Duration = Duration::from_secs(60);
+/// Writes of results under way, ~16 KiB each.
+const WRITES_MAX: usize = 16;
+/// Results gathered into one write.
+const WRITE_BYTES: usize = 16 * 1024;
+/// Lines waiting for one owner: two batches, so that the next one fills while one is under way.
+const FOREIGN_LINES_MAX: usize = 256;
+/// Lines in one batch to an owner; 128 of typically 150 bytes.
+const BATCH_LINES_MAX: usize = 128;
+
+pub(crate) const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+/// What a line asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Do {
+    /// The session is in the call.
+    Join,
+    /// The session left it.
+    Leave,
+}
+
+/// One line in.
+#[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Operation {
+    /// Comes back with the result.
+    #[serde(default)]
+    pub(crate) op: Option<String>,
+    /// What to do.
+    #[serde(rename = "do")]
+    pub(crate) what: Do,
+    /// Guild of the call.
+    pub(crate) guild: GuildId,
+    /// The call.
+    pub(crate) call: CallId,
+    /// The session.
+    pub(crate) session: SessionId,
+    /// Order of the session's writes.
+    #[serde(default)]
+    pub(crate) seq: Option<u64>,
+    /// Kind of the call.
+    #[serde(default)]
+    pub(crate) kind: CallKind,
+    /// Region of the call.
+    #[serde(default)]
+    pub(crate) region: Option<RegionId>,
+}
+
+/// One line out.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct OperationResult {
+    /// The operation's id.
+    pub(crate) op: Option<String>,
+    /// As the status of the same request alone.
+    pub(crate) status: u16,
+    /// With 200: where the call is now.
+    #[serde(flatten)]
+    pub(crate) answer: Option<JoinAnswer>,
+    /// Otherwise: machine-readable reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error_code: Option<&'static str>,
+    /// Otherwise: what happened.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) message: Option<String>,
+    /// With 429 and 503: come back no sooner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_after_ms: Option<u64>,
+    /// With 421: who owns the guild.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub(crate) owner: Option<Arc<str>>,
+}
+
+/// A line for another owner.
+#[derive(Debug)]
+struct Foreign {
+    op: Option<String>,
+    line: Bytes,
+}
+
+/// Many operations in one stream: `application/x-ndjson` both ways.
+#[utoipa::path(post, path = "/v1/voice-states", tag = "gateways",
+    request_body(content = Operation, content_type = "application/x-ndjson", description = "One operation a line, at most 8 KiB each."),
+    responses((status = 200, content_type = "application/x-ndjson", body = OperationResult, description = "One result a line.")))]
+pub(crate) async fn voice_states(State(app): State<Arc<App>>, caller: Caller, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let (out, results) = mpsc::channel(WRITES_MAX);
+    let road = Road {
+        redirect: prefers_redirect(&parts),
+        app: Arc::clone(&app),
+        caller,
+        out,
+        pending: BytesMut::new(),
+        workers: HashMap::new(),
+        tasks: JoinSet::new(),
+    };
+    app.tracker.spawn(road.run(Lines::new(body)));
+    let body = Body::from_stream(ReceiverStream::new(results).map(Ok::<Bytes, std::convert::Infallible>));
+    ([(CONTENT_TYPE, NDJSON)], body).into_response()
+}
+
+// === impl OperationResult ===
+
+impl OperationResult {
+    fn done(op: Option<String>, answer: JoinAnswer) -> Self {
+        Self {
+            op,
+            status: StatusCode::OK.as_u16(),
+            answer: Some(answer),
+            error_code: None,
+            message: None,
+            retry_after_ms: None,
+            owner: None,
+        }
+    }
+
+    fn failed(op: Option<String>, e: ApiError) -> Self {
+        Self {
+            op,
+            status: e.status.as_u16(),
+            answer: None,
+            error_code: Some(e.code),
+            message: Some(e.message),
+            retry_after_ms: e.retry_after.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            owner: e.owner,
+        }
+    }
+
+    fn write(&self, to: &mut BytesMut) {
+        if let Err(error) = serde_json::to_writer((&mut *to).writer(), self) {
+            tracing::error!(%error, "a result could not be written");
+        }
+        to.put_u8(b'\n');
+    }
+}
+
+/// One stream of operations.
+struct Road {
+    app: Arc<App>,
+    caller: Caller,
+    redirect: bool,
+    out: mpsc::Sender<Bytes>,
+    pending: BytesMut,
+    workers: HashMap<SyncerId, mpsc::Sender<Foreign>>,
+    tasks: JoinSet<()>,
+}
+
+/// The client no longer reads.
+struct Gone;
+
+// === impl Road ===
+
+impl Road {
+    async fn run(mut self, mut lines: Lines) {
+        let out = self.out.clone();
+        let stop = self.app.stop.clone();
+        tokio::select! {
+            _ = self.drive(&mut lines) => {}
+            () = out.closed() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn drive(&mut self, lines: &mut Lines) -> Result<(), Gone> {
+        loop {
+            let next = match lines.buffered() {
+                Some(next) => next,
+                None => {
+                    // Nothing more for now: what is done is told before we wait.
+                    self.flush().await?;
+                    lines.next(BULK_IDLE_MAX).await
+                }
+            };
+            match next {
+                Next::End => break,
+                Next::TooLong => {
+                    let e = ApiError::too_large(LINE_BYTES_MAX);
+                    let e = ApiError { status: StatusCode::BAD_REQUEST, ..e };
+                    OperationResult::failed(None, e).write(&mut self.pending);
+                }
+                Next::Line(line) => self.line(line).await?,
+            }
+            if self.pending.len() >= WRITE_BYTES {
+                self.flush().await?;
+            }
+            tokio::task::consume_budget().await;
+        }
+        self.workers.clear();
+        while self.tasks.join_next().await.is_some() {}
+        self.flush().await
+    }
+
+    async fn flush(&mut self) -> Result<(), Gone> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        self.out.send(self.pending.split().freeze()).await.map_err(|_| Gone)
+    }
+
+    async fn line(&mut self, line: Bytes) -> Result<(), Gone> {
+        let operation: Operation = match serde_json::from_slice(&line) {
+            Ok(operation) => operation,
+            Err(e) => {
+                let e = ApiError::invalid(format!("the line is not an operation: {e}"));
+                OperationResult::failed(op_of(&line), e).write(&mut self.pending);
+                return Ok(());
+            }
+        };
+        let result = match self.app.route(&operation.guild, &self.caller) {
+            Ok(Route::Here) => self.here(operation),
+            Ok(Route::There(owner)) if self.redirect => {
+                OperationResult::failed(operation.op, ApiError::not_owner(Some(Arc::clone(&owner.url))))
+            }
+            Ok(Route::There(owner)) => return self.there(&owner, Foreign { op: operation.op, line }).await,
+            Err(e) => OperationResult::failed(operation.op, e),
+        };
+        result.write(&mut self.pending);
+        Ok(())
+    }
+
+    fn here(&self, operation: Operation) -> OperationResult {
+        let Operation { op, what, guild, call, session, seq, kind, region } = operation;
+        let gateway = self.caller.id.clone();
+        let now = Instant::now();
+        let done = match what {
+            Do::Join => {
+                let join = Join { guild, call, session, gateway, seq, kind, region };
+                self.app.engine.join(join, now).map(JoinAnswer::from)
+            }
+            Do::Leave => {
+                let leave = Leave { guild, call, session, gateway, seq };
+                self.app.engine.leave(&leave, now).map(|_| JoinAnswer::default())
+            }
+        };
+        match done {
+            Ok(answer) => OperationResult::done(op, answer),
+            Err(refusal) => OperationResult::failed(op, refusal.into()),
+        }
+    }
+
+    async fn there(&mut self, owner: &Arc<Owner>, foreign: Foreign) -> Result<(), Gone> {
+        if !self.workers.contains_key(&owner.id) {
+            let (to, from) = mpsc::channel(FOREIGN_LINES_MAX);
+            let worker = Worker {
+                app: Arc::clone(&self.app),
+                caller: self.caller.clone(),
+                owner: Arc::clone(owner),
+                out: self.out.clone(),
+            };
+            self.tasks.spawn(worker.run(from));
+            self.workers.insert(owner.id.clone(), to);
+        }
+        let Some(worker) = self.workers.get(&owner.id) else { return Ok(()) };
+        worker.send(foreign).await.map_err(|_| Gone)
+    }
+}
+
+/// Takes lines to one owner, a batch at a time.
+struct Worker {
+    app: Arc<App>,
+    caller: Caller,
+    owner: Arc<Owner>,
+    out: mpsc::Sender<Bytes>,
+}
+
+// === impl Worker ===
+
+impl Worker {
+    async fn run(self, mut from: mpsc::Receiver<Foreign>) {
+        let mut batch = Vec::with_capacity(BATCH_LINES_MAX);
+        while from.recv_many(&mut batch, BATCH_LINES_MAX).await > 0 {
+            let results = self.send(&batch).await;
+            batch.clear();
+            if self.out.send(results).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Sends a batch; every line gets a result, whatever became of the batch.
+    async fn send(&self, batch: &[Foreign]) -> Bytes {
+        let mut body = BytesMut::new();
+        for foreign in batch {
+            body.put_slice(&foreign.line);
+            body.put_u8(b'\n');
+        }
+        let who = self.caller.on_behalf();
+        let path = "/v1/voice-states";
+        let sent =
+            self.app.peers.forward(&self.owner.url, Method::POST, path, &who, Some(&NDJSON), body.freeze()).await;
+        let (mut results, answered) = match sent {
+            // The owner answers our lines in their order, since none of them is forwarded again.
+            Ok((head, bytes)) if head.status == StatusCode::OK => {
+                let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+                let bytes = bytes.slice(..whole);
+                let lines = bytes.iter().filter(|b| **b == b'\n').count();
+                (BytesMut::from(bytes), lines)
+            }
+            Ok((head, _)) => {
+                tracing::warn!(owner = %self.owner.id, status = %head.status, "owner refused a batch");
+                (BytesMut::new(), 0)
+            }
+            Err(error) => {
+                tracing::debug!(owner = %self.owner.id, %error, "owner not reached");
+                (BytesMut::new(), 0)
+            }
+        };
+        for foreign in batch.iter().skip(answered) {
+            let e = ApiError::unavailable(
+                "owner_unreachable",
+                format!(
+                    "syncer {} owns this guild and gave no answer: the operation may or may not be done",
+                    self.owner.id
+                ),
+                super::error::RETRY_BASE,
+            );
+            OperationResult::failed(foreign.op.clone(), e).write(&mut results);
+        }
+        results.freeze()
+    }
+}
+
+/// The op id of a line that is otherwise wrong, if it can be found.
+fn op_of(line: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(line).ok()?;
+    value.get("op")?.as_str().map(str::to_owned)
+}

@@ -1,0 +1,191 @@
+//! The one place where what went wrong becomes an HTTP answer.
+//!
+//! Handlers return [`ApiError`]; it travels as a response extension until [`super::finish`] gives it
+//! the request's id and writes the body, so that every error looks the same whoever made it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use http::header::{HeaderValue, LOCATION, RETRY_AFTER};
+use rand::RngExt as _;
+use rate_limit::LeverError;
+use serde::Serialize;
+
+use crate::engine::Refusal;
+use crate::watch::CursorError;
+
+/// Callers turned away without a better hint come back after this long at the earliest.
+pub(crate) const RETRY_BASE: Duration = Duration::from_secs(1);
+
+/// The one shape of every error answer.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub(crate) struct ErrorBody {
+    /// Identifies the request in the syncer's log.
+    pub(crate) request_id: String,
+    /// Machine-readable reason.
+    pub(crate) error_code: &'static str,
+    /// What happened and what to do, for a human.
+    pub(crate) message: String,
+}
+
+/// Why a request was not done.
+#[derive(Clone, Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+    pub(crate) retry_after: Option<Duration>,
+    /// Where the owner is.
+    pub(crate) owner: Option<Arc<str>>,
+}
+
+// === impl ApiError ===
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), retry_after: None, owner: None }
+    }
+
+    /// 400: sending it again cannot help.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid", message)
+    }
+
+    /// 404.
+    pub(crate) fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no such {what}"))
+    }
+
+    /// 401.
+    pub(crate) fn unauthenticated() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "a known bearer token is needed")
+    }
+
+    /// 403.
+    pub(crate) fn forbidden(message: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", message)
+    }
+
+    /// 413.
+    pub(crate) fn too_large(limit: usize) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("the body may have at most {limit} bytes"))
+    }
+
+    /// 503, come back somewhat later.
+    pub(crate) fn unavailable(code: &'static str, message: impl Into<String>, at_least: Duration) -> Self {
+        let mut e = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
+        e.retry_after = Some(spread(at_least));
+        e
+    }
+
+    /// 421: another syncer owns it.
+    pub(crate) fn not_owner(owner: Option<Arc<str>>) -> Self {
+        let mut e = Self::new(StatusCode::MISDIRECTED_REQUEST, "not_owner", "another syncer owns this guild");
+        e.owner = owner;
+        e
+    }
+
+    /// 307: the owner serves it.
+    pub(crate) fn redirect(owner: &str, path_and_query: &str) -> Self {
+        let mut e = Self::new(StatusCode::TEMPORARY_REDIRECT, "redirect", "the owner serves it");
+        e.owner = Some(format!("{owner}{path_and_query}").into());
+        e
+    }
+}
+
+/// At least `base`, and up to as much again (never less than a second of spread): a slot in the
+/// future for each caller, not the same second for all.
+pub(crate) fn spread(base: Duration) -> Duration {
+    base + base.max(RETRY_BASE).mul_f64(rand::rng().random::<f64>())
+}
+
+/// Whole seconds, rounded up: HTTP knows no fractions.
+fn seconds(d: Duration) -> u64 {
+    (d.as_secs() + u64::from(d.subsec_nanos() > 0)).max(1)
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        match refusal {
+            // Ours by rank and not claimed yet, or just lost: soon one of us serves it.
+            Refusal::NotOwner => Self::unavailable("not_ready", message, RETRY_BASE),
+            Refusal::Limited { retry_after, .. } => {
+                let mut e = Self::new(StatusCode::TOO_MANY_REQUESTS, "limited", message);
+                e.retry_after = Some(retry_after);
+                e
+            }
+            Refusal::TooMany { .. } => {
+                let mut e = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message);
+                e.retry_after = Some(spread(RETRY_BASE * 10));
+                e
+            }
+            Refusal::Draining { retry_after } => {
+                let mut e = Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", message);
+                e.retry_after = Some(retry_after);
+                e
+            }
+        }
+    }
+}
+
+impl From<LeverError> for ApiError {
+    fn from(e: LeverError) -> Self {
+        let code = match &e {
+            LeverError::Unknown { .. } => "lever_unknown",
+            LeverError::OutOfRange { .. } => "lever_out_of_range",
+            LeverError::WrongType { .. } => "lever_wrong_type",
+        };
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, e.to_string())
+    }
+}
+
+impl From<CursorError> for ApiError {
+    fn from(e: CursorError) -> Self {
+        match e {
+            CursorError::Invalid => Self::new(
+                StatusCode::BAD_REQUEST,
+                "cursor_invalid",
+                "this syncer never gave out such an id; watch again without Last-Event-ID",
+            ),
+            CursorError::TooOld => Self::new(
+                StatusCode::GONE,
+                "cursor_too_old",
+                "what follows this id was dropped; watch again without Last-Event-ID",
+            ),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(wait)));
+        }
+        if self.status == StatusCode::TEMPORARY_REDIRECT
+            && let Some(Ok(at)) = self.owner.as_deref().map(HeaderValue::from_str)
+        {
+            headers.insert(LOCATION, at);
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_spreads_callers() {
+        let waits: std::collections::BTreeSet<_> =
+            (0..100).map(|_| spread(Duration::from_secs(5)).as_millis()).collect();
+        assert!(waits.len() > 50, "{} different waits", waits.len());
+        assert!(waits.iter().all(|w| (5_000..=10_000).contains(w)), "{waits:?}");
+        assert_eq!((seconds(Duration::ZERO), seconds(Duration::from_millis(1_001))), (1, 2));
+    }
+}

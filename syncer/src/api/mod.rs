@@ -1,0 +1,133 @@
+//! What the network sees: gateways, operators, probes and peers, over HTTP/1.1 and HTTP/2.
+//!
+//! A request walks `listener` → [`finish`] (id, bounds, metrics, the one shape of errors) → a
+//! handler, which asks [`auth`] who calls and [`route`] who serves it. Handlers hold no state.
+
+mod auth;
+mod body;
+mod bulk;
+mod calls;
+mod error;
+mod extract;
+mod levers;
+pub(crate) mod listener;
+mod metrics;
+mod openapi;
+mod ops;
+mod participants;
+mod route;
+mod sfus;
+mod state;
+mod watch;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post, put};
+use futures_util::FutureExt as _;
+use http::StatusCode;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use tokio::time::Instant;
+
+pub(crate) use self::auth::{Auth, Caller};
+pub(crate) use self::error::ApiError;
+pub(crate) use self::levers::unix_ms;
+pub(crate) use self::metrics::HttpMetrics;
+pub use self::openapi::openapi;
+pub(crate) use self::state::{App, Gateways, Readiness, WATCHERS_MAX};
+
+/// Most header fields of a request; a gateway behind two proxies sends ~20.
+pub(crate) const HEADERS_MAX: usize = 64;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The whole API.
+pub(crate) fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route(
+            "/v1/guilds/{guild}/calls/{call}/participants/{session}",
+            put(participants::join).delete(participants::leave),
+        )
+        .route("/v1/guilds/{guild}/calls/{call}", get(calls::get).post(calls::report))
+        .route("/v1/voice-states", post(bulk::voice_states))
+        .route("/v1/watch", get(watch::watch))
+        .route("/v1/gateways/{gateway}", put(ops::heartbeat))
+        .route("/v1/calls", get(calls::list))
+        .route("/v1/sfus", get(sfus::list))
+        .route("/v1/sfus/{sfu}", post(sfus::act))
+        .route("/v1/levers", get(levers::list).patch(levers::change))
+        .route("/v1/status", get(ops::status))
+        .route("/v1/members", get(ops::members))
+        .route("/.well-known/jwks.json", get(ops::jwks))
+        .route("/openapi.json", get(ops::openapi))
+        .route("/", get(ops::landing))
+        .merge(probes())
+        .fallback(async || ApiError::not_found("route; see /openapi.json"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
+        })
+        .layer(from_fn_with_state(Arc::clone(&app), finish))
+        .with_state(app)
+}
+
+/// What the second, plain listener serves.
+pub(crate) fn admin_router(app: Arc<App>) -> Router {
+    probes()
+        .fallback(async || ApiError::not_found("route here; the API is on another address"))
+        .layer(from_fn_with_state(Arc::clone(&app), finish))
+        .with_state(app)
+}
+
+fn probes() -> Router<Arc<App>> {
+    Router::new()
+        .route("/livez", get(ops::livez))
+        .route("/readyz", get(ops::readyz))
+        .route("/metrics", get(ops::metrics))
+}
+
+/// What every request has in common: an id, bounds, containment of panics, metrics, and errors in
+/// one shape.
+async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let id = format!("{:08x}-{}", app.boot & 0xffff_ffff, app.requests.fetch_add(1, Ordering::Relaxed));
+    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
+    let method = request.method().clone();
+    let mut response = if request.headers().len() > HEADERS_MAX {
+        let message = format!("at most {HEADERS_MAX} header fields are taken");
+        ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_headers", message).into_response()
+    } else {
+        match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+            Ok(response) => response,
+            Err(_) => {
+                app.http.panics.inc();
+                tracing::error!(request = id, route, "a handler panicked");
+                ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "a fault of the syncer").into_response()
+            }
+        }
+    };
+    if let Some(error) = response.extensions_mut().remove::<ApiError>() {
+        write_error(&mut response, &error, &id);
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    let status = response.status();
+    if status.is_server_error() {
+        tracing::debug!(request = id, route, status = status.as_u16(), "request failed");
+    }
+    app.http.answered(&route, &method, status.as_u16(), Instant::now().saturating_duration_since(began));
+    response
+}
+
+fn write_error(response: &mut Response, error: &ApiError, id: &str) {
+    let body = error::ErrorBody { request_id: id.to_owned(), error_code: error.code, message: error.message.clone() };
+    let bytes = serde_json::to_vec(&body).unwrap_or_default();
+    response.headers_mut().remove(CONTENT_LENGTH);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    *response.body_mut() = axum::body::Body::from(bytes);
+}

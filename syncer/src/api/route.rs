@@ -1,0 +1,87 @@
+//! Whether we serve a guild's request, or who does.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::request::Parts;
+use sfu_api::GuildId;
+
+use super::error::RETRY_BASE;
+use super::{ApiError, App, Caller};
+use crate::ownership::Owner;
+
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+
+/// Who serves.
+pub(crate) enum Route {
+    /// We do.
+    Here,
+    /// The owner does.
+    There(Arc<Owner>),
+}
+
+/// Whether the caller would rather go to the owner itself.
+pub(crate) fn prefers_redirect(parts: &Parts) -> bool {
+    parts
+        .headers
+        .get_all(PREFER)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split([',', ';']))
+        .any(|p| p.trim().eq_ignore_ascii_case("redirect"))
+}
+
+// === impl App ===
+
+impl App {
+    /// Decides who serves the guild; a forwarded request is never forwarded again.
+    pub(crate) fn route(&self, guild: &GuildId, caller: &Caller) -> Result<Route, ApiError> {
+        let owner = self
+            .ownership
+            .owner_of(guild)
+            .ok_or_else(|| ApiError::unavailable("no_owner", "no syncer owns this guild yet", RETRY_BASE))?;
+        if owner.me {
+            Ok(Route::Here)
+        } else if caller.forwarded {
+            Err(ApiError::not_owner(Some(Arc::clone(&owner.url))))
+        } else {
+            Ok(Route::There(owner))
+        }
+    }
+
+    /// Forwards the request to the owner, or sends the caller there if that is preferred.
+    pub(crate) async fn forward(
+        &self,
+        owner: &Owner,
+        caller: &Caller,
+        parts: &Parts,
+        body: Bytes,
+    ) -> Result<Response, ApiError> {
+        let path = parts.uri.path_and_query().map_or("/", |p| p.as_str());
+        if prefers_redirect(parts) {
+            return Err(ApiError::redirect(&owner.url, path));
+        }
+        let kind = parts.headers.get(CONTENT_TYPE);
+        let answer = self.peers.forward(&owner.url, parts.method.clone(), path, &caller.on_behalf(), kind, body).await;
+        let (head, bytes) = answer.map_err(|e| {
+            tracing::debug!(owner = %owner.id, error = %e, "owner not reached");
+            let wait = e.retry_after().unwrap_or(RETRY_BASE);
+            ApiError::unavailable(
+                "owner_unreachable",
+                format!("syncer {} owns this guild and gives no answer", owner.id),
+                wait,
+            )
+        })?;
+        let mut response = Response::new(Body::from(bytes));
+        *response.status_mut() = head.status;
+        for name in [CONTENT_TYPE, RETRY_AFTER] {
+            if let Some(value) = head.headers.get(&name) {
+                response.headers_mut().insert(name, value.clone());
+            }
+        }
+        Ok(response)
+    }
+}

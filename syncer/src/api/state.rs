@@ -1,0 +1,97 @@
+//! What handlers share, readiness, and the table of gateways.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sfu_api::GatewayId;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::auth::Auth;
+use super::metrics::HttpMetrics;
+use crate::engine::Engine;
+use crate::ownership::Ownership;
+use crate::peer::Peers;
+use crate::token::Signer;
+use crate::watch::{GATEWAYS_MAX, Hub};
+
+/// Watches of one syncer at once: every gateway of a large fleet twice.
+pub(crate) const WATCHERS_MAX: usize = 2 * GATEWAYS_MAX;
+/// A gateway that was not heard of for this long makes room for another.
+const GATEWAY_FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+
+/// What handlers share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) engine: Engine,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) ownership: Arc<Ownership>,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) sfu_lane: pool::Lane,
+    pub(crate) signer: Arc<Signer>,
+    pub(crate) auth: Auth,
+    pub(crate) ready: Readiness,
+    pub(crate) gateways: Gateways,
+    pub(crate) watchers: Arc<Semaphore>,
+    pub(crate) registry: prometheus_client::registry::Registry,
+    pub(crate) http: HttpMetrics,
+    /// Streams (watches, the bulk road) end with it.
+    pub(crate) stop: CancellationToken,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) started: Instant,
+    /// Tells requests of this process from those of an earlier one in logs.
+    pub(crate) boot: u64,
+    pub(crate) requests: AtomicU64,
+}
+
+/// What must have happened once before traffic is taken (R11), and whether we are leaving.
+#[derive(Debug, Default)]
+pub(crate) struct Readiness(Mutex<BTreeMap<&'static str, bool>>);
+
+/// The gateways that said they live.
+#[derive(Debug, Default)]
+pub(crate) struct Gateways(Mutex<HashMap<GatewayId, (String, Instant)>>);
+
+// === impl Readiness ===
+
+impl Readiness {
+    /// Not ready until each of `latches` is set.
+    pub(crate) fn waiting_for(latches: &[&'static str]) -> Self {
+        Self(Mutex::new(latches.iter().map(|l| (*l, false)).collect()))
+    }
+
+    /// Sets a latch, or takes it back.
+    pub(crate) fn set(&self, latch: &'static str, done: bool) {
+        self.0.lock().insert(latch, done);
+    }
+
+    /// What is still missing.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        self.0.lock().iter().filter(|(_, done)| !**done).map(|(latch, _)| *latch).collect()
+    }
+}
+
+// === impl Gateways ===
+
+impl Gateways {
+    /// Notes a heartbeat. At the bound the silent ones go first; a full table of live gateways takes
+    /// no more.
+    pub(crate) fn seen(&self, gateway: GatewayId, incarnation: String, now: Instant) {
+        let mut table = self.0.lock();
+        if table.len() >= GATEWAYS_MAX && !table.contains_key(&gateway) {
+            table.retain(|_, (_, at)| now.saturating_duration_since(*at) < GATEWAY_FORGOTTEN_AFTER);
+            if table.len() >= GATEWAYS_MAX {
+                return;
+            }
+        }
+        let before = table.insert(gateway.clone(), (incarnation.clone(), now));
+        if before.is_some_and(|(old, _)| old != incarnation) {
+            tracing::info!(%gateway, "gateway restarted");
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The watch: endpoint changes as server-sent events.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http::HeaderMap;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::error::RETRY_BASE;
+use super::extract::Params;
+use super::{ApiError, App};
+use crate::watch::{Cursor, Fleet, Scope, Source};
+
+/// Writes under way to one watcher, ~16 KiB each; then its news coalesces.
+const WRITES_MAX: usize = 4;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// Query of a watch.
+#[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WatchParams {
+    /// `local`: only the calls of this syncer. Default: the fleet's.
+    #[serde(default)]
+    pub(crate) scope: Scope,
+    /// The bearer token, for clients that cannot set headers (EventSource).
+    pub(crate) access_token: Option<String>,
+    /// As `Last-Event-ID`, for clients that cannot set headers.
+    pub(crate) last_event_id: Option<String>,
+}
+
+/// Endpoint changes of the calls in which the caller has sessions.
+#[utoipa::path(get, path = "/v1/watch", tag = "gateways",
+    params(WatchParams, ("Last-Event-ID" = Option<String>, Header, description = "Resume after this event.")),
+    responses(
+        (status = 200, content_type = "text/event-stream", body = crate::watch::EndpointEvent,
+            description = "Events `endpoint` (this body) and `resync` (`{\"reason\":\"…\"}`: read the state again)."),
+        (status = 400, body = super::error::ErrorBody, description = "`cursor_invalid`"),
+        (status = 410, body = super::error::ErrorBody, description = "`cursor_too_old`")))]
+pub(crate) async fn watch(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Params(params): Params<WatchParams>,
+) -> Result<Response, ApiError> {
+    let caller = app.auth.caller(&headers, params.access_token.as_deref())?;
+    let last = headers.get(LAST_EVENT_ID).map(|v| v.to_str().unwrap_or("\u{0}").to_owned()).or(params.last_event_id);
+    let mut cursor = match last.filter(|l| !l.is_empty()) {
+        Some(text) => text.parse::<Cursor>()?,
+        None => Cursor::default(),
+    };
+    let permit = Arc::clone(&app.watchers).try_acquire_owned().map_err(|_| {
+        ApiError::unavailable("too_many_watchers", "this syncer serves no more watches", RETRY_BASE * 5)
+    })?;
+    let local = params.scope == Scope::Local || caller.forwarded;
+    let me = app.ownership.me();
+    if local {
+        cursor.0.retain(|id, _| id == me);
+    }
+    let watcher = app.hub.watch(&caller.id, cursor.0.get(me).copied())?;
+    let fleet = Fleet {
+        gateway: caller.id,
+        watcher,
+        source: Arc::new(app.engine.clone()) as Arc<dyn Source>,
+        ownership: Arc::clone(&app.ownership),
+        peers: (!local).then(|| Arc::clone(&app.peers)),
+        cursor,
+        stop: app.stop.clone(),
+        metrics: app.hub.metrics().clone(),
+    };
+    let (out, events) = mpsc::channel(WRITES_MAX);
+    app.tracker.spawn(async move {
+        fleet.run(out).await;
+        drop(permit);
+    });
+    let body = Body::from_stream(ReceiverStream::new(events).map(Ok::<Bytes, std::convert::Infallible>));
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        // Proxies that buffer would hold news back.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    Ok((headers, body).into_response())
+}

@@ -1,0 +1,85 @@
+//! The threads between the parts: each a small loop that the supervisor keeps alive.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sfu_api::{GatewayId, OwnerTerm, SessionId, Slot};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{CATALOGUE, SLOTS};
+use crate::api::App;
+use crate::engine::{Announcement, Engine};
+use crate::ownership::{SlotSink, keep_lease};
+use crate::watch::Source;
+
+/// How often readiness is looked at.
+const READY_LOOK: Duration = Duration::from_millis(20);
+
+impl SlotSink for Engine {
+    fn set_owned(&self, owned: &[(Slot, OwnerTerm)], now: Instant) {
+        Self::set_owned(self, owned, now);
+    }
+    fn set_ready_members(&self, ready: u32, now: Instant) {
+        Self::set_ready_members(self, ready, now);
+    }
+}
+
+impl Source for Engine {
+    fn current(&self, gateway: &GatewayId) -> Vec<Announcement> {
+        self.announcements_for(gateway)
+    }
+    fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String> {
+        Self::credential(self, news, session)
+    }
+}
+
+/// Follows the registry, claims slots, and resumes above terms that SFUs have seen.
+pub(super) async fn ownership(app: Arc<App>, stop: CancellationToken) {
+    app.ownership.run(&app.engine, app.engine.highest_fenced(), stop).await;
+}
+
+/// Hands the registry's SFUs to the engine.
+pub(super) async fn catalogue(app: Arc<App>) {
+    let mut snapshots = app.ownership.registry().watch();
+    let mut last = None;
+    loop {
+        let sfus = Arc::clone(&snapshots.borrow_and_update().sfus);
+        if last.as_ref().is_none_or(|l| !Arc::ptr_eq(l, &sfus)) {
+            app.engine.set_catalogue(sfus.to_vec(), Instant::now());
+            app.ready.set(CATALOGUE, true);
+            last = Some(sfus);
+        }
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Keeps our lease. Removed from the roster, we stop writing and say so (R12).
+pub(super) async fn lease(
+    app: Arc<App>,
+    stop: CancellationToken,
+    failed: CancellationToken,
+    why: Arc<Mutex<Option<&'static str>>>,
+) {
+    let registry = Arc::clone(app.ownership.registry());
+    if !keep_lease(&*registry, app.ownership.me(), stop.clone()).await {
+        tracing::error!("removed from the roster, this syncer stops serving");
+        app.engine.set_owned(&[], Instant::now());
+        *why.lock() = Some("removed from the roster");
+        failed.cancel();
+    }
+    stop.cancelled().await;
+}
+
+/// Sets the latch of the claims.
+pub(super) async fn readiness(app: Arc<App>) {
+    while !app.ownership.settled() {
+        sleep(READY_LOOK).await;
+    }
+    app.ready.set(SLOTS, true);
+    tracing::info!("ready");
+    app.stop.cancelled().await;
+}

@@ -1,0 +1,109 @@
+//! What a watcher is sent, and how it looks on the wire.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use sfu_api::{CallId, Epoch, GatewayId, GuildId, SessionId};
+
+use super::Source;
+use crate::engine::Announcement;
+
+/// Most credentials in one event: ~100 KiB of tokens; a larger call comes in parts.
+pub(crate) const CREDENTIALS_PER_EVENT_MAX: usize = 256;
+
+/// News of a call's endpoint.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct EndpointEvent {
+    /// Guild of the call.
+    pub guild: GuildId,
+    /// The call.
+    pub call: CallId,
+    /// Epoch of the placement.
+    pub epoch: Epoch,
+    /// 1: connect to `endpoint`. 2: the endpoint went away, disconnect and wait.
+    pub phase: u8,
+    /// Where to connect.
+    #[schema(value_type = Option<String>)]
+    pub endpoint: Option<Arc<str>>,
+    /// Why.
+    pub cause: &'static str,
+    /// The new credentials of this gateway's sessions.
+    pub credentials: Vec<Credential>,
+    /// Which part this is, counted from 1, when the credentials come in several events.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub part: Option<u32>,
+    /// How many parts there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parts: Option<u32>,
+}
+
+/// A session's credential.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct Credential {
+    /// The session.
+    pub session: SessionId,
+    /// What it shows to the endpoint.
+    pub token: String,
+}
+
+/// One event on its way to a watcher.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Item {
+    /// News; the number is set on the last part only, so that resuming repeats all of them.
+    Endpoint {
+        /// The event as JSON.
+        data: String,
+        /// Where the watcher stands after it.
+        seq: Option<u64>,
+    },
+    /// The watcher missed news: what follows is the present state of its calls.
+    Resync {
+        /// Why.
+        reason: &'static str,
+    },
+}
+
+/// The events that tell `gateway` of `news`.
+pub(crate) fn endpoint_items(
+    news: &Announcement,
+    gateway: &GatewayId,
+    seq: Option<u64>,
+    source: &dyn Source,
+) -> Vec<Item> {
+    let sessions = news.sessions.iter().find(|(g, _)| g == gateway).map_or(&[][..], |(_, s)| s);
+    let wanted = if news.endpoint.is_some() { sessions } else { &[] };
+    let chunks: Vec<&[SessionId]> =
+        if wanted.is_empty() { vec![&[]] } else { wanted.chunks(CREDENTIALS_PER_EVENT_MAX).collect() };
+    let parts = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
+    (1..=parts)
+        .zip(chunks)
+        .map(|(part, chunk)| {
+            let credentials = chunk
+                .iter()
+                .filter_map(|s| Some(Credential { session: s.clone(), token: source.credential(news, s)? }))
+                .collect();
+            let several = parts > 1;
+            let event = EndpointEvent {
+                guild: news.guild.clone(),
+                call: news.call.clone(),
+                epoch: news.epoch,
+                phase: news.phase,
+                endpoint: news.endpoint.clone(),
+                cause: news.cause.name(),
+                credentials,
+                part: several.then_some(part),
+                parts: several.then_some(parts),
+            };
+            let data = serde_json::to_string(&event).unwrap_or_default();
+            Item::Endpoint { data, seq: seq.filter(|_| part == parts) }
+        })
+        .collect()
+}
+
+/// An event in `text/event-stream` form. `data` and `id` hold no line breaks: they are JSON and base64.
+pub(crate) fn frame(event: &str, id: Option<&str>, data: &str) -> String {
+    match id {
+        Some(id) => format!("event: {event}\nid: {id}\ndata: {data}\n\n"),
+        None => format!("event: {event}\ndata: {data}\n\n"),
+    }
+}

@@ -1,0 +1,39 @@
+//! What the hub counts.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Counters of the news and their watchers.
+#[derive(Clone, Debug, Default)]
+pub struct WatchMetrics {
+    /// Announcements taken.
+    pub announced: Counter,
+    /// Announcements for a gateway beyond the bound.
+    pub dropped: Counter,
+    /// Logs of unwatched gateways dropped for others.
+    pub logs_dropped: Counter,
+    /// Events sent.
+    pub sent: Counter,
+    /// Watchers told to resync.
+    pub resyncs: Counter,
+    /// Watchers now.
+    pub watchers: Gauge,
+    /// Subscriptions at peers lost.
+    pub peers_lost: Counter,
+}
+
+// === impl WatchMetrics ===
+
+impl WatchMetrics {
+    /// Names them in `registry`.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("watch_announced", "Announcements taken", self.announced.clone());
+        registry.register("watch_dropped", "Announcements for gateways beyond the bound", self.dropped.clone());
+        registry.register("watch_logs_dropped", "Logs of unwatched gateways dropped", self.logs_dropped.clone());
+        registry.register("watch_events_sent", "Events sent to watchers", self.sent.clone());
+        registry.register("watch_resyncs", "Watchers told to resync", self.resyncs.clone());
+        registry.register("watchers", "Watchers connected", self.watchers.clone());
+        registry.register("watch_peers_lost", "Subscriptions at peers that broke", self.peers_lost.clone());
+    }
+}
