@@ -155,6 +155,10 @@ impl Control {
         self.ask::<Value>(self.client.delete(format!("{}/control/faults", self.url))).await.map(drop)
     }
 
+    pub(crate) async fn set_jwks(&self, jwks: &Value) -> Result<(), Error> {
+        self.ask::<Value>(self.client.put(format!("{}/control/jwks", self.url)).json(jwks)).await.map(drop)
+    }
+
     pub(crate) async fn set_budgets(&self, budgets: &Budgets) -> Result<(), Error> {
         let mut body = json!({ "slack_ms": budgets.slack_ms });
         for (level, budget) in [("sfu", budgets.sfu), ("region", budgets.region), ("overall", budgets.overall)] {

@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream;
 use parking_lot::Mutex;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::checker::authority;
@@ -93,6 +94,14 @@ impl Fleet {
         regions.into_iter().collect()
     }
 
+    /// Tokens must be signed by one of these keys from now on.
+    pub(crate) async fn set_jwks(&self, jwks: &Value) -> Result<(), Error> {
+        for control in &self.controls {
+            control.set_jwks(jwks).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) async fn set_budgets(&self, budgets: &Budgets) -> Result<(), Error> {
         for control in &self.controls {
             control.set_budgets(budgets).await?;
@@ -122,14 +131,7 @@ impl Fleet {
     pub(crate) async fn fault(&self, fault: &Fault, seed: u64, ledger: &Mutex<Ledger>) -> Result<usize, Error> {
         let mut count = 0;
         for (ix, control) in self.controls.iter().enumerate() {
-            let (mine, gone) = {
-                let view = self.view.lock();
-                let has = |id: &&String| view.mocks[ix].nodes.iter().any(|node| node.id == **id);
-                (fault.nodes.iter().filter(has).cloned().collect::<Vec<_>>(), view.mocks[ix].gone)
-            };
-            if gone || (fault.share.is_none() && mine.is_empty()) {
-                continue;
-            }
+            let Some(mine) = self.view.lock().mocks[ix].concerned_by(fault) else { continue };
             let hit = control.fault(fault, &mine, seed).await?;
             count += hit.len();
             let mut view = self.view.lock();
@@ -203,6 +205,22 @@ impl Fleet {
             .map(|(call, url)| ((authority(url).to_owned(), room_of(url)), call))
             .collect();
         Ok(compare(&held, &claimed, &looked_at))
+    }
+}
+
+// === impl Mock ===
+
+impl Mock {
+    /// Whether the fault concerns this mock, and which of the nodes that it names are here.
+    fn concerned_by(&self, fault: &Fault) -> Option<Vec<String>> {
+        let has = |id: &&String| self.nodes.iter().any(|node| node.id == **id);
+        let mine: Vec<_> = fault.nodes.iter().filter(has).cloned().collect();
+        let in_region = |region: &String| self.nodes.iter().any(|node| node.region == *region);
+        let concerned = match fault.share {
+            Some(_) => fault.region.as_ref().is_none_or(in_region),
+            None => !mine.is_empty(),
+        };
+        (concerned && !self.gone).then_some(mine)
     }
 }
 

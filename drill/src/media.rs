@@ -88,6 +88,11 @@ impl Media {
         }
     }
 
+    /// Whether any session connects.
+    pub(crate) fn is_on(&self) -> bool {
+        !self.names.is_empty()
+    }
+
     /// The session may connect there.
     pub(crate) fn offer(self: &Arc<Self>, session: SessionIx, epoch: Epoch, endpoint: &str, token: &str) {
         if !self.names.contains_key(&session) {

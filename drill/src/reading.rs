@@ -17,6 +17,8 @@ pub(crate) struct Reading {
     pub(crate) watchers_behind: Option<u64>,
     /// Whether the SFUs can be seen: without, nothing is known of breaks.
     pub(crate) fleet_visible: bool,
+    /// Whether sessions connect to their endpoints.
+    pub(crate) media_on: bool,
 }
 
 // === impl Reading ===
@@ -42,7 +44,8 @@ impl Reading {
             Metric::Violations => count(counts.invariant_violations),
             Metric::Errors => count(counts.errors),
             Metric::Refused => count(counts.refused),
-            Metric::MediaMissing => count(counts.media_missing),
+            Metric::MediaMissing if self.media_on => count(counts.media_missing),
+            Metric::MediaMissing => None,
             Metric::AwaitingP50 => Some(self.awaiting.p50),
             Metric::AwaitingP99 => Some(self.awaiting.p99),
             Metric::AwaitingMax => Some(self.awaiting.max),
@@ -52,6 +55,21 @@ impl Reading {
             Metric::RoomsOrphaned => self.rooms_orphaned.and_then(count),
             Metric::RoomsMissing => self.rooms_missing.and_then(count),
             Metric::WatchersBehind => self.watchers_behind.and_then(count),
+        }
+    }
+
+    /// Whether the drill was held without what measures this: no control ports, no media.
+    pub(crate) fn is_out_of_view(&self, metric: Metric) -> bool {
+        match metric {
+            Metric::Affected
+            | Metric::SfusKilled
+            | Metric::SfusHit
+            | Metric::NewOnHit
+            | Metric::Overdrawn
+            | Metric::RoomsOrphaned
+            | Metric::RoomsMissing => !self.fleet_visible,
+            Metric::MediaMissing => !self.media_on,
+            _ => false,
         }
     }
 

@@ -117,8 +117,10 @@ pub enum Outcome {
     Passed,
     /// It does not.
     Failed,
-    /// What it names was not measured; without a view there is no pass.
+    /// What it names should have been measured and was not; that is no pass.
     NotMeasured,
+    /// The drill was held without what measures it (no control ports, no media).
+    Skipped,
 }
 
 /// A check and how it came out.
@@ -168,6 +170,7 @@ pub(crate) fn judge(check: &Check, end: &Reading, phases: &[PhaseReading]) -> Ch
     let outcome = match check.expect.holds(value) {
         Some(true) => Outcome::Passed,
         Some(false) => Outcome::Failed,
+        None if check.expect.metrics().any(|metric| end.is_out_of_view(metric)) => Outcome::Skipped,
         None => Outcome::NotMeasured,
     };
     let expect = check.expect.to_string();
@@ -178,7 +181,7 @@ pub(crate) fn judge(check: &Check, end: &Reading, phases: &[PhaseReading]) -> Ch
 /// it could not measure any more.
 pub(crate) fn passed(checks: &[CheckReport], cancelled: bool) -> bool {
     checks.iter().all(|check| match check.outcome {
-        Outcome::Passed => true,
+        Outcome::Passed | Outcome::Skipped => true,
         Outcome::Failed => false,
         Outcome::NotMeasured => cancelled,
     })
@@ -213,12 +216,14 @@ mod tests {
         let outcome = |text| judge(&check(text, None), &reading(2), &[]);
         assert_eq!(outcome("calls_moved == 2").outcome, Outcome::Passed);
         assert_eq!(outcome("calls_moved == 0").outcome, Outcome::Failed);
-        assert_eq!(outcome("buckets_overdrawn == 0").outcome, Outcome::NotMeasured);
+        assert_eq!(outcome("attempts_per_first <= 1").outcome, Outcome::NotMeasured);
+        assert_eq!(outcome("buckets_overdrawn == 0").outcome, Outcome::Skipped, "held without control ports");
         assert!(passed(&[outcome("calls_moved == 2")], false));
         assert!(!passed(&[outcome("calls_moved == 2"), outcome("calls_moved == 0")], false));
         assert!(!passed(&[outcome("calls_moved == 0")], true));
-        assert!(!passed(&[outcome("buckets_overdrawn == 0")], false));
-        assert!(passed(&[outcome("buckets_overdrawn == 0")], true));
+        assert!(!passed(&[outcome("attempts_per_first <= 1")], false));
+        assert!(passed(&[outcome("attempts_per_first <= 1")], true));
+        assert!(passed(&[outcome("buckets_overdrawn == 0")], false));
     }
 
     #[test]

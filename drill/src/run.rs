@@ -16,7 +16,7 @@ use crate::gateway::{Gateway, Shared};
 use crate::ledger::Ledger;
 use crate::media::Media;
 use crate::observe::{Counts, Observer};
-use crate::plan::{Metric, Operand, Plan};
+use crate::plan::{Metric, Plan};
 use crate::population::Population;
 use crate::reading::Reading;
 use crate::report::{self, CheckReport, Outcome, PhaseReading, Report};
@@ -89,13 +89,17 @@ struct Drill {
 
 impl Drill {
     async fn prepare(
-        plan: Plan,
+        mut plan: Plan,
         targets: Targets,
         observer: Observer,
         stop: &CancellationToken,
         tracker: &TaskTracker,
     ) -> Result<Self, Error> {
         let targets = targets.validated()?;
+        if targets.ca_pem.is_none() && plan.population.media_share > 0.0 {
+            tracing::warn!("without a CA no session can connect to its SFU, so none tries");
+            plan.population.media_share = 0.0;
+        }
         let tls = tls(targets.ca_pem.as_deref())?;
         let operator = client(&tls)?;
         let syncers = Syncers::new(&targets, operator.clone());
@@ -104,6 +108,12 @@ impl Drill {
         fleet.find().await?;
         if let Some(budgets) = &plan.budgets {
             fleet.set_budgets(&syncers.budgets(budgets).await?).await?;
+        }
+        if plan.population.media_share > 0.0 && fleet.is_visible() {
+            match syncers.jwks().await {
+                Ok(jwks) => fleet.set_jwks(&jwks).await?,
+                Err(error) => tracing::warn!(%error, "a syncer's keys are unknown, so the mocks check claims only"),
+            }
         }
         let population = Population::generate(&plan, regions(&plan, &fleet, &syncers).await);
         let gateways_count = u16::try_from(plan.population.gateways).unwrap_or(u16::MAX);
@@ -234,6 +244,7 @@ impl Drill {
             recovery,
             attempts_per_first: self.syncers.attempts_per_first(),
             fleet_visible: self.fleet.is_visible(),
+            media_on: self.shared.media.is_on(),
             ..Reading::default()
         }
     }
@@ -314,10 +325,8 @@ impl Drill {
 
     async fn settle(&self, cancel: &CancellationToken) -> Option<RoomAudit> {
         let begun = Instant::now();
-        let about_rooms = self.plan.checks.iter().any(|check| {
-            let is = |metric| matches!(metric, Metric::RoomsOrphaned | Metric::RoomsMissing);
-            is(check.expect.metric) || matches!(check.expect.operand, Operand::Metric(metric) if is(metric))
-        });
+        let is_about_rooms = |metric| matches!(metric, Metric::RoomsOrphaned | Metric::RoomsMissing);
+        let about_rooms = self.plan.checks.iter().any(|check| check.expect.metrics().any(is_about_rooms));
         loop {
             let now = Instant::now();
             let counts = self.counts(now).0;

@@ -139,6 +139,21 @@ impl Syncers {
         Err(failure)
     }
 
+    /// The keys that every syncer signs session tokens with, in one document.
+    pub(crate) async fn jwks(&self) -> Result<Value, Error> {
+        let mut keys = Vec::new();
+        for url in &self.urls {
+            let request = self.client.get(format!("{url}/.well-known/jwks.json"));
+            let answer = self.ask::<Value>(request).await.map_err(|reason| Error::unreachable(url, reason))?;
+            for key in answer["keys"].as_array().into_iter().flatten() {
+                if !keys.contains(key) {
+                    keys.push(key.clone());
+                }
+            }
+        }
+        Ok(serde_json::json!({ "keys": keys }))
+    }
+
     /// Regions of the SFUs in the catalogue.
     pub(crate) async fn regions(&self) -> Vec<String> {
         for url in &self.urls {

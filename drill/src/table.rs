@@ -64,7 +64,8 @@ pub fn summary(report: &Report) -> String {
         let outcome = match check.outcome {
             Outcome::Passed => "ok",
             Outcome::Failed => "FAILED",
-            Outcome::NotMeasured => "not measured",
+            Outcome::NotMeasured => "NOT MEASURED",
+            Outcome::Skipped => "not in view",
         };
         let value = check.value.map_or_else(String::new, |value| format!("{value}"));
         checks.add_row([&check.expect, check.during.as_deref().unwrap_or("all"), &value, outcome]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Checker, Hit, Rule};
+use super::{CallSeen, Checker, Hit, Rule};
 use crate::population::CallIx;
 
 /// How much later than a move the news of its cause may come. A process killed from outside is
@@ -16,11 +16,17 @@ pub(super) const HIT_KNOWN_WITHIN: Duration = Duration::from_secs(5);
 
 impl Checker {
     /// The SFU at this `host:port` was broken. `lasting` when it stays so until healed: what is
-    /// placed on it from now on counts as affected too.
+    /// placed on it from now on counts as affected too. Calls that left it a moment ago left it for
+    /// this: a syncer may notice a break before its news comes here.
     pub fn hit(&mut self, authority: &str, lasting: bool, now: Instant) {
         let node = self.node(authority);
         self.hits.entry(node).or_insert(Hit { since: now, active: lasting }).active = lasting;
-        for seen in self.calls.iter_mut().filter(|seen| seen.node == Some(node) && seen.endpoint.is_some()) {
+        let left_for_this = |at: Instant| now.saturating_duration_since(at) <= HIT_KNOWN_WITHIN;
+        let affected = |seen: &&mut CallSeen| {
+            let is_on = seen.node == Some(node) && seen.endpoint.is_some();
+            is_on || seen.left.is_some_and(|(from, at)| from == node && left_for_this(at))
+        };
+        for seen in self.calls.iter_mut().filter(affected) {
             self.tally.affected += u64::from(!std::mem::replace(&mut seen.affected, true));
         }
     }

@@ -99,6 +99,8 @@ struct CallSeen {
     endpoint: Option<Box<str>>,
     /// Endpoints of the latest epochs, oldest first.
     recent: VecDeque<(Epoch, Box<str>)>,
+    /// The SFU that it left last, and when.
+    left: Option<(u32, Instant)>,
     moved: bool,
     replaced: bool,
     affected: bool,
@@ -229,7 +231,10 @@ impl Checker {
         seen.endpoint = news.endpoint.map(Box::from);
         match news.endpoint {
             Some(endpoint) => self.placed(news.call, endpoint, now),
-            None => Change::Lost,
+            None => {
+                seen.left = seen.node.map(|node| (node, now)).or(seen.left);
+                Change::Lost
+            }
         }
     }
 
@@ -262,6 +267,8 @@ impl Checker {
             }
             Some(from) => {
                 self.tally.moved += u64::from(!std::mem::replace(&mut seen.moved, true));
+                // After a null the time of the null counts.
+                seen.left = seen.left.filter(|(node, _)| *node == from).or(Some((from, now)));
                 self.moves.push_back(Move { call, from, at: now });
             }
         }

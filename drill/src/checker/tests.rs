@@ -112,6 +112,22 @@ fn affected_are_those_on_the_sfu_and_those_placed_on_it_while_broken() {
 }
 
 #[test]
+fn affected_are_those_that_left_a_moment_before_the_break_was_known() {
+    let start = Instant::now();
+    let mut checker = Checker::new(4, 1);
+    for call in 0..4 {
+        checker.event(0, 0, News { call, ..news(1, 1, Some(A)) }, start);
+    }
+    let later = start + Duration::from_secs(60);
+    checker.event(0, 0, News { call: 0, ..news(2, 1, Some(B)) }, start);
+    checker.event(0, 0, News { call: 1, ..news(1, 2, None) }, later);
+    checker.event(0, 0, News { call: 2, ..news(1, 2, None) }, later);
+    checker.event(0, 0, News { call: 2, ..news(2, 1, Some(B)) }, later);
+    checker.hit(authority(A), true, later + Duration::from_secs(2));
+    assert_eq!(checker.tally().affected, 3, "all but the one that moved long ago");
+}
+
+#[test]
 fn authorities_are_host_and_port() {
     assert_eq!(authority(A), "127.1.0.1:7443");
     assert_eq!(authority("https://h:1"), "h:1");

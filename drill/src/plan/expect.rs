@@ -181,6 +181,12 @@ impl Relation {
 // === impl Expectation ===
 
 impl Expectation {
+    /// The metrics it names.
+    pub fn metrics(&self) -> impl Iterator<Item = Metric> {
+        let right = if let Operand::Metric(metric) = self.operand { Some(metric) } else { None };
+        std::iter::once(self.metric).chain(right)
+    }
+
     /// Whether it holds, given how to look up a metric; `None` when a side was not measured.
     #[must_use]
     pub fn holds(&self, value: impl Fn(Metric) -> Option<f64>) -> Option<bool> {

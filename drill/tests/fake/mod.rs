@@ -55,8 +55,6 @@ pub struct Whims {
     pub lose_cursors: AtomicU64,
     /// Announce this many placements on a second endpoint at the same epoch.
     pub lie_about_endpoints: AtomicU64,
-    /// Keep the news of lost endpoints from watchers.
-    pub swallow_nulls: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -153,9 +151,6 @@ impl Fleet {
     }
 
     fn announce(&self, news: News) {
-        if news.phase == 2 && self.whims.swallow_nulls.load(Ordering::SeqCst) > 0 {
-            return;
-        }
         self.news.lock().push(news);
         self.changed.send_modify(|n| *n += 1);
     }
