@@ -5,11 +5,11 @@ mod driver_support;
 use std::sync::Arc;
 
 use driver_support::fake_janus::FakeJanus;
-use driver_support::{KEY, SECRET, closed_port, epoch, janus, lane, room, shortly, silent_server, soon};
+use driver_support::{KEY, SECRET, closed_port, end, epoch, janus, lane, room, shortly, silent_server, soon};
 use serde_json::{Value, json};
 use sfu_api::{GuildId, RoomId, SessionId};
 use syncer::drivers::{
-    CredentialRequest, DigestOutcome, DigestSpec, DriverError, EndSpec, Ended, ErrorKind, JanusPlugin, SfuDriver,
+    CredentialRequest, DigestOutcome, DigestSpec, DriverError, Ended, ErrorKind, JanusPlugin, SfuDriver,
 };
 use wiremock::ResponseTemplate;
 
@@ -278,7 +278,7 @@ async fn rooms_with_people_in_them_end_by_force_only() {
     for plugin in PLUGINS {
         let (fake, driver) = pair(plugin).await;
         let spec = room(&*driver, "c", 1, None);
-        let end = EndSpec::from(&spec);
+        let end = end(&spec, "end");
         driver.ensure_room(spec.clone(), soon()).await.expect("made");
         fake.people(spec.room.as_str(), 1);
         assert_eq!(driver.end_room(end.clone(), false, soon()).await.expect("answered"), Ended::Occupied);

@@ -5,10 +5,10 @@ mod driver_support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use driver_support::{built, closed_port, epoch, lane, native, raw_server, room, shortly, silent_server, soon};
+use driver_support::{built, closed_port, end, epoch, lane, native, raw_server, room, shortly, silent_server, soon};
 use serde_json::{Value, json};
 use sfu_api::{BootId, Digest, EndRoom, EnsureRoom, OwnerTerm, RoomId, SessionId, Slot, SlotTerm};
-use syncer::drivers::{CredentialRequest, DigestOutcome, DigestSpec, DriverError, EndSpec, Ended, ErrorKind};
+use syncer::drivers::{CredentialRequest, DigestOutcome, DigestSpec, DriverError, Ended, ErrorKind};
 use syncer::token::{Claims, ISSUER, Signer};
 use wiremock::matchers::{any, method, path, query_param, query_param_is_missing};
 use wiremock::{Mock, MockServer, ResponseTemplate};
@@ -212,7 +212,7 @@ async fn ending_a_room_tells_what_became_of_it() {
             .mount(&server)
             .await;
         let driver = native(&lane(), &server.uri());
-        let end = EndSpec::from(&room(&*driver, "c", 1, None));
+        let end = end(&room(&*driver, "c", 1, None), "end");
         assert_eq!(driver.end_room(end, true, soon()).await.ok(), expected);
         let requests = server.received_requests().await.expect("recorded");
         let sent: EndRoom = serde_json::from_slice(&requests[0].body).expect("the contract's body");

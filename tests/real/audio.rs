@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use sfu_api::SessionId;
-use syncer::drivers::{CredentialRequest, EndSpec, Ended, JanusPlugin};
+use syncer::drivers::{CredentialRequest, Ended, JanusPlugin};
 use tokio::time::Instant;
 
 use crate::client::Endpoint;
-use crate::conformance::room;
+use crate::conformance::{end_of, room};
 use crate::janus::{Janus, soon, trusting};
 use crate::phone::{Ear, Phone};
 use crate::pki::Authority;
@@ -54,7 +54,7 @@ async fn two_participants_hear_each_other_without_a_break() {
         assert!(hearing.gap_max < BREAK, "{name}: {hearing:?}");
     }
 
-    let end = EndSpec::from(&spec);
+    let end = end_of(&spec);
     assert_eq!(driver.end_room(end.clone(), false, soon()).await.expect("asked"), Ended::Occupied);
     assert_eq!(janus.rooms(JanusPlugin::Audiobridge).await.len(), 1, "media outlives the control plane's wishes");
     assert_eq!(driver.end_room(end, true, soon()).await.expect("asked"), Ended::Destroyed);

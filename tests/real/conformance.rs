@@ -33,6 +33,11 @@ pub(crate) fn room(driver: &dyn SfuDriver, call: &str, n: u64, boot_id: Option<B
     }
 }
 
+/// How to end the room of `spec`.
+pub(crate) fn end_of(spec: &RoomSpec) -> EndSpec {
+    EndSpec::of(spec, OpId::new("end").expect("valid id"))
+}
+
 /// A deadline that a frozen server misses.
 fn shortly() -> Instant {
     Instant::now() + Duration::from_secs(1)
@@ -58,7 +63,7 @@ async fn rooms_come_and_go_in_januss_own_list() {
         assert_eq!(listed.load.map(|load| (load.calls, load.participants)), Some((1, 0)));
         assert_eq!(driver.participants(spec.room.clone(), soon()).await.expect("asked"), Some(0));
 
-        let end = EndSpec::from(&spec);
+        let end = end_of(&spec);
         assert_eq!(driver.end_room(end.clone(), false, soon()).await.expect("ended"), Ended::Destroyed);
         assert_eq!(driver.end_room(end.clone(), false, soon()).await.expect("ended"), Ended::WasAbsent);
         assert_eq!(driver.end_room(end, true, soon()).await.expect("ended"), Ended::WasAbsent);

@@ -240,14 +240,16 @@ pub trait SfuDriver: Send + Sync + fmt::Debug {
 
 // === impl EndSpec ===
 
-impl From<&RoomSpec> for EndSpec {
-    fn from(spec: &RoomSpec) -> Self {
+impl EndSpec {
+    /// To end the room that `spec` made. `op_id` is a new one: SFUs refuse an id that stood for another operation.
+    #[must_use]
+    pub fn of(spec: &RoomSpec, op_id: OpId) -> Self {
         Self {
             room: spec.room.clone(),
             slot: spec.slot,
             owner_term: spec.owner_term,
             epoch: spec.epoch,
-            op_id: spec.op_id.clone(),
+            op_id,
             boot_id: spec.boot_id.clone(),
         }
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use pool::{Lane, LaneLimits};
 use sfu_api::{BootId, CallId, CallKind, Epoch, GuildId, OpId, OwnerTerm, Slot, SyncerId};
-use syncer::drivers::{JanusPlugin, RoomSpec, SfuDriver, SfuSpec, build};
+use syncer::drivers::{EndSpec, JanusPlugin, RoomSpec, SfuDriver, SfuSpec, build};
 use syncer::token::Signer;
 use tokio::time::Instant;
 
@@ -84,6 +84,11 @@ pub fn room(driver: &dyn SfuDriver, call: &str, n: u64, boot_id: Option<BootId>)
         boot_id,
         capacity: 10,
     }
+}
+
+/// How to end the room of `spec`, as operation `op`.
+pub fn end(spec: &RoomSpec, op: &str) -> EndSpec {
+    EndSpec::of(spec, OpId::new(op).expect("valid id"))
 }
 
 /// Serves every connection alike: reads a request, writes `answer` and closes.
