@@ -1,0 +1,156 @@
+//! `trunkline calls`.
+
+use clap::{Subcommand, ValueEnum};
+use comfy_table::{Cell, Table};
+use serde_json::{Value, json};
+use sfu_api::{CallId, GuildId, SfuId};
+
+use super::sfus::segment;
+use super::{Client, Connection};
+use crate::exit::{Exit, Failure};
+use crate::output::{Output, items, plain};
+
+/// Calls asked for at once.
+const PAGE: usize = 500;
+
+/// Arguments of `calls`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CallsArgs {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(flatten)]
+    filter: Filter,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Filter {
+    /// Only calls in this state
+    #[arg(long)]
+    state: Option<State>,
+    /// Only calls on this SFU
+    #[arg(long)]
+    sfu: Option<SfuId>,
+    /// Only calls of this guild
+    #[arg(long)]
+    guild: Option<GuildId>,
+    /// Show at most this many
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum State {
+    /// On an SFU
+    Placed,
+    /// Waiting for an endpoint
+    Awaiting,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show one call
+    Show(Which),
+    /// Say why a call is where it is, what it waits for, and what would happen next
+    Explain(Which),
+}
+
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// Its guild
+    guild: GuildId,
+    /// The call
+    call: CallId,
+}
+
+/// Runs it.
+pub(crate) async fn run(arguments: CallsArgs, output: &Output) -> Result<(), Failure> {
+    let client = Client::new(arguments.connection).await?;
+    let (which, suffix) = match &arguments.verb {
+        None => return list(&client, &arguments.filter, output).await,
+        Some(Verb::Show(which)) => (which, ""),
+        Some(Verb::Explain(which)) => (which, ":explain"),
+    };
+    let (guild, call) = (segment(which.guild.as_str())?, segment(which.call.as_str())?);
+    let answer = client.get(&format!("/v1/guilds/{guild}/calls/{call}{suffix}")).await?;
+    output.show(&answer, |answer| fields(output, answer));
+    Ok(())
+}
+
+async fn list(client: &Client, filter: &Filter, output: &Output) -> Result<(), Failure> {
+    let (mut calls, mut total) = (Vec::new(), 0);
+    for base in client.bases() {
+        let mut cursor = None;
+        loop {
+            let path = page_path(filter, filter.limit.saturating_sub(calls.len()), cursor.as_deref())?;
+            let mut page = client.ask(base, reqwest::Method::GET, &path, None).await?;
+            if cursor.is_none() {
+                total += page["total"].as_u64().unwrap_or(0);
+            }
+            cursor = page["next"].as_str().map(str::to_owned);
+            if let Value::Array(more) = page["calls"].take() {
+                calls.extend(more);
+            }
+            if cursor.is_none() || calls.len() >= filter.limit {
+                break;
+            }
+        }
+    }
+    calls.truncate(filter.limit);
+    let shown = calls.len();
+    output.show(&json!({ "calls": calls, "total": total }), |answer| table(output, items(answer, "calls")));
+    output.say(&format!("{shown} of {total}"));
+    Ok(())
+}
+
+fn page_path(filter: &Filter, left: usize, cursor: Option<&str>) -> Result<String, Failure> {
+    let mut url = reqwest::Url::parse("http://h/v1/calls").map_err(|error| Failure::of(Exit::Bug, error))?;
+    let limit = left.clamp(1, PAGE).to_string();
+    let state = filter.state.map(|state| match state {
+        State::Placed => "placed",
+        State::Awaiting => "awaiting",
+    });
+    let (sfu, guild) = (filter.sfu.as_ref().map(SfuId::as_str), filter.guild.as_ref().map(GuildId::as_str));
+    for (name, value) in
+        [("state", state), ("sfu", sfu), ("guild", guild), ("limit", Some(limit.as_str())), ("cursor", cursor)]
+    {
+        if let Some(value) = value {
+            url.query_pairs_mut().append_pair(name, value);
+        }
+    }
+    Ok(format!("/v1/calls?{}", url.query().unwrap_or_default()))
+}
+
+fn table(output: &Output, calls: &[Value]) -> Table {
+    let mut table = output.table(&["guild", "call", "kind", "state", "sfu", "region", "participants", "awaiting ms"]);
+    for call in calls {
+        let cell = |name: &str| Cell::new(plain(&call[name]));
+        let state = output.state(call["state"].as_str().unwrap_or("?"));
+        let row = [cell("guild"), cell("call"), cell("kind"), state, cell("sfu"), cell("region")];
+        table.add_row(row.into_iter().chain([cell("participants"), cell("awaiting_ms")]));
+    }
+    table
+}
+
+fn fields(output: &Output, answer: &Value) -> Table {
+    let mut table = output.table(&["", ""]);
+    for (name, value) in answer.as_object().into_iter().flatten() {
+        table.add_row([name.clone(), plain(value)]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_become_a_query_whatever_they_hold() {
+        let guild = Some(GuildId::new("a&b=c#d").expect("valid"));
+        let filter = Filter { state: Some(State::Awaiting), sfu: None, guild, limit: 50 };
+        let path = page_path(&filter, 7, Some("x/y")).expect("builds");
+        assert_eq!(path, "/v1/calls?state=awaiting&guild=a%26b%3Dc%23d&limit=7&cursor=x%2Fy");
+        assert_eq!(segment("a/b?c").expect("builds"), "a%2Fb%3Fc");
+    }
+}

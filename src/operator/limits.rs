@@ -1,0 +1,121 @@
+//! `trunkline limits`: levers.
+
+use std::str::FromStr;
+
+use clap::Subcommand;
+use comfy_table::{Cell, Table};
+use reqwest::Method;
+use serde_json::{Map, Value, json};
+
+use super::{Client, Connection};
+use crate::exit::{Exit, Failure};
+use crate::output::{Output, items, plain};
+
+/// Arguments of `limits`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LimitsArgs {
+    #[command(flatten)]
+    connection: Connection,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show limits: value, default, range, and who changed it (the default)
+    Get {
+        /// Only names that start with this
+        prefix: Option<String>,
+    },
+    /// Change limits of running syncers, all or none; they are in force at once
+    Set {
+        /// For example placement.overall.rate=200 or health.suspect_max=30s
+        #[arg(required = true, value_name = "NAME=VALUE")]
+        values: Vec<Assignment>,
+    },
+}
+
+/// `name=value`; the value is JSON where it reads as such, else text.
+#[derive(Clone, Debug, PartialEq)]
+struct Assignment(String, Value);
+
+/// Runs it.
+pub(crate) async fn run(arguments: LimitsArgs, output: &Output) -> Result<(), Failure> {
+    let client = Client::new(arguments.connection).await?;
+    match arguments.verb.unwrap_or(Verb::Get { prefix: None }) {
+        Verb::Get { prefix } => {
+            let mut answer = client.get("/v1/levers").await?;
+            let prefix = prefix.unwrap_or_default();
+            if let Some(levers) = answer["levers"].as_array_mut() {
+                levers.retain(|lever| lever["name"].as_str().is_some_and(|name| name.starts_with(&prefix)));
+                if levers.is_empty() {
+                    return Err(Failure::new(Exit::Failed, format!("no limit starts with `{prefix}`")));
+                }
+            }
+            output.show(&answer, |answer| table(output, items(answer, "levers")));
+        }
+        Verb::Set { values } => {
+            let changes: Map<String, Value> = values.into_iter().map(|Assignment(name, value)| (name, value)).collect();
+            let names: Vec<String> = changes.keys().cloned().collect();
+            let answers = client.on_each(Method::PATCH, "/v1/levers", Some(&Value::Object(changes))).await?;
+            let levers = items(&answers[0], "levers").iter().filter(|lever| names.iter().any(|n| lever["name"] == **n));
+            let levers: Vec<_> = levers.collect();
+            output.show(&json!({ "levers": levers }), |answer| table(output, items(answer, "levers")));
+            output.say(&format!(
+                "in force on {}",
+                client.bases().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn table(output: &Output, levers: &[Value]) -> Table {
+    let mut table = output.table(&["name", "value", "default", "range", "unit", "changed by"]);
+    for lever in levers {
+        let cell = |name: &str| Cell::new(plain(&lever[name]));
+        let range = format!("{} – {}", plain(&lever["min"]), plain(&lever["max"]));
+        table.add_row([
+            cell("name"),
+            cell("value"),
+            cell("default"),
+            Cell::new(range),
+            cell("unit"),
+            cell("changed_by"),
+        ]);
+    }
+    table
+}
+
+// === impl Assignment ===
+
+impl FromStr for Assignment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not NAME=VALUE"))?;
+        if name.is_empty() || value.is_empty() {
+            return Err(format!("`{text}` is not NAME=VALUE"));
+        }
+        let json = serde_json::from_str(value).ok().filter(|json: &Value| json.is_number() || json.is_boolean());
+        Ok(Self(name.to_owned(), json.unwrap_or_else(|| value.into())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_switches_are_json_and_the_rest_is_text() {
+        let value = |text: &str| text.parse::<Assignment>().map(|assignment| assignment.1);
+        assert_eq!(value("a=200"), Ok(json!(200)));
+        assert_eq!(value("a=0.5"), Ok(json!(0.5)));
+        assert_eq!(value("a=true"), Ok(json!(true)));
+        assert_eq!(value("a=30s"), Ok(json!("30s")));
+        assert_eq!(value("a={}"), Ok(json!("{}")));
+        for bad in ["a", "=1", "a=", ""] {
+            assert!(value(bad).is_err(), "{bad}");
+        }
+    }
+}
