@@ -24,7 +24,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         title = "Trunkline SFU control contract",
         description = "What a syncer says to an SFU, and what the SFU answers. HTTPS, JSON, HTTP/2 preferred; request \
                        bodies up to 2 MiB. Every answer carries the SFU's incarnation and load. Unknown fields are \
-                       ignored by both sides.",
+                       ignored by both sides, except in terms and epochs, which have none.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     tags((name = "rooms", description = "Make, end, list and compare rooms"), (name = "sfu", description = "Health and drain")),
@@ -120,6 +120,10 @@ const fn list_rooms() {}
 ///
 /// Takes all its terms or, when one is below the highest seen, none. Rooms it names, and all rooms
 /// of the syncer when count and hash match, are kept for another 120 s though they be empty.
+///
+/// The hash of a room is FNV-1a (64 bit) over the bytes of its id, a zero byte and the text of its
+/// epoch (`generation.revision.n`), finished with MurmurHash3's 64-bit finaliser; that of a set is
+/// the exclusive or of its rooms' hashes, 0 for none, written in hexadecimal.
 #[utoipa::path(
     post, path = "/v1/digest", tag = "rooms", operation_id = "digest",
     request_body = Digest,

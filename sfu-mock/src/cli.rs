@@ -166,6 +166,7 @@ mod tests {
         };
         assert!(parse(&["--nodes", "0"]).contains("1 to 20000"));
         assert!(parse(&["--name", "Bad Name"]).contains("a-z"));
+        assert!(parse(&["--regions", "a,b,a"]).contains("a twice"));
         assert!(parse(&["--control", "0.0.0.0:1"]).contains("loopback"));
         assert!(parse(&["--base", "10.0.0.1"]).contains("127.0.0.0/8"));
         assert!(Command::try_parse_from(["sfu-mock", "--regions", "a b"]).is_err());

@@ -86,11 +86,12 @@ impl Cluster {
         let control_listener = bind(config.control)?;
         let control = control_listener.local_addr().map_err(|e| Error::bind(config.control, e))?;
         let fleet = Arc::new(Fleet::new(&config, &authority, &listeners)?);
-        for (node, (listener, _)) in fleet.nodes.iter().zip(listeners) {
+        // From here on dropping the handle stops what was started.
+        let cluster = Self { fleet, control, ca_pem: authority.pem().to_owned() };
+        for (node, (listener, _)) in cluster.fleet.nodes.iter().zip(listeners) {
             node.open(listener).await?;
         }
-        control::spawn(&fleet, control_listener)?;
-        let cluster = Self { fleet, control, ca_pem: authority.pem().to_owned() };
+        control::spawn(&cluster.fleet, control_listener)?;
         if let Some(dir) = &config.dir {
             cluster.write_files(dir)?;
         }

@@ -82,6 +82,9 @@ impl ClusterConfig {
         if self.regions.is_empty() {
             return Err(Error::config("regions must name at least one region, for example a,b,c"));
         }
+        if let Some(twice) = self.regions.iter().enumerate().find(|(i, r)| self.regions[..*i].contains(r)) {
+            return Err(Error::config(format!("regions name {} twice", twice.1)));
+        }
         let named = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let name = &self.name;
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.chars().all(named) || name.starts_with('-') {

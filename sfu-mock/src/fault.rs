@@ -22,7 +22,8 @@ const DEFAULT_RATE: f64 = 1.0;
 pub enum Fault {
     /// The process dies: new connections are refused, live ones reset, everything is forgotten.
     Kill,
-    /// [`Fault::Kill`], then a new incarnation at the same address after `down_ms`.
+    /// [`Fault::Kill`], then a new incarnation at the same address after `down_ms`. A hang ends with
+    /// the process; its other faults stay until they are healed.
     Restart {
         /// How long it is down, in milliseconds.
         #[serde(default)]

@@ -222,6 +222,23 @@ mod tests {
         assert_eq!(written, one.pem());
     }
 
+    #[test]
+    fn clusters_that_start_at_once_agree_on_the_first_key() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let start = std::sync::Barrier::new(8);
+        let key = || {
+            start.wait();
+            Authority::in_dir(dir.path()).expect("made or loaded").issuer.key().serialize_pem()
+        };
+        let keys: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(key)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("ran")).collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]));
+        let files = fs::read_dir(dir.path()).expect("a directory").count();
+        assert_eq!(files, 2, "only the key and the certificate are left");
+    }
+
     #[cfg(unix)]
     #[test]
     fn the_ca_key_is_private() {

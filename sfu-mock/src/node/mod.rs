@@ -206,7 +206,7 @@ impl Node {
         }
         let mut core = self.core.lock();
         core.rooms = Rooms::new(profile(self.address, &self.world));
-        // A process that hung is gone; what the network does to it (silence, delay) stays.
+        // A process that hung is gone; the other faults are those of its host and its build.
         core.faults.hang = false;
         core.faults.add(fault);
         self.mood.send_replace(mood(&core.faults));
@@ -280,8 +280,8 @@ impl Node {
     /// Returns once requests are answered: at once, unless the node hangs.
     async fn answering(&self) {
         let mut mood = self.mood.subscribe();
-        // The sender lives in `self`, so this cannot fail before it returns.
-        mood.wait_for(|mood| !mood.hung).await.map(|_| ()).unwrap_or_default();
+        let awake = mood.wait_for(|mood| !mood.hung).await;
+        debug_assert!(awake.is_ok(), "the sender lives in self");
     }
 
     fn inject(&self) -> (u64, Injection) {
