@@ -329,7 +329,7 @@ async fn a_drain_lets_requests_finish_and_cuts_those_that_do_not() {
         let mut requests = JoinSet::new();
         for (lane, path) in [(&kind, "/slow/200"), (&stubborn, "/never")] {
             let sfu = lane.origin(&server.origin);
-            requests.spawn(async move { sfu.send(get(path), soon()).await });
+            requests.spawn(async move { sfu.send(get(path), soon()).await?.into_body().bytes(KIB).await });
         }
         until("both are there", || server.requests() == 2).await;
         assert_eq!(kind.drain(soon()).await, pool::DrainReport::default());
@@ -373,8 +373,8 @@ async fn tls_sessions_are_resumed_with_more_servers_than_rustls_remembers_by_def
     let ca = Ca::new();
     let lane = ca.lane(quick_limits());
     let mut servers = Vec::new();
-    for _ in 0..40 {
-        servers.push(Server::https(&ca, &["h2"]).await);
+    for host in 1..=40 {
+        servers.push(Server::https_at(&ca, host, &["h2"]).await);
     }
     for _ in 0..2 {
         for server in &servers {

@@ -427,8 +427,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         {
             next = Some(next.map_or(until, |next| next.min(until)));
         }
-        // Expiries only move away while the timer is set: looking them up is left to the tick.
-        if self.armed.is_none()
+        // A connection that falls idle now expires after `idle_timeout` at the earliest: with a ring before
+        // that, looking is left to the tick.
+        if self.armed.is_none_or(|armed| armed > now + self.limits.idle_timeout)
             && let Some(expiry) = self.conns.next_expiry()
         {
             next = Some(next.map_or(expiry, |next| next.min(expiry)));

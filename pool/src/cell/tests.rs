@@ -1,1 +1,365 @@
+//! Random events against the cell, checked after every step against what must always hold.
 
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const WAITERS_MAX: usize = 12;
+const CONNECTIONS_MAX: usize = 4;
+const STREAMS_MAX: usize = 3;
+
+/// A connection as the shell would hold it.
+#[derive(Debug, Clone)]
+struct Pipe {
+    shared: bool,
+    open: Arc<AtomicBool>,
+}
+
+impl Channel for Pipe {
+    fn share(&self) -> Option<Self> {
+        self.shared.then(|| self.clone())
+    }
+
+    fn is_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn streams_max(&self) -> usize {
+        STREAMS_MAX
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Op {
+    Wait { fresh: bool, patience_ms: u64 },
+    Cancel(usize),
+    GrantSlot,
+    DialWorks { at: usize, shared: bool },
+    DialFails { at: usize, jitter: f64 },
+    Answer { at: usize, verdict: Verdict },
+    CloseConn(usize),
+    Goaway(usize),
+    Pass(u64),
+    Evict,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (prop::bool::weighted(0.2), 0..500_u64).prop_map(|(fresh, patience_ms)| Op::Wait { fresh, patience_ms }),
+        2 => any::<usize>().prop_map(Op::Cancel),
+        6 => Just(Op::GrantSlot),
+        4 => (any::<usize>(), any::<bool>()).prop_map(|(at, shared)| Op::DialWorks { at, shared }),
+        2 => (any::<usize>(), 0.0..1.0).prop_map(|(at, jitter)| Op::DialFails { at, jitter }),
+        5 => (any::<usize>(), verdict()).prop_map(|(at, verdict)| Op::Answer { at, verdict }),
+        2 => any::<usize>().prop_map(Op::CloseConn),
+        1 => any::<usize>().prop_map(Op::Goaway),
+        3 => (1..300_u64).prop_map(Op::Pass),
+        1 => Just(Op::Evict),
+    ]
+}
+
+fn verdict() -> impl Strategy<Value = Verdict> {
+    prop_oneof![Just(Verdict::Unused), Just(Verdict::Answered), Just(Verdict::Abandoned), Just(Verdict::TimedOut)]
+}
+
+/// The shell's side, naive: it remembers everything and checks what the cell says.
+struct Model {
+    cell: CellState<Pipe, u32, &'static str>,
+    now: Instant,
+    next_waiter: u32,
+    /// Who is in line, in order, with deadline; normal and fresh apart.
+    lines: [VecDeque<(u32, Ticket, Instant)>; 2],
+    dials: Vec<bool>,
+    conns: HashMap<ConnKey, Pipe>,
+    leases: Vec<(ConnKey, Pipe, bool)>,
+    queued: usize,
+    armed: Vec<Instant>,
+    answered: HashSet<u32>,
+    last_dial_failed: bool,
+}
+
+impl Model {
+    fn new() -> Self {
+        let limits = CellLimits {
+            connections_max: CONNECTIONS_MAX,
+            waiters_max: WAITERS_MAX,
+            dials_max: 2,
+            streams_max: STREAMS_MAX,
+            idle_timeout: Duration::from_millis(400),
+            age_max: Duration::from_millis(2_000),
+            backoff: Backoff { base: Duration::from_millis(50), max: Duration::from_millis(200) },
+        };
+        Self {
+            cell: CellState::new(limits),
+            now: Instant::now(),
+            next_waiter: 0,
+            lines: [VecDeque::new(), VecDeque::new()],
+            dials: Vec::new(),
+            conns: HashMap::new(),
+            leases: Vec::new(),
+            queued: 0,
+            armed: Vec::new(),
+            answered: HashSet::new(),
+            last_dial_failed: false,
+        }
+    }
+
+    fn apply(&mut self, op: Op) {
+        let pick = |at: usize, len: usize| (len > 0).then(|| at % len);
+        match op {
+            Op::Wait { fresh, patience_ms } => {
+                let waiter = self.next_waiter;
+                self.next_waiter += 1;
+                let deadline = self.now + Duration::from_millis(patience_ms);
+                self.step(Event::Wait { waiter, deadline, fresh }, Some((waiter, deadline, fresh)), None);
+            }
+            Op::Cancel(at) => {
+                let line = usize::from(at % 5 == 0);
+                if let Some(at) = pick(at, self.lines[line].len()) {
+                    let (waiter, ticket, _) = self.lines[line].remove(at).expect("in range");
+                    self.answered.insert(waiter);
+                    self.step(Event::Cancel(ticket), None, None);
+                }
+            }
+            Op::GrantSlot if self.queued > 0 => {
+                self.queued -= 1;
+                self.step(Event::Slot, None, None);
+            }
+            Op::DialWorks { at, shared } => {
+                if let Some(at) = pick(at, self.dials.len()) {
+                    let fresh = self.dials.swap_remove(at);
+                    let channel = Pipe { shared, open: Arc::new(AtomicBool::new(true)) };
+                    self.last_dial_failed = false;
+                    let event = Event::Connected { fresh, channel: channel.clone(), shared, jitter: 0.5 };
+                    self.step(event, None, Some(channel));
+                }
+            }
+            Op::DialFails { at, jitter } => {
+                if let Some(at) = pick(at, self.dials.len()) {
+                    let fresh = self.dials.swap_remove(at);
+                    self.last_dial_failed = true;
+                    self.step(Event::DialFailed { fresh, error: "refused", jitter }, None, None);
+                }
+            }
+            Op::Answer { at, verdict } => {
+                if let Some(at) = pick(at, self.leases.len()) {
+                    let (key, pipe, _) = self.leases.swap_remove(at);
+                    let whole = !pipe.shared && matches!(verdict, Verdict::Unused | Verdict::Answered);
+                    let event = Event::Return { key, channel: whole.then_some(pipe), verdict, keep_alive: None };
+                    self.step(event, None, None);
+                }
+            }
+            Op::CloseConn(at) => {
+                let mut keys: Vec<_> = self.conns.keys().copied().collect();
+                keys.sort_by_key(|key| format!("{key:?}"));
+                if let Some(at) = pick(at, keys.len()) {
+                    let pipe = self.conns.remove(&keys[at]).expect("known");
+                    pipe.open.store(false, Ordering::Relaxed);
+                    self.step(Event::Closed(keys[at]), None, None);
+                }
+            }
+            Op::Goaway(at) => {
+                if let Some(pipe) = pick(at, self.conns.len()).and_then(|at| self.conns.values().nth(at)) {
+                    pipe.open.store(false, Ordering::Relaxed);
+                }
+            }
+            Op::Pass(ms) => self.pass(Duration::from_millis(ms)),
+            Op::Evict => self.step(Event::EvictIdle, None, None),
+            Op::GrantSlot => {}
+        }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let until = self.now + time;
+        loop {
+            self.armed.sort();
+            let Some(at) = self.armed.first().copied().filter(|at| *at <= until) else { break };
+            self.armed.remove(0);
+            self.now = self.now.max(at);
+            self.step(Event::Tick { at }, None, None);
+        }
+        self.now = until;
+    }
+
+    fn step(
+        &mut self,
+        event: Event<Pipe, u32, &'static str>,
+        joining: Option<(u32, Instant, bool)>,
+        opened: Option<Pipe>,
+    ) {
+        let granted = matches!(event, Event::Slot);
+        let actions = self.cell.step(event, self.now);
+        let mut spoke = !granted;
+        for action in actions {
+            match action {
+                Action::Queued(ticket) => {
+                    let (waiter, deadline, fresh) = joining.expect("only a join is queued");
+                    self.lines[usize::from(fresh)].push_back((waiter, ticket, deadline));
+                }
+                Action::Give { waiter, taken } => self.given(waiter, &taken, joining),
+                Action::Refuse { waiter, why } => self.refused(waiter, &why, joining),
+                Action::Left(waiter) => assert!(self.answered.contains(&waiter), "{waiter} left by itself"),
+                Action::Dial { fresh } => {
+                    spoke = true;
+                    self.dials.push(fresh);
+                }
+                Action::SlotUnused => spoke = true,
+                Action::Opened(key) => {
+                    let pipe = opened.clone().expect("only a dial opens");
+                    assert!(self.conns.insert(key, pipe).is_none(), "a connection's name was used twice");
+                }
+                Action::WantSlot { .. } => self.queued += 1,
+                Action::Close(_) => {}
+                Action::Arm(at) => self.armed.push(at),
+            }
+        }
+        assert!(spoke, "a slot got no answer");
+    }
+
+    fn leave(&mut self, waiter: u32, joining: Option<(u32, Instant, bool)>) -> Option<(usize, usize)> {
+        assert!(self.answered.insert(waiter), "{waiter} was answered twice");
+        if joining.is_some_and(|(joined, ..)| joined == waiter) && !self.in_line(waiter) {
+            return None;
+        }
+        for line in 0..2 {
+            if let Some(at) = self.lines[line].iter().position(|(other, ..)| *other == waiter) {
+                self.lines[line].remove(at);
+                return Some((line, at));
+            }
+        }
+        panic!("{waiter} was not in line");
+    }
+
+    fn in_line(&self, waiter: u32) -> bool {
+        self.lines.iter().flatten().any(|(other, ..)| *other == waiter)
+    }
+
+    fn given(&mut self, waiter: u32, taken: &Taken<Pipe>, joining: Option<(u32, Instant, bool)>) {
+        match self.leave(waiter, joining) {
+            Some((_, at)) => assert_eq!(at, 0, "{waiter} overtook somebody"),
+            None => assert!(self.lines[0].is_empty(), "a newcomer overtook the line"),
+        }
+        assert!(taken.channel.is_open() && self.conns.contains_key(&taken.key), "given a dead connection");
+        let sharing = self.leases.iter().filter(|(key, ..)| *key == taken.key).count();
+        let most = if taken.channel.shared { STREAMS_MAX } else { 1 };
+        assert!(sharing < most, "{sharing} requests already share the connection");
+        self.leases.push((taken.key, taken.channel.clone(), taken.reused));
+    }
+
+    fn refused(&mut self, waiter: u32, why: &Refusal<&'static str>, joining: Option<(u32, Instant, bool)>) {
+        let deadline = self.lines.iter().flatten().find(|(other, ..)| *other == waiter).map(|(.., at)| *at);
+        self.leave(waiter, joining);
+        match why {
+            Refusal::Expired { .. } => {
+                let deadline = deadline.or(joining.map(|(_, deadline, _)| deadline)).expect("known");
+                assert!(deadline <= self.now, "expired too early");
+            }
+            Refusal::Saturated => {
+                assert_eq!(self.lines[0].len() + self.lines[1].len(), WAITERS_MAX, "shed below the cap");
+            }
+            Refusal::Dial(_) | Refusal::Shared { .. } => assert!(self.last_dial_failed, "a dial error from nowhere"),
+            Refusal::Draining => panic!("nobody drains here"),
+        }
+    }
+
+    /// What must hold after every step.
+    fn check(&self) {
+        let counts = self.cell.counts();
+        // I8
+        assert_eq!(counts.permits, counts.live + counts.dialling, "permits = live + dialling");
+        assert_eq!((counts.live, counts.dialling), (self.conns.len(), self.dials.len()));
+        // I9
+        assert!(counts.permits <= CONNECTIONS_MAX + FRESH_EXTRA, "{counts:?}");
+        assert!(counts.waiters <= WAITERS_MAX);
+        // Nobody is lost.
+        assert_eq!(counts.waiters, self.lines[0].len() + self.lines[1].len(), "the lines differ");
+        let earliest = self.lines.iter().flatten().map(|(.., deadline)| *deadline).min();
+        if let Some(earliest) = earliest {
+            assert!(self.armed.iter().any(|at| *at <= earliest), "nothing will ring for the earliest deadline");
+        }
+        let rings_by = self.now + Duration::from_millis(400);
+        assert!(counts.idle == 0 || self.armed.iter().any(|at| *at <= rings_by), "an idle connection never expires");
+        assert!(self.queued <= 1, "in the scheduler's line twice");
+        assert!(self.cell.wanted(self.now) == 0 || self.queued == 1, "demand that nobody knows of");
+    }
+
+    /// The peer behaves from now on: everyone in line must be served without help of their deadlines.
+    fn serve_everyone(&mut self) {
+        for _ in 0..200 {
+            if self.lines.iter().all(VecDeque::is_empty) {
+                return;
+            }
+            self.apply(Op::GrantSlot);
+            self.apply(Op::DialWorks { at: 0, shared: false });
+            self.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+            let open = |pipe: &Pipe| pipe.is_open();
+            let dead: Vec<_> = self.conns.iter().filter(|(_, pipe)| !open(pipe)).map(|(key, _)| *key).collect();
+            for key in dead {
+                self.conns.remove(&key);
+                self.step(Event::Closed(key), None, None);
+            }
+            self.check();
+            // Retired connections close once nobody uses them.
+            let used: HashSet<_> = self.leases.iter().map(|(key, ..)| *key).collect();
+            if self.leases.is_empty() && self.dials.is_empty() && !self.conns.is_empty() {
+                let key = *self.conns.keys().find(|key| !used.contains(key)).expect("all are unused");
+                self.conns.remove(&key);
+                self.step(Event::Closed(key), None, None);
+            }
+            self.pass(Duration::from_millis(1));
+        }
+        panic!("still in line: {:?}", self.lines);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    #[test]
+    fn i08_i09_permits_add_up_lines_are_bounded_and_nobody_is_lost(ops in prop::collection::vec(op(), 1..120)) {
+        let mut model = Model::new();
+        for op in ops {
+            model.apply(op);
+            model.check();
+        }
+    }
+
+    #[test]
+    fn r04_whoever_waits_is_served_or_told_once_the_peer_behaves(ops in prop::collection::vec(op(), 1..60)) {
+        let mut model = Model::new();
+        for op in ops {
+            model.apply(op);
+        }
+        model.serve_everyone();
+        model.check();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_dial_is_made_for_a_thousand_callers_of_an_unknown_origin() {
+    let mut model = Model::new();
+    for _ in 0..WAITERS_MAX {
+        model.apply(Op::Wait { fresh: false, patience_ms: 1_000 });
+        model.apply(Op::GrantSlot);
+    }
+    assert_eq!(model.dials, [false]);
+    model.apply(Op::DialFails { at: 0, jitter: 1.0 });
+    assert_eq!(model.cell.counts().waiters, 0, "all share the failure");
+    assert_eq!(model.queued, 0, "nobody dials during the back-off");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn demand_is_read_again_when_a_slot_is_free() {
+    let mut model = Model::new();
+    model.apply(Op::Wait { fresh: false, patience_ms: 1_000 });
+    model.apply(Op::Cancel(1));
+    model.apply(Op::GrantSlot);
+    assert!(model.dials.is_empty(), "dialled for somebody who left");
+    model.check();
+}

@@ -13,11 +13,13 @@ mod timers;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::RngExt;
 use rate_limit::Backoff;
 use rustc_hash::FxBuildHasher;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 pub(crate) use self::holding::Holding;
@@ -31,9 +33,13 @@ use crate::limits::LaneLimits;
 use crate::metrics::PartitionMetrics;
 use crate::origin::Origin;
 
-/// Cells asked for an idle connection to close when the partition's budget is used up. With a twentieth
-/// of the cells holding one, 64 draws find one 19 times in 20, and the next dial draws again.
-const EVICT_DRAWS: usize = 64;
+/// Cells asked for an idle connection to close when the partition's budget is used up: with a twentieth
+/// of the cells holding one, 64 find one 19 times in 20.
+const EVICT_TRIES: usize = 64;
+
+/// How soon the search for room goes on where it stopped. All 25,000 origins of the largest fleet over 8
+/// partitions are searched in a quarter of a second.
+const EVICT_RETRY: Duration = Duration::from_millis(5);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -45,6 +51,8 @@ pub(crate) struct Partition {
     waiters: AtomicUsize,
     /// Somebody could dial if only there were room.
     starved: AtomicBool,
+    /// The timer will look for room again.
+    searching: AtomicBool,
     draining: AtomicBool,
     cells: Mutex<Cells>,
     scheduler: Mutex<Scheduler<Arc<Cell>>>,
@@ -58,6 +66,8 @@ pub(crate) struct Partition {
 struct Cells {
     index: HashMap<Origin, usize, FxBuildHasher>,
     list: Vec<Arc<Cell>>,
+    /// Where the search for an idle connection goes on.
+    cursor: usize,
 }
 
 /// What a partition holds at one moment.
@@ -107,6 +117,7 @@ impl Partition {
             origins_max: share(limits.origins_max).saturating_mul(3).div_ceil(2),
             waiters: AtomicUsize::new(0),
             starved: AtomicBool::new(false),
+            searching: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             cells: Mutex::new(Cells::default()),
             scheduler: Mutex::new(Scheduler::new(slots, share(limits.connections_max))),
@@ -210,8 +221,10 @@ impl Partition {
                 Turn::NoSlot => return,
                 Turn::NoRoom => {
                     self.starved.store(true, Ordering::Release);
-                    self.make_room();
-                    return; // The connection's end pumps again.
+                    if !self.make_room() && !self.searching.swap(true, Ordering::AcqRel) {
+                        self.timers.arm_pump(Instant::now() + EVICT_RETRY);
+                    }
+                    return; // The end of the closed connection, or the timer, pumps again.
                 }
             }
         }
@@ -224,28 +237,34 @@ impl Partition {
         }
     }
 
-    /// Closes an idle connection of a random origin. Coldest first would be worse than random: under
-    /// cyclic access the coldest is the next one needed.
-    fn make_room(&self) {
-        for _ in 0..EVICT_DRAWS {
-            let cell = {
-                let cells = self.cells.lock();
-                if cells.list.is_empty() {
-                    return;
-                }
-                Arc::clone(&cells.list[rand::rng().random_range(0..cells.list.len())])
-            };
-            if cell.counts().idle > 0 {
-                self.metrics.evicted.inc();
-                return cell.apply(Event::EvictIdle);
+    /// Closes an idle connection of a random origin, if one is found soon. Coldest first would be worse
+    /// than random: under cyclic access the coldest is the next one needed.
+    fn make_room(&self) -> bool {
+        let candidates: SmallVec<[Arc<Cell>; EVICT_TRIES]> = {
+            let mut cells = self.cells.lock();
+            let all = cells.list.len();
+            if all == 0 {
+                return false;
             }
-        }
+            // A jump makes it random, walking on from there finds what is rare.
+            let start = (cells.cursor + rand::rng().random_range(0..EVICT_TRIES)) % all;
+            cells.cursor = (start + EVICT_TRIES) % all;
+            cells.list.iter().cycle().skip(start).take(EVICT_TRIES.min(all)).cloned().collect()
+        };
+        let Some(cell) = candidates.iter().find(|cell| cell.counts().idle > 0) else { return false };
+        self.metrics.evicted.inc();
+        cell.apply(Event::EvictIdle);
+        true
     }
 
     fn ring(&self, now: Instant) -> Option<Instant> {
         while let Some((at, cell)) = self.timers.pop_due(now) {
-            if let Some(cell) = cell.upgrade() {
-                cell.apply(Event::Tick { at });
+            match cell.and_then(|cell| cell.upgrade()) {
+                Some(cell) => cell.apply(Event::Tick { at }),
+                None => {
+                    self.searching.store(false, Ordering::Release);
+                    self.pump();
+                }
             }
         }
         self.timers.next()

@@ -22,13 +22,24 @@ pub(crate) struct Timers {
 #[derive(Debug)]
 struct Entry {
     at: Instant,
-    cell: Weak<Cell>,
+    /// Whom to ring; nobody means that the partition looks for dials to start.
+    cell: Option<Weak<Cell>>,
 }
 
 // === impl Timers ===
 
 impl Timers {
+    /// Rings a cell at `at`.
     pub(crate) fn arm(&self, at: Instant, cell: Weak<Cell>) {
+        self.push(at, Some(cell));
+    }
+
+    /// Rings the partition itself at `at`.
+    pub(super) fn arm_pump(&self, at: Instant) {
+        self.push(at, None);
+    }
+
+    fn push(&self, at: Instant, cell: Option<Weak<Cell>>) {
         let first = {
             let mut heap = self.heap.lock();
             let first = heap.peek().is_none_or(|Reverse(entry)| at < entry.at);
@@ -40,7 +51,7 @@ impl Timers {
         }
     }
 
-    pub(super) fn pop_due(&self, now: Instant) -> Option<(Instant, Weak<Cell>)> {
+    pub(super) fn pop_due(&self, now: Instant) -> Option<(Instant, Option<Weak<Cell>>)> {
         let mut heap = self.heap.lock();
         if heap.peek().is_none_or(|Reverse(entry)| entry.at > now) {
             return None;

@@ -20,6 +20,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -77,7 +78,7 @@ pub struct Server {
     pub origin: Origin,
     pub seen: Arc<Seen>,
     /// Ends every connection in good order (GOAWAY on HTTP/2).
-    graceful: CancellationToken,
+    graceful: Arc<Notify>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -89,6 +90,13 @@ impl Drop for Server {
 }
 
 impl Server {
+    /// As `https`, on 127.0.0.`host`: TLS sessions are remembered per name, not per port.
+    pub async fn https_at(ca: &Ca, host: u8, alpn: &[&str]) -> Self {
+        let ip = IpAddr::V4(Ipv4Addr::new(127, 0, 0, host));
+        let tls = TlsAcceptor::from(ca.server_config(ip, alpn));
+        Self::start("https", ip, Some(tls)).await
+    }
+
     /// An HTTPS server that speaks what `alpn` names.
     pub async fn https(ca: &Ca, alpn: &[&str]) -> Self {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -101,10 +109,10 @@ impl Server {
     }
 
     async fn start(scheme: &str, ip: IpAddr, tls: Option<TlsAcceptor>) -> Self {
-        let (seen, graceful) = (Arc::new(Seen::default()), CancellationToken::new());
-        let (shared, goodbye) = (Arc::clone(&seen), graceful.clone());
+        let (seen, graceful) = (Arc::new(Seen::default()), Arc::new(Notify::new()));
+        let (shared, goodbye) = (Arc::clone(&seen), Arc::clone(&graceful));
         Self::raw(scheme, ip, seen, graceful, move |stream| {
-            let (tls, seen, goodbye) = (tls.clone(), Arc::clone(&shared), goodbye.clone());
+            let (tls, seen, goodbye) = (tls.clone(), Arc::clone(&shared), Arc::clone(&goodbye));
             async move {
                 match tls {
                     None => serve(stream, seen, goodbye).await,
@@ -126,10 +134,10 @@ impl Server {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        Self::raw(scheme, ip, Arc::default(), CancellationToken::new(), behave).await
+        Self::raw(scheme, ip, Arc::default(), Arc::default(), behave).await
     }
 
-    async fn raw<F, Fut>(scheme: &str, ip: IpAddr, seen: Arc<Seen>, graceful: CancellationToken, behave: F) -> Self
+    async fn raw<F, Fut>(scheme: &str, ip: IpAddr, seen: Arc<Seen>, graceful: Arc<Notify>, behave: F) -> Self
     where
         F: Fn(TcpStream) -> Fut + Send + 'static,
         Fut: Future<Output = ()> + Send + 'static,
@@ -171,13 +179,13 @@ impl Server {
         self.seen.requests.load(Ordering::SeqCst)
     }
 
-    /// Sends GOAWAY (or closes idle HTTP/1.1 connections), now and for all future connections.
+    /// Sends GOAWAY on every open connection (closes idle HTTP/1.1 connections).
     pub fn say_goodbye(&self) {
-        self.graceful.cancel();
+        self.graceful.notify_waiters();
     }
 }
 
-async fn serve<S>(stream: S, seen: Arc<Seen>, goodbye: CancellationToken)
+async fn serve<S>(stream: S, seen: Arc<Seen>, goodbye: Arc<Notify>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -191,7 +199,7 @@ where
     tokio::pin!(conn);
     tokio::select! {
         _ = conn.as_mut() => return,
-        () = goodbye.cancelled() => conn.as_mut().graceful_shutdown(),
+        () = goodbye.notified() => conn.as_mut().graceful_shutdown(),
     }
     drop(conn.await);
 }
