@@ -183,4 +183,25 @@ mod tests {
         assert!(check_descriptors(1000, Some(4096)).is_ok());
         assert!(check_descriptors(1000, None).is_ok());
     }
+
+    #[tokio::test]
+    async fn a_run_leaves_its_files_and_ends_on_shutdown() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let at = dir.path().to_str().expect("text");
+        let args = Command::try_parse_from(["sfu-mock", "--nodes", "2", "--dir", at]).expect("parses").args;
+        let shutdown = CancellationToken::new();
+        let url = dir.path().join("control.url");
+        let stop_when_up = async {
+            while !url.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            shutdown.cancel();
+        };
+        let both = async { tokio::join!(run(args, shutdown.clone()), stop_when_up).0 };
+        let done = tokio::time::timeout(Duration::from_secs(30), both).await;
+        assert!(done.expect("in time").is_ok());
+        let url = std::fs::read_to_string(url).expect("written");
+        let address = url.trim().trim_start_matches("http://");
+        assert!(std::net::TcpStream::connect(address).is_err(), "the control port is closed");
+    }
 }

@@ -380,3 +380,19 @@ fn bind_at(ip: IpAddr, port: u16) -> Result<(TcpListener, SocketAddr), Error> {
     let at = listener.local_addr().map_err(|e| Error::bind(SocketAddr::new(ip, port), e))?;
     Ok((listener, at))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn where_there_is_only_one_address_every_node_gets_a_port() {
+        let config = ClusterConfig { nodes: 20, ..ClusterConfig::default() };
+        let listeners = on_localhost(&config).expect("binds");
+        let ports: std::collections::HashSet<_> = listeners.iter().map(|(_, at)| at.port()).collect();
+        assert_eq!(ports.len(), 20);
+        assert!(listeners.iter().all(|(_, at)| at.ip() == IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let high = ClusterConfig { port: 65_530, ..config };
+        assert!(on_localhost(&high).is_err_and(|e| e.is_config() || e.is_address_in_use()));
+    }
+}
