@@ -47,6 +47,13 @@ impl Body {
     }
 }
 
+impl Body {
+    /// Whether all of it is at hand, so that sending it waits for nobody.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.inner, Inner::Full(_))
+    }
+}
+
 impl Default for Body {
     fn default() -> Self {
         Self::empty()

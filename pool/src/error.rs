@@ -161,6 +161,11 @@ impl Error {
         Self::new(kind, stage).with_sent(sent).with_source(source)
     }
 
+    /// The request was sent and its deadline came before the answer.
+    pub(crate) fn late() -> Self {
+        Self::new(Kind::Timeout, Stage::Response).with_sent(Sent::Maybe)
+    }
+
     pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.inner.source = Some(Arc::from(source.into()));
         self

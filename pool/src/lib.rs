@@ -10,6 +10,7 @@ mod limits;
 mod metrics;
 mod origin;
 mod partition;
+mod registry_lane;
 mod service;
 pub mod tls;
 
@@ -22,4 +23,5 @@ pub use self::limits::{LaneLimits, PARTITIONS_MAX};
 pub use self::metrics::Metrics;
 pub use self::origin::{Origin, Scheme};
 pub use self::partition::PartitionSnapshot;
+pub use self::registry_lane::RegistryLane;
 pub use self::service::{Deadline, OriginHandle, ResponseFuture};

@@ -94,10 +94,10 @@ impl Pipes {
                 let frames = futures_util::stream::unfold(0, move |sent| {
                     let this = this.clone();
                     async move {
-                        if sent == 1 {
-                            if let Err(error) = this.behave(At::Body).await {
-                                return Some((Err(error), 3));
-                            }
+                        if sent == 1
+                            && let Err(error) = this.behave(At::Body).await
+                        {
+                            return Some((Err(error), 3));
                         }
                         (sent < 3).then(|| (Ok(Frame::data(Bytes::from_static(b"part"))), sent + 1))
                     }

@@ -59,6 +59,7 @@ pub(crate) struct Conns<C> {
     generation: u64,
     streams_max: usize,
     idle_timeout: Duration,
+    returning: usize,
 }
 
 #[derive(Debug)]
@@ -74,13 +75,15 @@ struct Conn<C> {
     idle_since: Instant,
     idle_timeout: Duration,
     retired: bool,
+    /// The exchange is over and the connection about to come back.
+    returning: bool,
 }
 
 // === impl Conns ===
 
 impl<C: Channel> Conns<C> {
     pub(crate) fn new(streams_max: usize, idle_timeout: Duration) -> Self {
-        Self { slab: Slab::new(), free: Vec::new(), generation: 0, streams_max, idle_timeout }
+        Self { slab: Slab::new(), free: Vec::new(), generation: 0, streams_max, idle_timeout, returning: 0 }
     }
 
     /// Open connections, those on their way out included.
@@ -96,6 +99,11 @@ impl<C: Channel> Conns<C> {
     /// Connections without a request.
     pub(crate) fn idle(&self) -> usize {
         self.slab.iter().filter(|(_, conn)| conn.streams == 0 && !conn.retired).count()
+    }
+
+    /// Connections about to come back: each will serve one waiter without a dial.
+    pub(crate) fn returning(&self) -> usize {
+        self.returning
     }
 
     /// Requests on connections.
@@ -117,6 +125,7 @@ impl<C: Channel> Conns<C> {
             idle_since: now,
             idle_timeout: self.idle_timeout,
             retired: false,
+            returning: false,
         });
         let key = ConnKey { index, generation };
         self.free.push(key);
@@ -174,6 +183,7 @@ impl<C: Channel> Conns<C> {
     /// A request is done with its connection. An exclusive channel comes back; what must be closed is
     /// handed out.
     pub(crate) fn give_back(&mut self, key: ConnKey, channel: Option<C>, verdict: Verdict, now: Instant) -> Option<C> {
+        self.set_returning(key, false);
         let Some(conn) = self.get_mut(key) else { return channel };
         conn.streams = conn.streams.saturating_sub(1);
         match verdict {
@@ -201,6 +211,13 @@ impl<C: Channel> Conns<C> {
         None
     }
 
+    /// The exchange on an exclusive connection is over; it comes back as soon as hyper has tidied up.
+    pub(crate) fn set_returning(&mut self, key: ConnKey, returning: bool) {
+        let Some(conn) = self.get_mut(key) else { return };
+        let before = std::mem::replace(&mut conn.returning, returning);
+        self.returning = self.returning + usize::from(returning) - usize::from(before);
+    }
+
     /// The server said how long it keeps an idle connection.
     pub(crate) fn set_idle_timeout(&mut self, key: ConnKey, idle_timeout: Duration) {
         let bound = self.idle_timeout;
@@ -212,6 +229,7 @@ impl<C: Channel> Conns<C> {
     /// No new requests on this connection; its channel is handed out to be dropped.
     pub(crate) fn retire(&mut self, key: ConnKey) -> Option<C> {
         self.unfree(key);
+        self.set_returning(key, false);
         let conn = self.get_mut(key)?;
         conn.retired = true;
         conn.channel.take()
@@ -221,6 +239,7 @@ impl<C: Channel> Conns<C> {
     pub(crate) fn remove(&mut self, key: ConnKey) -> Option<Option<C>> {
         self.get(key)?;
         self.unfree(key);
+        self.set_returning(key, false);
         Some(self.slab.remove(key.index).channel)
     }
 

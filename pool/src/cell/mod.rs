@@ -73,6 +73,8 @@ pub(crate) enum Event<C, W, E> {
     DialFailed { fresh: bool, error: E, jitter: f64 },
     /// A request is done with its connection.
     Return { key: ConnKey, channel: Option<C>, verdict: Verdict, keep_alive: Option<Duration> },
+    /// The exchange on an HTTP/1.1 connection is over; its return follows at once, or its end.
+    Returning(ConnKey),
     /// The connection is closed and its task has ended.
     Closed(ConnKey),
     /// The partition needs room: close the connection that has been idle longest.
@@ -220,6 +222,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 }
                 out.extend(self.conns.give_back(key, channel, verdict, now).map(Action::Close));
             }
+            Event::Returning(key) => self.conns.set_returning(key, true),
             Event::Closed(key) => {
                 if let Some(channel) = self.conns.remove(key) {
                     self.permits -= 1;
@@ -268,7 +271,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return 0;
         }
         let dialling = self.dialling - self.dialling_fresh;
-        let uncovered = self.line.len().div_ceil(self.carries).saturating_sub(dialling);
+        let waiting = self.line.len().saturating_sub(self.conns.returning());
+        let uncovered = waiting.div_ceil(self.carries).saturating_sub(dialling);
         let room = self.limits.connections_max.saturating_sub(self.permits);
         uncovered.min(room).min(self.dial_window.saturating_sub(dialling))
     }

@@ -34,7 +34,7 @@ impl Channel for Pipe {
     }
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 enum Op {
     Wait { fresh: bool, patience_ms: u64 },
     Cancel(usize),
@@ -42,6 +42,7 @@ enum Op {
     DialWorks { at: usize, shared: bool },
     DialFails { at: usize, jitter: f64 },
     Answer { at: usize, verdict: Verdict },
+    Returning(usize),
     CloseConn(usize),
     Goaway(usize),
     Pass(u64),
@@ -56,6 +57,7 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (any::<usize>(), any::<bool>()).prop_map(|(at, shared)| Op::DialWorks { at, shared }),
         2 => (any::<usize>(), 0.0..1.0).prop_map(|(at, jitter)| Op::DialFails { at, jitter }),
         5 => (any::<usize>(), verdict()).prop_map(|(at, verdict)| Op::Answer { at, verdict }),
+        2 => any::<usize>().prop_map(Op::Returning),
         2 => any::<usize>().prop_map(Op::CloseConn),
         1 => any::<usize>().prop_map(Op::Goaway),
         3 => (1..300_u64).prop_map(Op::Pass),
@@ -136,7 +138,7 @@ impl Model {
                     let channel = Pipe { shared, open: Arc::new(AtomicBool::new(true)) };
                     self.last_dial_failed = false;
                     let event = Event::Connected { fresh, channel: channel.clone(), shared, jitter: 0.5 };
-                    self.step(event, None, Some(channel));
+                    self.step(event, None, Some(&channel));
                 }
             }
             Op::DialFails { at, jitter } => {
@@ -152,6 +154,13 @@ impl Model {
                     let whole = !pipe.shared && matches!(verdict, Verdict::Unused | Verdict::Answered);
                     let event = Event::Return { key, channel: whole.then_some(pipe), verdict, keep_alive: None };
                     self.step(event, None, None);
+                }
+            }
+            Op::Returning(at) => {
+                let exclusive: Vec<_> = self.leases.iter().filter(|(_, pipe, _)| !pipe.shared).collect();
+                if let Some(at) = pick(at, exclusive.len()) {
+                    let key = exclusive[at].0;
+                    self.step(Event::Returning(key), None, None);
                 }
             }
             Op::CloseConn(at) => {
@@ -190,7 +199,7 @@ impl Model {
         &mut self,
         event: Event<Pipe, u32, &'static str>,
         joining: Option<(u32, Instant, bool)>,
-        opened: Option<Pipe>,
+        opened: Option<&Pipe>,
     ) {
         let granted = matches!(event, Event::Slot);
         let actions = self.cell.step(event, self.now);
@@ -210,7 +219,7 @@ impl Model {
                 }
                 Action::SlotUnused => spoke = true,
                 Action::Opened(key) => {
-                    let pipe = opened.clone().expect("only a dial opens");
+                    let pipe = opened.cloned().expect("only a dial opens");
                     assert!(self.conns.insert(key, pipe).is_none(), "a connection's name was used twice");
                 }
                 Action::WantSlot { .. } => self.queued += 1,

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use super::h1::Return;
 use crate::body::Body;
 use crate::dial::connect::BoxIo;
-use crate::partition::Holding;
+use crate::partition::Spawner;
 
 type Stream = TokioIo<BoxIo>;
 
@@ -34,11 +34,12 @@ pub(crate) struct H2Driver {
     streams_max: Arc<AtomicUsize>,
 }
 
-/// Runs hyper's HTTP/2 tasks as tasks of the partition. Each keeps the connection's permit alive, so the
-/// permit comes back when the socket is really closed.
-#[derive(Debug, Clone)]
+/// Runs hyper's HTTP/2 tasks as tasks of the connection's owner. Each keeps the connection's permit
+/// alive, so the permit comes back when the socket is really closed.
+#[derive(Clone)]
 pub(crate) struct TaskExecutor {
-    pub(crate) holding: Arc<Holding>,
+    spawner: Spawner,
+    permit: Arc<dyn Send + Sync>,
 }
 
 // === impl Driver ===
@@ -98,16 +99,22 @@ impl H2Driver {
 
 // === impl TaskExecutor ===
 
+impl TaskExecutor {
+    pub(crate) fn new(spawner: Spawner, permit: Arc<dyn Send + Sync>) -> Self {
+        Self { spawner, permit }
+    }
+}
+
 impl<F> hyper::rt::Executor<F> for TaskExecutor
 where
     F: Future + Send + 'static,
     F::Output: Send,
 {
     fn execute(&self, future: F) {
-        let holding = Arc::clone(&self.holding);
-        self.holding.spawner().spawn(async move {
+        let permit = Arc::clone(&self.permit);
+        self.spawner.spawn(async move {
             future.await;
-            drop(holding);
+            drop(permit);
         });
     }
 }

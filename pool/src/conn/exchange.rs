@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::Link;
 use crate::body::Body;
-use crate::cell::{ConnKey, Taken, Verdict};
+use crate::cell::{ConnKey, Event, Taken, Verdict};
 use crate::error::{Error, Kind, Sent, Stage};
 use crate::origin::Origin;
 use crate::partition::Cell;
@@ -40,6 +40,8 @@ pub(crate) struct Lease {
     reused: bool,
     phase: Phase,
     keep_alive: Option<Duration>,
+    /// The request body was sent whole, so that the connection is ready right after the response.
+    prompt: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,31 +77,39 @@ pub(crate) async fn exchange(
 ) -> Result<(Response<Incoming>, Lease), Failure> {
     let reused = lease.reused;
     let fail = |error: Error, unsent| Failure { error: error.with_reused(reused), unsent };
-    let fitted = match lease.link.as_ref() {
-        Some(link) => fit(&mut request, link, origin),
-        None => Err(Error::new(Kind::Aborted, Stage::Send)),
+    let Some(link) = lease.link.as_mut() else {
+        return Err(fail(Error::new(Kind::Aborted, Stage::Send), None));
     };
-    if let Err(error) = fitted {
+    if let Err(error) = fit(&mut request, link, origin) {
         return Err(fail(error, None));
     }
     lease.phase = Phase::InFlight;
-    let answer = timeout_at(deadline, lease.try_send(request)).await;
-    match answer {
+    lease.prompt = request.body().is_whole();
+    match timeout_at(deadline, link.try_send(request)).await {
         Ok(Ok(response)) => {
             lease.phase = Phase::Answered;
             lease.keep_alive = keep_alive(response.headers());
             Ok((response, lease))
         }
-        Ok(Err(mut refused)) => {
-            let unsent = refused.take_message();
-            let sent = if unsent.is_some() { Sent::No } else { Sent::Maybe };
-            let stage = if unsent.is_some() { Stage::Send } else { Stage::Response };
-            Err(fail(Error::exchange(stage, sent, refused.into_error()), unsent))
+        Ok(Err(refused)) => {
+            let Failure { error, unsent } = Failure::refused(refused);
+            Err(fail(error, unsent))
         }
         Err(_) => {
             lease.phase = Phase::TimedOut;
-            Err(fail(Error::new(Kind::Timeout, Stage::Response).with_sent(Sent::Maybe), None))
+            Err(fail(Error::late(), None))
         }
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    /// hyper gave up on a request; it may hand it back unsent.
+    pub(crate) fn refused(mut refused: TrySendError<Request<Body>>) -> Self {
+        let unsent = refused.take_message();
+        let (stage, sent) = if unsent.is_some() { (Stage::Send, Sent::No) } else { (Stage::Response, Sent::Maybe) };
+        Self { error: Error::exchange(stage, sent, refused.into_error()), unsent }
     }
 }
 
@@ -108,27 +118,16 @@ pub(crate) async fn exchange(
 impl Lease {
     pub(crate) fn new(cell: Arc<Cell>, taken: Taken<Link>) -> Self {
         let Taken { key, channel, reused } = taken;
-        Self { cell, key, link: Some(channel), reused, phase: Phase::Unused, keep_alive: None }
+        Self { cell, key, link: Some(channel), reused, phase: Phase::Unused, keep_alive: None, prompt: false }
     }
 
     pub(crate) fn reused(&self) -> bool {
         self.reused
     }
 
-    async fn try_send(&mut self, request: Request<Body>) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
-        match self.link.as_mut() {
-            Some(Link::H1 { sender, .. }) => sender.try_send_request(request).await,
-            Some(Link::H2 { sender, .. }) => sender.try_send_request(request).await,
-            None => std::future::pending().await, // Not reached: checked by `exchange`.
-        }
-    }
-
     /// Whether an HTTP/1.1 connection can take the next request; `false` when it never will.
     pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        match self.link.as_mut() {
-            Some(Link::H1 { sender, .. }) => sender.poll_ready(cx).map(|ready| ready.is_ok()),
-            _ => Poll::Ready(true),
-        }
+        self.link.as_mut().map_or(Poll::Ready(false), |link| link.poll_ready(cx))
     }
 
     /// The connection is ready for the next request.
@@ -158,7 +157,11 @@ impl Lease {
                     reused: self.reused,
                     phase: Phase::Done,
                     keep_alive: self.keep_alive,
+                    prompt: self.prompt,
                 };
+                if self.prompt {
+                    self.cell.apply(Event::Returning(self.key));
+                }
                 back.park(parked);
             }
             Link::H1 { .. } => self.cell.give_back(self.key, Some(link), Verdict::Answered, self.keep_alive),
@@ -170,8 +173,8 @@ impl Lease {
     }
 
     fn abandon(&mut self, verdict: Verdict) {
-        if let Some(Link::H1 { back, .. }) = self.link.take() {
-            back.cut();
+        if let Some(link) = self.link.take() {
+            link.cut();
         }
         self.cell.give_back(self.key, None, verdict, None);
     }
@@ -199,7 +202,7 @@ impl Drop for Lease {
 }
 
 /// Makes the request fit the connection's protocol. Can be repeated for another protocol.
-fn fit(request: &mut Request<Body>, link: &Link, origin: &Origin) -> Result<(), Error> {
+pub(crate) fn fit(request: &mut Request<Body>, link: &Link, origin: &Origin) -> Result<(), Error> {
     let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     if link.is_shared() {
         let uri = Uri::builder().scheme(origin.scheme().as_str()).authority(origin.authority()).path_and_query(path);

@@ -9,14 +9,17 @@ mod h1;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 pub(crate) use self::driver::{Driver, TaskExecutor};
 use self::driver::{H1Driver, H2Driver};
-pub(crate) use self::exchange::{Lease, exchange};
+pub(crate) use self::exchange::{Failure, Lease, exchange, fit};
 use self::h1::Return;
 use crate::body::Body;
 use crate::cell::Channel;
@@ -92,6 +95,31 @@ pub(crate) async fn handshake(
 impl Link {
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::H2 { .. })
+    }
+
+    pub(crate) async fn try_send(
+        &mut self,
+        request: Request<Body>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Body>>> {
+        match self {
+            Self::H1 { sender, .. } => sender.try_send_request(request).await,
+            Self::H2 { sender, .. } => sender.try_send_request(request).await,
+        }
+    }
+
+    /// The exchange was given up: an HTTP/1.1 connection ends with it.
+    pub(crate) fn cut(self) {
+        if let Self::H1 { back, .. } = self {
+            back.cut();
+        }
+    }
+
+    /// Waits until the connection can take the next request; `false` when it never will.
+    pub(crate) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        match self {
+            Self::H1 { sender, .. } => sender.poll_ready(cx).map(|ready| ready.is_ok()),
+            Self::H2 { sender, .. } => Poll::Ready(!sender.is_closed()),
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use rand::RngExt;
 
-use super::{Cell, Spawner};
+use super::Cell;
 use crate::cell::{ConnKey, Event};
 use crate::conn::Link;
 use crate::dial::scheduler::Class;
@@ -34,10 +34,6 @@ enum State {
 impl Holding {
     pub(super) fn new(cell: Arc<Cell>, class: Class, fresh: bool) -> Self {
         Self { cell, class, state: Mutex::new(State::Dialling { fresh }) }
-    }
-
-    pub(crate) fn spawner(&self) -> &Spawner {
-        &self.cell.partition().spawner
     }
 
     /// The dial worked: the permit is now the connection's.

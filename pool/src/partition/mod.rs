@@ -22,7 +22,7 @@ use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-pub(crate) use self::holding::Holding;
+use self::holding::Holding;
 pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
 use self::timers::Timers;

@@ -165,7 +165,8 @@ impl Cell {
     async fn dial(self: &Arc<Self>, holding: Arc<Holding>) {
         let partition = &self.partition;
         let progress = Progress::of_dial(Arc::clone(&self.progress));
-        let executor = TaskExecutor { holding: Arc::clone(&holding) };
+        let permit: Arc<dyn Send + Sync> = Arc::<Holding>::clone(&holding);
+        let executor = TaskExecutor::new(partition.spawner.clone(), permit);
         let began = Instant::now();
         let dial = partition.dialer.dial(&self.origin, &progress, executor);
         let result = timeout(partition.limits.dial_timeout, dial).await;

@@ -1,0 +1,308 @@
+//! The lane for discovery and leases: small, on a thread of its own, and not built on our cell.
+//!
+//! In the incident this is built against, lease renewal shared a pool with the storm and stalled past its
+//! TTL. So this lane shares nothing with any other: not the runtime, not a partition, and not even the
+//! code of the cell, so that a bug there cannot take discovery down. deadpool manages the connections;
+//! because its waiters are unbounded, a bound in front of it sheds.
+//!
+//! Work that must not be delayed by the rest of the process (lease renewal) runs *on* the lane's thread:
+//! [`RegistryLane::spawn`]. Keep big parses off it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use deadpool::managed::{self, Metrics as ObjectMetrics, Object, PoolError, RecycleError, RecycleResult};
+use http::{Request, Response};
+use parking_lot::Mutex;
+use rustls::ClientConfig;
+use tokio::runtime;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+use tower::util::BoxCloneSyncService;
+
+use crate::body::{Body, Held, ResponseBody};
+use crate::cell::Channel;
+use crate::conn::{ConnSettings, Failure, Link, TaskExecutor, fit};
+use crate::dial::connect::TcpConnector;
+use crate::dial::gate::HandshakeGate;
+use crate::dial::{Dialer, Progress};
+use crate::error::{Error, Kind, Stage};
+use crate::origin::Origin;
+use crate::partition::Spawner;
+use crate::tls;
+
+/// Registry members a lane talks to. etcd clusters have 3 to 7; the rest is room for replaced members.
+const ORIGINS_MAX: usize = 32;
+
+/// Connections per member. Each request holds one to the end of its body, HTTP/2 or not: a few watches, a
+/// lease stream, and some unary calls beside them.
+const CONNECTIONS_PER_ORIGIN_MAX: usize = 16;
+
+/// Requests that wait or run at once. Beyond this something is wrong, and queueing would hide it.
+const REQUESTS_MAX: usize = 256;
+
+/// Bound of a whole dial; a third of the shortest lease TTL in use would be 5 s.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long a returned HTTP/1.1 connection may take to get ready before it is thrown away.
+const READY_WAIT: Duration = Duration::from_millis(100);
+
+/// As in every lane: see `LaneLimits`.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a caller is told when the lane is full.
+const SATURATED_RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// How often a request that came back unsent is tried on another connection.
+const REPLAYS_MAX: u32 = 3;
+
+/// The lane of the registry. Cheap to clone; the last handle to go ends its thread.
+#[derive(Debug, Clone)]
+pub struct RegistryLane {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: String,
+    dialer: Arc<Dialer>,
+    spawner: Spawner,
+    requests: Arc<AtomicUsize>,
+    pools: Mutex<HashMap<Origin, Connections>>,
+    /// Dropped with the lane: the thread's runtime ends.
+    _alive: oneshot::Sender<()>,
+}
+
+type Connections = managed::Pool<Members>;
+
+/// Makes and checks connections to one member.
+struct Members {
+    origin: Origin,
+    dialer: Arc<Dialer>,
+    spawner: Spawner,
+}
+
+/// A place within [`REQUESTS_MAX`].
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
+
+/// What a response body holds.
+struct Hold {
+    _connection: Object<Members>,
+    _place: Place,
+}
+
+// === impl RegistryLane ===
+
+impl RegistryLane {
+    /// Starts the lane's thread. Without `tls` only `http://` origins can be reached.
+    ///
+    /// # Errors
+    ///
+    /// When the thread or its runtime cannot be started.
+    pub fn start(name: &str, tls: Option<&ClientConfig>) -> Result<Self, Error> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::config)?;
+        let spawner = Spawner::new(runtime.handle().clone());
+        let (alive, gone) = oneshot::channel::<()>();
+        let ending = spawner.clone();
+        thread::Builder::new()
+            .name(format!("lane-{name}"))
+            .spawn(move || {
+                // An error means that the last handle was dropped.
+                let _gone = runtime.block_on(gone);
+                ending.cancel();
+            })
+            .map_err(Error::config)?;
+        let dialer = Arc::new(Dialer {
+            connector: BoxCloneSyncService::new(TcpConnector),
+            tls: tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX)),
+            gate: HandshakeGate::new(1),
+            settings: ConnSettings { ping_interval: PING_INTERVAL, ping_timeout: PING_TIMEOUT },
+        });
+        let inner = Inner {
+            name: name.to_owned(),
+            dialer,
+            spawner,
+            requests: Arc::default(),
+            pools: Mutex::default(),
+            _alive: alive,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Runs a task on the lane's thread until it ends or the lane does.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.inner.spawner.spawn(task);
+    }
+
+    /// Requests that wait or run.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.inner.requests.load(Ordering::Relaxed)
+    }
+
+    /// Sends a request and waits, until `deadline`, for the head of the response.
+    ///
+    /// # Errors
+    ///
+    /// As [`OriginHandle::send`](crate::OriginHandle::send); every error is first-hand.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up the wait or closes the connection in use.
+    pub async fn send(
+        &self,
+        origin: &Origin,
+        mut request: Request<Body>,
+        deadline: Instant,
+    ) -> Result<Response<ResponseBody>, Error> {
+        let place = self.inner.enter()?;
+        let pool = self.inner.pool(origin)?;
+        for replay in 0.. {
+            let connection = match timeout_at(deadline, pool.get()).await {
+                Ok(connection) => connection.map_err(unpooled)?,
+                Err(_) => return Err(Error::new(Kind::Timeout, Stage::Queue)),
+            };
+            let reused = Object::metrics(&connection).recycle_count > 0;
+            fit(&mut request, &connection, origin)?;
+            let mut sending = Sending { connection: Some(connection) };
+            let failure = match timeout_at(deadline, sending.link()?.try_send(request)).await {
+                Ok(Ok(response)) => {
+                    let Some(connection) = sending.connection.take() else { break };
+                    let hold = Box::new(Hold { _connection: connection, _place: place });
+                    return Ok(response.map(|body| ResponseBody::new(body, hold, deadline, reused)));
+                }
+                Ok(Err(refused)) => Failure::refused(refused),
+                Err(_) => Failure { error: Error::late(), unsent: None },
+            };
+            match failure.unsent {
+                Some(unsent) if reused && replay < REPLAYS_MAX => request = unsent,
+                _ => return Err(failure.error.with_reused(reused)),
+            }
+        }
+        Err(Error::new(Kind::Aborted, Stage::Send))
+    }
+}
+
+/// A connection while its request is under way: dropped now, it is not used again.
+struct Sending {
+    connection: Option<Object<Members>>,
+}
+
+// === impl Sending ===
+
+impl Sending {
+    fn link(&mut self) -> Result<&mut Link, Error> {
+        self.connection.as_deref_mut().ok_or_else(|| Error::new(Kind::Aborted, Stage::Send))
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            let link = Object::take(connection);
+            link.cut();
+        }
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn enter(&self) -> Result<Place, Error> {
+        if self.requests.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
+            self.requests.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
+        }
+        Ok(Place(Arc::clone(&self.requests)))
+    }
+
+    fn pool(&self, origin: &Origin) -> Result<Connections, Error> {
+        let mut pools = self.pools.lock();
+        if let Some(pool) = pools.get(origin) {
+            return Ok(pool.clone());
+        }
+        if pools.len() >= ORIGINS_MAX {
+            // A member that was replaced: its connections close, its requests finish.
+            let unused = pools.iter().find(|(_, pool)| pool.status().size <= pool.status().available);
+            let Some(unused) = unused.map(|(origin, _)| origin.clone()) else {
+                return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
+            };
+            pools.remove(&unused);
+        }
+        let members =
+            Members { origin: origin.clone(), dialer: Arc::clone(&self.dialer), spawner: self.spawner.clone() };
+        let pool = Connections::builder(members).max_size(CONNECTIONS_PER_ORIGIN_MAX).build().map_err(Error::config)?;
+        pools.insert(origin.clone(), pool.clone());
+        Ok(pool)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryLane").field("name", &self.name).field("requests", &self.requests).finish()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Members ===
+
+impl managed::Manager for Members {
+    type Type = Link;
+    type Error = Error;
+
+    async fn create(&self) -> Result<Link, Error> {
+        let (done, result) = oneshot::channel();
+        let (origin, dialer, spawner) = (self.origin.clone(), Arc::clone(&self.dialer), self.spawner.clone());
+        // On the lane's thread: the driver is the tail of the dial.
+        self.spawner.spawn(async move {
+            let progress = Progress::default();
+            let dial = dialer.dial(&origin, &progress, TaskExecutor::new(spawner, Arc::new(())));
+            match timeout(DIAL_TIMEOUT, dial).await {
+                Ok(Ok(dialled)) => {
+                    if done.send(Ok(dialled.link)).is_ok() {
+                        dialled.driver.await;
+                    }
+                }
+                Ok(Err(error)) => drop(done.send(Err(error))),
+                Err(_) => drop(done.send(Err(Error::new(Kind::Timeout, progress.stage())))),
+            }
+        });
+        result.await.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, Stage::DialSlot)))
+    }
+
+    async fn recycle(&self, link: &mut Link, _metrics: &ObjectMetrics) -> RecycleResult<Error> {
+        let ready = timeout(READY_WAIT, poll_fn(|cx| link.poll_ready(cx))).await;
+        if matches!(ready, Ok(true)) && link.is_open() { Ok(()) } else { Err(RecycleError::message("closed")) }
+    }
+}
+
+fn unpooled(error: PoolError<Error>) -> Error {
+    match error {
+        PoolError::Backend(error) => error,
+        PoolError::Timeout(_) => Error::new(Kind::Timeout, Stage::Queue),
+        PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
+            Error::new(Kind::Aborted, Stage::Queue)
+        }
+    }
+}
+
+// === impl Hold ===
+
+impl Held for Hold {}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").finish_non_exhaustive()
+    }
+}

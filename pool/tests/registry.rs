@@ -1,0 +1,89 @@
+//! The registry's lane: isolated, bounded, on a thread of its own.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Ca, Server, after, get, soon, until};
+use pool::{RegistryLane, Sent};
+use tokio::task::JoinSet;
+
+fn lane(ca: &Ca) -> RegistryLane {
+    let tls = pool::tls::client_config(ca.pem().as_bytes(), None).expect("tls");
+    RegistryLane::start("registry", Some(&tls)).expect("lane")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_answers_over_both_protocols_and_reuses_connections() {
+    let ca = Ca::new();
+    for alpn in ["h2", "http/1.1"] {
+        let (server, lane) = (Server::https(&ca, &[alpn]).await, lane(&ca));
+        for _ in 0..10 {
+            let response = lane.send(&server.origin, get("/ok"), soon()).await.expect("answered");
+            assert_eq!(response.into_body().bytes(64).await.expect("body"), "ok");
+        }
+        assert_eq!((server.accepted(), server.requests(), lane.requests()), (1, 10, 0));
+        drop(lane);
+        until("its thread closed everything", || server.open() == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r04_it_sheds_beyond_its_bound_and_every_wait_ends() {
+    let ca = Ca::new();
+    let (server, lane) = (Server::https(&ca, &["h2"]).await, lane(&ca));
+    let mut requests = JoinSet::new();
+    for _ in 0..400 {
+        let (lane, origin) = (lane.clone(), server.origin.clone());
+        requests.spawn(async move { lane.send(&origin, get("/never"), after(Duration::from_secs(1))).await });
+    }
+    let (mut shed, mut late) = (0, 0);
+    while let Some(outcome) = requests.join_next().await {
+        let error = outcome.expect("no panic").expect_err("no answer");
+        shed += u32::from(error.is_saturated());
+        late += u32::from(error.is_timeout());
+        assert!(error.is_timeout() || error.sent() == Sent::No);
+    }
+    assert_eq!((shed, late), (144, 256));
+    lane.send(&server.origin, get("/ok"), soon()).await.expect("answered");
+}
+
+/// The test's own runtime has one thread, and that thread is blocked.
+#[tokio::test]
+async fn r05_it_works_while_the_process_s_own_threads_are_stuck() {
+    let ca = Ca::new();
+    let helper = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("runtime");
+    let server = {
+        let ca = &ca;
+        std::thread::scope(|scope| scope.spawn(|| helper.block_on(Server::https(ca, &["h2"]))).join().expect("server"))
+    };
+    let lane = lane(&ca);
+    let (done, result) = std::sync::mpsc::channel();
+    let (inside, origin) = (lane.clone(), server.origin.clone());
+    lane.spawn(async move {
+        let answer = inside.send(&origin, get("/ok"), soon()).await;
+        drop(done.send(answer.map(|response| response.status())));
+    });
+    let status = result.recv_timeout(common::PATIENCE).expect("the lane's thread is not ours").expect("answered");
+    assert_eq!(status, 200);
+    helper.shutdown_background();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_connection_is_not_handed_out_again() {
+    let ca = Ca::new();
+    for alpn in ["h2", "http/1.1"] {
+        let (server, lane) = (Server::https(&ca, &[alpn]).await, lane(&ca));
+        lane.send(&server.origin, get("/ok"), soon())
+            .await
+            .expect("answered")
+            .into_body()
+            .bytes(64)
+            .await
+            .expect("body");
+        server.say_goodbye();
+        until("the server closed it", || server.open() == 0).await;
+        lane.send(&server.origin, get("/ok"), soon()).await.expect("answered");
+        assert_eq!(server.accepted(), 2);
+    }
+}
