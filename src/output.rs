@@ -1,8 +1,6 @@
 //! What the command prints on stdout: tables for people, JSON for scripts.
 
-#![expect(clippy::print_stdout, reason = "this module is the command's stdout")]
-
-use std::io::{IsTerminal, stdout};
+use std::io::{IsTerminal, Write, stdout};
 
 use clap::ValueEnum;
 use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
@@ -44,35 +42,42 @@ impl Output {
     /// Prints `answer` as JSON, or as the table that `table` makes of it.
     pub(crate) fn show(&self, answer: &Value, table: impl FnOnce(&Value) -> Table) {
         match self.format {
-            Format::Json => println!("{answer:#}"),
-            Format::Table => println!("{}", table(answer)),
+            Format::Json => print(&format!("{answer:#}\n")),
+            Format::Table => print(&format!("{}\n", table(answer))),
+        }
+    }
+
+    /// Prints a table that only repeats what the JSON holds already.
+    pub(crate) fn show_table(&self, table: impl FnOnce() -> Table) {
+        if self.format == Format::Table {
+            print(&format!("{}\n", table()));
         }
     }
 
     /// Prints a line of prose, which scripts do not want.
     pub(crate) fn say(&self, line: &str) {
         if self.format == Format::Table {
-            println!("{line}");
+            print(&format!("{line}\n"));
         }
     }
 
     /// Prints text as it is.
     pub(crate) fn text(&self, text: &str) {
-        print!("{text}");
+        print(text);
     }
 
     /// Prints a report: as JSON, or as the summary made of it.
     pub(crate) fn report(&self, json: &[u8], summary: &str) {
         match self.format {
-            Format::Json => println!("{}", String::from_utf8_lossy(json)),
-            Format::Table => print!("{summary}"),
+            Format::Json => print(&format!("{}\n", String::from_utf8_lossy(json))),
+            Format::Table => print(summary),
         }
     }
 
     /// Prints `text` over the `lines` lines printed before it.
     pub(crate) fn redraw(&self, text: &str, lines: usize) {
         if lines > 0 {
-            print!("\u{1b}[{lines}A\u{1b}[J"); // cursor up, clear to the end of the screen
+            print(&format!("\u{1b}[{lines}A\u{1b}[J")); // cursor up, clear to the end of the screen
         }
         self.say(text.trim_end());
     }
@@ -101,6 +106,16 @@ impl Output {
     }
 }
 
+/// Prints. When nobody reads any more (`trunkline sfus | head`), there is nothing left to say.
+fn print(text: &str) {
+    let mut out = stdout().lock();
+    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        tracing::error!(%error, "cannot write to stdout");
+    }
+}
+
 /// A JSON value as a person reads it: strings without quotes, nothing for null.
 pub(crate) fn plain(value: &Value) -> String {
     match value {
@@ -113,7 +128,7 @@ pub(crate) fn plain(value: &Value) -> String {
             let field = |(name, value): (&String, &Value)| format!("{name} {}", plain(value));
             fields.iter().map(field).collect::<Vec<_>>().join(", ")
         }
-        Value::Number(number) => number.to_string(),
+        Value::Number(number) => number.to_string().trim_end_matches(".0").to_owned(),
     }
 }
 
@@ -132,7 +147,7 @@ mod tests {
     fn values_read_as_people_write_them() {
         assert_eq!(plain(&json!("a")), "a");
         assert_eq!(plain(&json!(null)), "");
-        assert_eq!(plain(&json!([1, true, "x"])), "1, yes, x");
+        assert_eq!(plain(&json!([1, true, "x", 20.0, 0.5])), "1, yes, x, 20, 0.5");
         assert_eq!(plain(&json!({"rooms": 2, "cpu": 0.5})), "cpu 0.5, rooms 2");
     }
 

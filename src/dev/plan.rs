@@ -58,7 +58,7 @@ mod tests {
     fn the_defaults_are_the_documented_fleet() {
         let plan = plan(&dev(&[])).expect("valid");
         assert_eq!((plan.population.calls, plan.population.participants, plan.duration), (2_000, 6_000, None));
-        let kill = plan.phases.last().and_then(|phase| phase.fault.as_ref()).expect("a kill");
+        let kill = plan.phases[1].fault.as_ref().expect("a kill");
         assert_eq!((kill.share, plan.phases[0].at), (Some(0.2), Some(Duration::from_secs(10))));
     }
 

@@ -13,6 +13,9 @@ use crate::output::{Output, items, plain};
 /// Calls asked for at once.
 const PAGE: usize = 500;
 
+/// Candidates shown by `explain`; `-o json` has them all.
+const CANDIDATES_SHOWN: usize = 10;
+
 /// Arguments of `calls`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct CallsArgs {
@@ -75,6 +78,10 @@ pub(crate) async fn run(arguments: CallsArgs, output: &Output) -> Result<(), Fai
     let (guild, call) = (segment(which.guild.as_str())?, segment(which.call.as_str())?);
     let answer = client.get(&format!("/v1/guilds/{guild}/calls/{call}{suffix}")).await?;
     output.show(&answer, |answer| fields(output, answer));
+    if !items(&answer, "candidates").is_empty() {
+        output.say("");
+        output.show_table(|| candidates(output, items(&answer, "candidates")));
+    }
     Ok(())
 }
 
@@ -133,10 +140,24 @@ fn table(output: &Output, calls: &[Value]) -> Table {
     table
 }
 
+/// One row a field; the call inside an explanation is laid out as if it stood alone.
 fn fields(output: &Output, answer: &Value) -> Table {
     let mut table = output.table(&["", ""]);
-    for (name, value) in answer.as_object().into_iter().flatten() {
-        table.add_row([name.clone(), plain(value)]);
+    let call = answer["call"].as_object().into_iter().flatten();
+    for (name, value) in call.chain(answer.as_object().into_iter().flatten()) {
+        let nested = value.is_object() && name == "call";
+        if !nested && name != "candidates" {
+            table.add_row([name.clone(), plain(value)]);
+        }
+    }
+    table
+}
+
+/// The SFUs that could be chosen now, best first as the syncer lists them.
+fn candidates(output: &Output, candidates: &[Value]) -> Table {
+    let mut table = output.table(&["candidate", "region", "score", "excluded"]);
+    for candidate in candidates.iter().take(CANDIDATES_SHOWN) {
+        table.add_row(["sfu", "region", "score", "excluded"].map(|name| plain(&candidate[name])));
     }
     table
 }

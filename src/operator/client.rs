@@ -25,16 +25,23 @@ const MEMBERS_MAX: usize = 256;
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Connection {
     /// Base URL of a syncer
-    #[arg(long, value_name = "URL", env = "TRUNKLINE_URL", default_value = "http://127.0.0.1:8441")]
+    #[arg(long, global = true, value_name = "URL", env = "TRUNKLINE_URL", default_value = "http://127.0.0.1:8441")]
     pub(crate) url: Url,
     /// Bearer token with the role operator
-    #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_TOKEN", hide_env_values = true, default_value = "operator")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "TOKEN",
+        env = "TRUNKLINE_TOKEN",
+        hide_env_values = true,
+        default_value = "operator"
+    )]
     pub(crate) token: String,
     /// Certificates to trust (PEM) [default: those of the system]
-    #[arg(long, value_name = "FILE", env = "TRUNKLINE_CA")]
+    #[arg(long, global = true, value_name = "FILE", env = "TRUNKLINE_CA")]
     pub(crate) ca: Option<PathBuf>,
     /// Ask every syncer of the fleet, as the one at --url lists them
-    #[arg(long)]
+    #[arg(long, global = true)]
     pub(crate) all: bool,
 }
 
@@ -156,8 +163,9 @@ fn unreachable(base: &Url, error: &reqwest::Error) -> Failure {
     while let Some(source) = reason.source() {
         reason = source;
     }
-    let message = format!("no syncer answers at {base}: {reason}; is it running, and is --url right?");
-    Failure::new(Exit::Dependency, message)
+    let reason = reason.to_string();
+    let hint = if reason.contains("certificate") { "does --ca name its authority?" } else { "is it running?" };
+    Failure::new(Exit::Dependency, format!("no syncer answers at {base}: {reason}; {hint}"))
 }
 
 /// TLS that trusts exactly the certificates in `ca`; none without it.

@@ -197,7 +197,7 @@ fn check<T: LeverValue>(spec: &LeverSpec<T>, value: &Value) -> Result<u64, Lever
     if spec.min <= typed && typed <= spec.max {
         return Ok(typed.to_bits());
     }
-    let plain = |v: T| v.to_json().to_string().replace('"', "");
+    let plain = |v: T| v.to_json().to_string().trim_matches('"').trim_end_matches(".0").to_owned();
     let allowed = format!("from {} to {} {}", plain(spec.min), plain(spec.max), spec.unit);
     Err(LeverError::OutOfRange { name: spec.name, allowed: allowed.trim_end().to_owned(), got: got() })
 }

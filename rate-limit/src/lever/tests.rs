@@ -36,7 +36,7 @@ fn r20_a_change_is_read_at_once_by_every_clone() {
 fn r20_an_invalid_value_is_refused_with_the_reason() {
     let (levers, rate, ..) = levers();
     let refuse = |name: &str, value: Value| levers.set(name, &value, "ops", None, 0).expect_err("invalid").to_string();
-    assert_eq!(refuse("place.rate", json!(501)), "`place.rate` must be from 1.0 to 500.0 per second, got 501");
+    assert_eq!(refuse("place.rate", json!(501)), "`place.rate` must be from 1 to 500 per second, got 501");
     assert_eq!(refuse("place.rate", json!("fast")), "`place.rate` takes a number, got \"fast\"");
     assert_eq!(refuse("place.burst", json!(-1)), "`place.burst` takes a whole number, got -1");
     assert_eq!(refuse("place.burst", json!(1.5)), "`place.burst` takes a whole number, got 1.5");
