@@ -58,15 +58,6 @@ pub(crate) fn trusting(ca_pem: &str) -> reqwest::Client {
     reqwest::Client::builder().tls_certs_only([ca]).timeout(Duration::from_secs(40)).build().expect("a client")
 }
 
-/// Waits until `condition` holds, and fails the test with `what` if it never does.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let deadline = soon();
-    while !condition().await {
-        assert!(Instant::now() < deadline, "never happened: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 // === impl Janus ===
 
 impl Janus {

@@ -26,14 +26,12 @@ pub(crate) struct Ear {
 
 #[derive(Debug, Default)]
 struct Heard {
-    packets: u64,
     tones: Vec<Instant>,
 }
 
 /// What was heard between two moments.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hearing {
-    pub(crate) packets: u64,
     pub(crate) tones: usize,
     /// The longest time without tone.
     pub(crate) gap_max: Duration,
@@ -54,7 +52,6 @@ impl Ear {
 
     fn packet(&self, at: Instant, payload: &[u8]) {
         self.heard.send_modify(|heard| {
-            heard.packets += 1;
             if is_tone(payload) {
                 heard.tones.push(at);
             }
@@ -85,7 +82,7 @@ impl Ear {
             last = at;
             tones += 1;
         }
-        Hearing { packets: heard.packets, tones: tones - 1, gap_max }
+        Hearing { tones: tones - 1, gap_max }
     }
 }
 
