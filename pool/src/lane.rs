@@ -40,6 +40,7 @@ pub struct Lane {
 pub(crate) struct LaneInner {
     name: Arc<str>,
     partitions: Box<[Arc<Partition>]>,
+    dialer: Arc<Dialer>,
     spawner: Spawner,
     metrics: Metrics,
 }
@@ -141,6 +142,17 @@ impl Lane {
             sum.permits_off += part.permits_off;
         }
         LaneSnapshot { partitions, ..sum }
+    }
+
+    /// Changes the lane's dials in flight, divided among the partitions (each keeps at least one). Takes
+    /// effect at once; dials under way finish. For a lever.
+    pub fn set_dials_max(&self, dials_max: usize) {
+        self.inner.partitions.iter().for_each(|partition| partition.set_dials_max(dials_max));
+    }
+
+    /// Changes how many TLS handshakes may ever compute at once. For a lever.
+    pub fn set_handshakes_max(&self, handshakes_max: u32) {
+        self.inner.dialer.gate.set_max(handshakes_max);
     }
 
     /// Ends the lane: refuses new requests, answers waiters, closes idle connections, waits for those in
@@ -257,7 +269,7 @@ impl LaneBuilder {
                 Partition::new(&limits, Arc::clone(&dialer), spawner.clone(), metrics)
             })
             .collect();
-        let inner = Arc::new(LaneInner { name: self.name, partitions, spawner, metrics: self.metrics });
+        let inner = Arc::new(LaneInner { name: self.name, partitions, dialer, spawner, metrics: self.metrics });
         inner.metrics.attach(Arc::downgrade(&inner));
         Ok(Lane { inner })
     }

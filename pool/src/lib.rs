@@ -1,4 +1,70 @@
 //! A partitioned outbound HTTPS connection pool for many origins, storms and dead hosts.
+//!
+//! Most pools are built for a few healthy servers. This one is built for the minute in which a sixth of
+//! 25,000 servers vanish and everybody reconnects: nothing in it is shared by all, nothing waits without
+//! a bound and a deadline, and a dead host costs one dial per back-off step, whoever asks.
+//!
+//! # The model in five minutes
+//!
+//! - A [`Lane`] is an isolation class: the SFU fleet is one, the peers another. Lanes share nothing.
+//! - A lane has partitions; rendezvous hashing puts each [`Origin`] (scheme, host, port) into one. A
+//!   partition owns its connections: it dials, counts, times out and closes them. Budgets of the lane
+//!   (waiters, dials, connections) are *divided* among partitions, so a partition full of dead hosts
+//!   takes nothing from the next.
+//! - An origin's cell knows its idle connections, who waits, and what is being dialled. It is a state
+//!   machine without I/O behind one mutex. An [`OriginHandle`] points at it: the hot path looks nothing up.
+//! - **Checkout.** The newest idle connection or a free HTTP/2 stream at once; else a place in line,
+//!   first in, first out, until the request's deadline. A full line refuses: [`Error::is_saturated`].
+//! - **Dials** belong to the partition. Demand is a number, read again when a dial slot is free, so callers
+//!   who came and gave up leave nothing behind. An unknown origin is dialled once, however many wait; when
+//!   that worked, twice as many at a time. One time-out covers name, TCP, TLS and HTTP together.
+//! - **Fail fast.** A failed dial answers everyone in line with one shared error, and everyone who comes
+//!   during the back-off ([`Error::is_fail_fast`]). Exactly one caller gets it first hand: that one is
+//!   evidence. [`OriginHandle::fresh`] goes past the back-off on a new connection: the health probe.
+//! - **Retry** is not ours. A request is sent again only if hyper hands it back unsent from a connection
+//!   that had served others. [`Error::sent`] tells the caller the rest.
+//!
+//! Permits add up at any moment: those taken are the live connections and the dials in flight, and
+//! [`LaneSnapshot::permits_off`] is 0.
+//!
+//! The registry has a lane of its own kind, [`RegistryLane`]: its own thread, and none of the cell's code.
+//!
+//! # Example
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use http::Request;
+//! use pool::{Body, Lane, LaneLimits, Origin};
+//! use tokio::io::{AsyncReadExt, AsyncWriteExt};
+//! use tokio::time::Instant;
+//!
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! // A server that knows one answer.
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let origin = Origin::parse(&format!("http://{}", listener.local_addr()?))?;
+//! let server = async {
+//!     let (mut stream, _) = listener.accept().await?;
+//!     stream.read(&mut [0; 1024]).await?;
+//!     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").await
+//! };
+//!
+//! // For https, add `.tls(pool::tls::client_config(ca_pem, None)?)`.
+//! let limits = LaneLimits { connections_per_origin_max: 8, ..LaneLimits::default() };
+//! let lane = Lane::builder("sfu").limits(limits).build()?;
+//! let sfu = lane.origin(&origin);
+//! let client = async {
+//!     let deadline = Instant::now() + Duration::from_secs(5);
+//!     let response = sfu.send(Request::get("/v1/health").body(Body::empty())?, deadline).await?;
+//!     let body = response.into_body().bytes(64 * 1024).await?;
+//!     Ok::<_, pool::BoxError>(body)
+//! };
+//! let (served, body) = tokio::join!(server, client);
+//! served?;
+//! assert_eq!(body?, "hello");
+//! assert_eq!(lane.snapshot().permits_off, 0);
+//! # Ok::<_, pool::BoxError>(()) }).unwrap();
+//! ```
 
 mod body;
 mod cell;

@@ -306,3 +306,47 @@ async fn i09_at_the_connection_budget_idle_connections_make_room() {
         assert!(now.live + now.dialling <= 8, "{now:?}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn r01_a_full_partition_and_a_full_lane_take_nothing_from_the_others() {
+    let holes = Pipes::new(Alpn::Http2, At::Connect, Manner::Never);
+    let good = Pipes::new(Alpn::Http2, At::Connect, Manner::Ok);
+    let limits = LaneLimits {
+        partitions: 2,
+        dials_max: 8,
+        waiters_max: 20,
+        dial_timeout: Duration::from_secs(60),
+        ..LaneLimits::default()
+    };
+    let (living, dead) = (good.clone(), holes.clone());
+    let connector = tower::service_fn(move |origin: Origin| {
+        let mut network = if origin.host().starts_with("good") { living.clone() } else { dead.clone() };
+        tower::Service::call(&mut network, origin)
+    });
+    let build = || Lane::builder("sfu").limits(limits.clone()).connector(connector.clone()).build().expect("lane");
+    let (lane, other) = (build(), build());
+    // Every black hole lives in the partition of the first one.
+    let partition_of = |origin: &Origin| {
+        let probe = build();
+        drop(probe.origin(origin));
+        probe.snapshot().partitions.iter().position(|partition| partition.origins == 1).expect("one has it")
+    };
+    let full = partition_of(&origin(0));
+    let callers = TaskTracker::new();
+    for hole in (0..100).map(origin).filter(|origin| partition_of(origin) == full) {
+        let sfu = lane.origin(&hole);
+        callers.spawn(async move { drop(sfu.send(get("/"), after(Duration::from_secs(50))).await) });
+    }
+    common::until("the partition is full", || lane.snapshot().partitions[full].waiters == 10).await;
+    let refused = lane.origin(&origin(0)).send(get("/"), soon()).await.expect_err("its line is full");
+    assert!(refused.is_saturated(), "{refused:?}");
+    let names = (0..100).map(|n| Origin::parse(&format!("https://good-{n}.test")).expect("origin"));
+    let began = Instant::now();
+    for origin in names.filter(|origin| partition_of(origin) != full) {
+        lane.origin(&origin).send(get("/"), soon()).await.expect("the other partition is free");
+    }
+    other.origin(&Origin::parse("https://good.test").expect("origin")).send(get("/"), soon()).await.expect("answered");
+    assert!(Instant::now().saturating_duration_since(began) < Duration::from_millis(50));
+    callers.close();
+    callers.wait().await;
+}

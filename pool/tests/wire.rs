@@ -359,6 +359,8 @@ async fn a_forgotten_origin_closes_and_its_next_handle_works() {
 async fn the_last_handle_closes_everything() {
     let ca = Ca::new();
     let server = Server::https(&ca, &["h2", "http/1.1"]).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
     let lane = ca.lane(quick_limits());
     let sfu = lane.origin(&server.origin);
     sfu.send(get("/ok"), soon()).await.expect("answered");
@@ -366,6 +368,7 @@ async fn the_last_handle_closes_everything() {
     sfu.send(get("/ok"), soon()).await.expect("a handle keeps its lane");
     drop(sfu);
     until("all is closed", || server.open() == 0).await;
+    until("every task of the lane has ended", || tasks() <= before).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -400,4 +403,54 @@ async fn a_name_that_does_not_resolve_is_a_dns_failure() {
     let nowhere = Origin::parse("https://nowhere.invalid:7443").expect("origin");
     let error = lane.origin(&nowhere).send(get("/ok"), soon()).await.expect_err("no such name");
     assert!(error.is_dns() && error.stage() == Stage::Dns, "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_dies_under_a_request_is_a_reset_that_may_have_been_seen() {
+    let ca = Ca::new();
+    for alpn in ["h2", "http/1.1"] {
+        let (server, lane) = (Server::https(&ca, &[alpn]).await, ca.lane(quick_limits()));
+        let sfu = lane.origin(&server.origin);
+        let mut request = JoinSet::new();
+        request.spawn(async move { sfu.send(get("/never"), soon()).await });
+        until("the request is there", || server.requests() == 1).await;
+        drop(server);
+        let error = request.join_next().await.expect("one task").expect("no panic").expect_err("died");
+        assert!(error.is_reset() && error.sent() == Sent::Maybe && !error.is_retry_safe(), "{alpn}: {error:?}");
+        until("the connection is gone", || lane.snapshot().live == 0).await;
+        settled(&lane).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_http2_connection_is_found_by_ping() {
+    let ca = Ca::new();
+    let tls = tokio_rustls::TlsAcceptor::from(ca.server_config([127, 0, 0, 1].into(), &["h2"]));
+    let server = Server::rude("https", move |stream| {
+        let tls = tls.clone();
+        async move {
+            let stream = tls.accept(stream).await;
+            std::future::pending::<()>().await;
+            drop(stream);
+        }
+    })
+    .await;
+    let ping = Duration::from_millis(50);
+    let lane = ca.lane(LaneLimits { ping_interval: ping, ping_timeout: ping, ..quick_limits() });
+    lane.origin(&server.origin).probe_dial(soon()).await.expect("connected");
+    until("the connection is given up", || lane.snapshot().live == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_outs_in_a_row_retire_an_http2_connection() {
+    let ca = Ca::new();
+    let (server, lane) = (Server::https(&ca, &["h2"]).await, ca.lane(quick_limits()));
+    let sfu = lane.origin(&server.origin);
+    for n in 1..=3 {
+        sfu.send(get("/never"), after(Duration::from_millis(200))).await.expect_err("no answer");
+        assert_eq!(server.accepted(), 1, "request {n}");
+    }
+    sfu.send(get("/ok"), soon()).await.expect("answered");
+    assert_eq!(server.accepted(), 2);
+    settled(&lane).await;
 }

@@ -37,6 +37,7 @@ const PER_CORE_MAX: u32 = 64;
 #[derive(Debug)]
 pub(crate) struct HandshakeGate {
     window: Window,
+    limits: WindowLimits,
     line: Mutex<VecDeque<oneshot::Sender<()>>>,
 }
 
@@ -61,7 +62,13 @@ impl HandshakeGate {
         let cores = u32::try_from(cores).unwrap_or(u32::MAX).max(1);
         let start = cores.saturating_mul(PER_CORE_START);
         let limits = WindowLimits { floor: cores, start, max: cores.saturating_mul(PER_CORE_MAX) };
-        Self { window: Window::new(limits), line: Mutex::new(VecDeque::new()) }
+        Self { window: Window::new(limits), limits, line: Mutex::new(VecDeque::new()) }
+    }
+
+    /// Changes how many may ever compute at once; what was learnt is kept within it.
+    pub(crate) fn set_max(&self, max: u32) {
+        self.window.set_limits(WindowLimits { max, ..self.limits });
+        self.call_next();
     }
 
     /// Handshakes that compute now, and how many may.

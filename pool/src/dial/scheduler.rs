@@ -65,6 +65,12 @@ impl<T> Scheduler<T> {
         }
     }
 
+    /// Changes the number of slots. Dials beyond a smaller number finish; no new one starts before.
+    pub(crate) fn set_slots(&mut self, slots: usize) {
+        self.slots = slots.max(1);
+        self.reserved = self.slots / RESERVED_ONE_IN;
+    }
+
     /// Dials of one origin at once.
     pub(crate) fn origin_share(slots: usize) -> usize {
         (slots / ORIGIN_ONE_IN).max(1)
@@ -149,6 +155,19 @@ mod tests {
         assert_eq!(grants(&mut scheduler), [100, 101]);
         scheduler.release_slot(Class::Proven);
         assert_eq!(grants(&mut scheduler), [102]);
+    }
+
+    #[test]
+    fn r20_fewer_slots_bite_at_once_and_more_are_used_at_once() {
+        let mut scheduler = Scheduler::new(4, 100);
+        (0..8).for_each(|n| scheduler.enqueue(n, true));
+        assert_eq!(grants(&mut scheduler).len(), 4);
+        scheduler.set_slots(2);
+        scheduler.release_slot(Class::Proven);
+        scheduler.release_slot(Class::Proven);
+        assert!(grants(&mut scheduler).is_empty());
+        scheduler.set_slots(5);
+        assert_eq!(grants(&mut scheduler).len(), 3);
     }
 
     #[test]

@@ -180,6 +180,12 @@ impl Partition {
         self.timers.clear();
     }
 
+    /// Changes the partition's share of the lane's dials in flight.
+    pub(crate) fn set_dials_max(&self, lane_dials_max: usize) {
+        self.scheduler.lock().set_slots(lane_dials_max / self.limits.partitions);
+        self.pump();
+    }
+
     pub(crate) fn snapshot(&self) -> PartitionSnapshot {
         let cells = self.cells.lock().list.clone();
         let mut sum = PartitionSnapshot { origins: cells.len(), ..PartitionSnapshot::default() };

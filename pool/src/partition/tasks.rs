@@ -40,13 +40,14 @@ impl Spawner {
     }
 
     /// Keeps a task alive: started again when it panics, until it returns or the lane ends.
-    pub(crate) fn keep<F>(&self, start: impl Fn() -> F + Send + 'static)
+    pub(crate) fn keep<F>(&self, start: impl Fn() -> F + Send + Sync + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let this = self.clone();
         let keeper = async move {
-            while let Err(panic) = this.keepers.spawn_on(start(), &this.handle).await {
+            let kept = || this.token.clone().run_until_cancelled_owned(start());
+            while let Err(panic) = this.keepers.spawn_on(kept(), &this.handle).await {
                 if panic.is_cancelled() {
                     return;
                 }
