@@ -161,6 +161,7 @@ async fn i08_giving_up_at_any_moment_loses_no_permit_and_blocks_nobody() {
                     }
                     callers.close();
                     callers.wait().await;
+                    assert_eq!(lane.snapshot().waiters, 0, "a place in line outlived its caller");
                     settled(&lane).await;
                     let case = format!("{alpn:?} {at:?} {manner:?} {give_up_ms}");
                     pipes.healed.store(true, Ordering::SeqCst);
