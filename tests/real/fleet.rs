@@ -113,11 +113,45 @@ async fn r17_a_frozen_janus_keeps_its_calls_and_gets_no_new_ones() {
 }
 
 #[tokio::test]
-async fn r17_a_frozen_janus_loses_its_calls_once_suspect_max_is_over() {
-    let (fleet, before) = Fleet::with_calls(&["limits.health.suspect_max=3s"]).await;
+async fn r17_after_suspect_max_calls_move_and_empty_orphans_are_removed_when_it_thaws() {
+    let settings = ["limits.health.suspect_max=1s", "limits.digest.interval=1s"];
+    let (fleet, before) = Fleet::with_calls(&settings).await;
     let victim = fleet.busiest(&before);
-    fleet.janus[fleet.at(&victim)].freeze();
+    let janus = &fleet.janus[fleet.at(&victim)];
+    let kept = on(&before, &victim)[0];
+    // Somebody stays in one of the rooms, whatever the watch says.
+    let answer = fleet.syncer.join(&kept.name, "stubborn").await;
+    let endpoint = Endpoint::parse(answer["endpoint"].as_str().expect("placed")).expect("for clients");
+    let pin = answer["token"].as_str().expect("placed");
+    let http = trusting(fleet.authority.pem());
+    let phone = Phone::join(&http, &endpoint, pin, "stubborn", Ear::new()).await.expect("joined");
+
+    janus.freeze();
     let after = fleet.syncer.placed(CALLS, |calls| on(calls, &victim).is_empty()).await;
+    fleet.agrees(&after).await;
+    janus.thaw();
+    let rooms_are = async |expected: &[String]| {
+        let what = format!("{victim} holds {expected:?}");
+        eventually(&what, PATIENCE, || async { (janus.rooms(PLUGIN).await == expected).then_some(()) }).await;
+    };
+    rooms_are(std::slice::from_ref(&kept.room)).await;
+    drop(phone);
+    rooms_are(&[]).await;
+    assert_eq!(fleet.syncer.calls().await, after, "removing orphans touches no call");
+}
+
+#[tokio::test]
+async fn a_draining_janus_keeps_its_calls_and_gets_no_new_ones() {
+    let (fleet, before) = Fleet::with_calls(&[]).await;
+    let victim = fleet.busiest(&before);
+    let deadline = Instant::now() + PATIENCE;
+    fleet.janus[fleet.at(&victim)].driver(PLUGIN).set_draining(true, deadline).await.expect("taken");
+    fleet.syncer.sees_draining(&victim).await;
+    for n in CALLS..2 * CALLS {
+        fleet.syncer.join(&format!("c{n:02}"), "s").await;
+    }
+    let after = fleet.syncer.placed(2 * CALLS, |_| true).await;
+    assert_eq!(on(&after, &victim), on(&before, &victim));
     fleet.agrees(&after).await;
 }
 

@@ -13,7 +13,7 @@
 //! | `syncer.rs` | a syncer process and its API, as a gateway sees them |
 //! | `client.rs`, `phone.rs`, `tone.rs` | a participant that speaks plain RTP, and what it hears |
 
-#![allow(clippy::print_stdout, reason = "measured figures belong in the test's output")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "measured figures belong in the test's output")]
 
 mod audio;
 mod client;

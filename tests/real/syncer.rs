@@ -91,12 +91,13 @@ impl Syncer {
         answer.json().await.expect("JSON")
     }
 
-    /// A session joins a call.
-    pub(crate) async fn join(&self, call: &str, session: &str) {
+    /// A session joins a call; gives where the call is now.
+    pub(crate) async fn join(&self, call: &str, session: &str) -> Value {
         let url = format!("{}/v1/guilds/g/calls/{call}/participants/{session}", self.url);
         let request = self.http.put(url).bearer_auth(GATEWAY).json(&serde_json::json!({ "seq": 1, "region": "a" }));
         let answer = request.send().await.expect("the syncer answers");
-        assert!(answer.status().is_success(), "join {call}: {:?}", answer.text().await);
+        assert!(answer.status().is_success(), "join {call}: {}", answer.status());
+        answer.json().await.expect("JSON")
     }
 
     /// Opens the event stream.
@@ -140,6 +141,16 @@ impl Syncer {
         let answer = self.get("/v1/sfus").await;
         let text = |sfu: &Value, key: &str| sfu[key].as_str().unwrap_or_default().to_owned();
         answer["sfus"].as_array().expect("a list").iter().map(|sfu| (text(sfu, "id"), text(sfu, "verdict"))).collect()
+    }
+
+    /// Waits until the syncer knows that an SFU takes no new rooms.
+    pub(crate) async fn sees_draining(&self, sfu: &str) {
+        eventually(&format!("{sfu} is seen draining"), PATIENCE, || async {
+            let answer = self.get("/v1/sfus").await;
+            let mut sfus = answer["sfus"].as_array().expect("a list").iter();
+            sfus.any(|held| held["id"] == sfu && held["accepting"] == false).then_some(())
+        })
+        .await;
     }
 
     /// Waits until the syncer believes this of an SFU.
