@@ -81,7 +81,7 @@ pub(crate) struct Report {
 }
 
 /// This syncer's calls.
-#[utoipa::path(get, path = "/v1/calls", tag = "operators", params(CallParams),
+#[utoipa::path(get, path = "/v1/calls", operation_id = "list_calls", tag = "operators", params(CallParams),
     responses((status = 200, body = CallList), (status = "4XX", body = super::error::ErrorBody)))]
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -119,7 +119,7 @@ fn decode_cursor(text: &str) -> Result<(GuildId, CallId), ApiError> {
 }
 
 /// One call; its owner answers.
-#[utoipa::path(get, path = "/v1/guilds/{guild}/calls/{call}", tag = "operators",
+#[utoipa::path(get, path = "/v1/guilds/{guild}/calls/{call}", operation_id = "get_call", tag = "operators",
     params(("guild" = String, Path), ("call" = String, Path)),
     responses((status = 200, body = CallView), (status = "4XX", body = super::error::ErrorBody)))]
 pub(crate) async fn get(
@@ -143,7 +143,7 @@ pub(crate) async fn get(
 }
 
 /// Why a call is where it is, and what would happen if its SFU died now.
-#[utoipa::path(get, path = "/v1/guilds/{guild}/calls/{call}:explain", tag = "operators",
+#[utoipa::path(get, path = "/v1/guilds/{guild}/calls/{call}:explain", operation_id = "explain_call", tag = "operators",
     params(("guild" = String, Path), ("call" = String, Path)),
     responses((status = 200, body = Explanation), (status = "4XX", body = super::error::ErrorBody)))]
 fn explain(app: &App, guild: &GuildId, call: &CallId) -> Result<Explanation, ApiError> {
@@ -151,7 +151,7 @@ fn explain(app: &App, guild: &GuildId, call: &CallId) -> Result<Explanation, Api
 }
 
 /// A client's media failed.
-#[utoipa::path(post, path = "/v1/guilds/{guild}/calls/{call}:report", tag = "gateways",
+#[utoipa::path(post, path = "/v1/guilds/{guild}/calls/{call}:report", operation_id = "report_call", tag = "gateways",
     params(("guild" = String, Path), ("call" = String, Path)), request_body = Report,
     responses((status = 202, description = "Noted; it is one piece of evidence among others."), (status = "4XX", body = super::error::ErrorBody)))]
 pub(crate) async fn report(

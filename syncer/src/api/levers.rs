@@ -81,7 +81,7 @@ fn all(app: &App) -> LeverList {
 }
 
 /// All levers.
-#[utoipa::path(get, path = "/v1/levers", tag = "operators",
+#[utoipa::path(get, path = "/v1/levers", operation_id = "list_levers", tag = "operators",
     responses((status = 200, body = LeverList), (status = "4XX", body = super::error::ErrorBody)))]
 pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<LeverList>, ApiError> {
     caller.must_be_operator()?;
@@ -89,7 +89,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<
 }
 
 /// Change levers by name, all or none.
-#[utoipa::path(patch, path = "/v1/levers", tag = "operators",
+#[utoipa::path(patch, path = "/v1/levers", operation_id = "change_levers", tag = "operators",
     request_body(content = BTreeMap<String, Value>, description = "New values by name."),
     responses((status = 200, body = LeverList),
         (status = 422, body = super::error::ErrorBody, description = "`lever_out_of_range` naming the range, `lever_wrong_type`, or `lever_unknown` with the nearest name; nothing was changed")))]

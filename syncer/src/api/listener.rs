@@ -9,11 +9,11 @@ use std::future::Future;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use futures_util::TryFutureExt as _;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -22,19 +22,24 @@ use rand::RngExt as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+use super::clock::{HeadClock, Held, Watched};
 use super::{HEADERS_MAX, HttpMetrics};
 
 /// A TLS handshake is two round trips; 5 s is a slow one on another continent.
 const TLS_MAX: Duration = Duration::from_secs(5);
-/// A head is one packet; an idle HTTP/1.1 connection is closed after the same time, so clients
-/// that keep connections keep them for less, or use HTTP/2.
+/// A head is one packet.
 const HEAD_MAX: Duration = Duration::from_secs(5);
+/// How often a connection is looked at for a head that takes too long.
+const HEAD_LOOK: Duration = Duration::from_millis(2_500);
+/// An idle HTTP/1.1 connection is closed after this: later than the 45 s of our own pool and the
+/// 60 s of common proxies, so that the client's end is the one that decides.
+const IDLE_MAX: Duration = Duration::from_secs(75);
 /// A connection on which no request ever came is closed after this, whatever its protocol.
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
 /// Connections at once: 4,096 gateways with two each, and operators.
@@ -142,19 +147,22 @@ impl Listener {
     }
 
     async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S) {
-        let asked = Arc::new(AtomicBool::new(false));
+        let clock = HeadClock::new(Instant::now());
         let service = {
-            let (asked, router) = (Arc::clone(&asked), self.router.clone());
+            let (clock, router) = (Arc::clone(&clock), self.router.clone());
             hyper::service::service_fn(move |request: http::Request<Incoming>| {
-                asked.store(true, Ordering::Relaxed);
-                router.clone().oneshot(request.map(Body::new))
+                let under_way = clock.request(request.version());
+                let answer = router.clone().oneshot(request.map(Body::new));
+                answer.map_ok(move |response| response.map(|body| Held::new(body, under_way)))
             })
         };
+        let stream = Watched::new(stream, Arc::clone(&clock));
         let builder = builder(Tracked(self.tracker.clone()));
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let age = AGE + AGE.mul_f64(rand::rng().random::<f64>());
         let mut old = pin!(sleep(age));
         let mut first = pin!(sleep(FIRST_REQUEST_MAX));
+        let mut look = interval(HEAD_LOOK);
         let (mut leaving, mut waiting) = (false, true);
         loop {
             tokio::select! {
@@ -174,8 +182,13 @@ impl Listener {
                 }
                 () = &mut first, if waiting => {
                     waiting = false;
-                    if !asked.load(Ordering::Relaxed) {
+                    if !clock.asked() {
                         return self.metrics.refused("silent");
+                    }
+                }
+                now = look.tick() => {
+                    if clock.head_age(now).is_some_and(|age| age > HEAD_MAX) {
+                        return self.metrics.refused("slow_head");
                     }
                 }
             }
@@ -188,7 +201,7 @@ fn builder(executor: Tracked) -> auto::Builder<Tracked> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_MAX)
+        .header_read_timeout(IDLE_MAX)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_BYTES_MAX);
     builder

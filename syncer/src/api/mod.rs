@@ -7,6 +7,7 @@ mod auth;
 mod body;
 mod bulk;
 mod calls;
+mod clock;
 mod error;
 mod extract;
 mod levers;
@@ -30,8 +31,8 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use futures_util::FutureExt as _;
-use http::StatusCode;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{StatusCode, Version};
 use tokio::time::Instant;
 
 pub(crate) use self::auth::{Auth, Caller};
@@ -43,6 +44,10 @@ pub(crate) use self::state::{App, Gateways, Readiness, WATCHERS_MAX};
 
 /// Most header fields of a request; a gateway behind two proxies sends ~20.
 pub(crate) const HEADERS_MAX: usize = 64;
+
+/// Answers after which the rest of the body is not read: the connection is of no more use, and an
+/// HTTP/1.1 client has to be told before it sends the next request on it.
+const UNREAD: [StatusCode; 2] = [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::REQUEST_TIMEOUT];
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -96,7 +101,7 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let began = Instant::now();
     let id = format!("{:08x}-{}", app.boot & 0xffff_ffff, app.requests.fetch_add(1, Ordering::Relaxed));
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let method = request.method().clone();
+    let (method, version) = (request.method().clone(), request.version());
     let mut response = if request.headers().len() > HEADERS_MAX {
         let message = format!("at most {HEADERS_MAX} header fields are taken");
         ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_headers", message).into_response()
@@ -112,6 +117,9 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     };
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         write_error(&mut response, &error, &id);
+        if version < Version::HTTP_2 && UNREAD.contains(&error.status) {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);

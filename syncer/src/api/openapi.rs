@@ -26,6 +26,7 @@ use utoipa::OpenApi;
         super::ops::readyz,
         super::ops::metrics,
     ),
+    components(schemas(crate::watch::Scope)),
     modifiers(&Security),
 )]
 struct Api;

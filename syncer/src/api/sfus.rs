@@ -20,7 +20,7 @@ pub(crate) struct SfuList {
 }
 
 /// The SFUs as this syncer sees them.
-#[utoipa::path(get, path = "/v1/sfus", tag = "operators",
+#[utoipa::path(get, path = "/v1/sfus", operation_id = "list_sfus", tag = "operators",
     responses((status = 200, body = SfuList), (status = "4XX", body = super::error::ErrorBody)))]
 pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<Json<SfuList>, ApiError> {
     caller.must_be_operator()?;
@@ -30,7 +30,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<
 /// Take an SFU out of selection, put it back, or move its calls on an operator's word.
 ///
 /// `{action}` is `cordon`, `uncordon` or `declare-dead`.
-#[utoipa::path(post, path = "/v1/sfus/{sfu}:{action}", tag = "operators",
+#[utoipa::path(post, path = "/v1/sfus/{sfu}:{action}", operation_id = "act_on_sfu", tag = "operators",
     params(("sfu" = String, Path), ("action" = String, Path, description = "`cordon`, `uncordon` or `declare-dead`")),
     responses((status = 200, body = SfuView), (status = "4XX", body = super::error::ErrorBody)))]
 pub(crate) async fn act(

@@ -89,9 +89,15 @@ impl Gateways {
                 return;
             }
         }
-        let before = table.insert(gateway.clone(), (incarnation.clone(), now));
-        if before.is_some_and(|(old, _)| old != incarnation) {
-            tracing::info!(%gateway, "gateway restarted");
+        match table.get_mut(&gateway) {
+            Some(entry) if entry.0 == incarnation => entry.1 = now,
+            Some(entry) => {
+                tracing::info!(%gateway, "gateway restarted");
+                *entry = (incarnation, now);
+            }
+            None => {
+                table.insert(gateway, (incarnation, now));
+            }
         }
     }
 }

@@ -95,7 +95,12 @@ impl Peers {
     /// # Errors
     ///
     /// When the secret cannot be a header value, or no runtime is running.
-    pub fn new(me: &SyncerId, tls: Arc<ClientConfig>, secret: Option<&str>) -> Result<Self, PeerError> {
+    pub fn new(
+        me: &SyncerId,
+        tls: Arc<ClientConfig>,
+        secret: Option<&str>,
+        pool_metrics: &pool::Metrics,
+    ) -> Result<Self, PeerError> {
         let limits =
             LaneLimits { partitions: 4, connections_per_origin_max: CONNECTIONS_PER_PEER_MAX, ..LaneLimits::default() };
         let value = |s: &str| HeaderValue::from_bytes(s.as_bytes()).map_err(PeerError::new);
@@ -106,7 +111,7 @@ impl Peers {
                 Ok::<_, PeerError>(secret)
             })
             .transpose()?;
-        let lane = Lane::builder("peer").tls(tls).limits(limits).build()?;
+        let lane = Lane::builder("peer").tls(tls).limits(limits).metrics(pool_metrics.clone()).build()?;
         Ok(Self { lane, me: value(me.as_str())?, secret, metrics: PeerMetrics::default() })
     }
 

@@ -163,8 +163,13 @@ fn build(
         (None, Some(path)) => Arc::new(Signer::from_pem_file(path)?),
         (None, None) => Arc::new(Signer::generate()?),
     };
-    let sfu_lane = Lane::builder("sfu").tls(config.sfu_tls()?).limits(LaneLimits::default()).build()?;
-    let peers = Arc::new(Peers::new(&config.id, config.peer_tls()?, config.peer_secret())?);
+    let pool_metrics = pool::Metrics::default();
+    let sfu_lane = Lane::builder("sfu")
+        .tls(config.sfu_tls()?)
+        .limits(LaneLimits::default())
+        .metrics(pool_metrics.clone())
+        .build()?;
+    let peers = Arc::new(Peers::new(&config.id, config.peer_tls()?, config.peer_secret(), &pool_metrics)?);
     let hub = Hub::new(boot);
     let factory: DriverFactory = {
         let (lane, signer, id) = (sfu_lane.clone(), Arc::clone(&signer), config.id.clone());
@@ -182,6 +187,7 @@ fn build(
     engine.register_metrics(&mut metrics);
     hub.metrics().register(&mut metrics);
     peers.metrics().register(&mut metrics);
+    pool_metrics.register(&mut metrics);
     http.register(&mut metrics);
     Ok(App {
         engine,

@@ -181,6 +181,7 @@ fn r16_a_null_carries_no_credentials_and_others_see_nothing() {
     let (hub, engine) = (Hub::new(1), Engine::default());
     let mut mine = hub.watch(&gateway(0), None).expect("watches");
     let mut others = hub.watch(&gateway(1), None).expect("watches");
+    assert_eq!((mine.poll(&engine), others.poll(&engine)), (None, None), "nothing to tell yet");
     hub.announce(&news(1, (1, 2), &[0], 3));
     let Some(Item::Endpoint { data, .. }) = mine.poll(&engine) else { panic!("no event") };
     assert!(data.contains("\"endpoint\":null") && data.contains("\"credentials\":[]"), "{data}");

@@ -1,0 +1,110 @@
+//! The bulk road.
+
+use reqwest::{Body, Client, Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::support::{Fleet, soon};
+
+fn line(op: &str, what: &str, guild: &str, call: &str, session: &str) -> String {
+    json!({ "op": op, "do": what, "guild": guild, "call": call, "session": session }).to_string() + "\n"
+}
+
+async fn results(response: reqwest::Response) -> Vec<Value> {
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(response.headers()["content-type"], "application/x-ndjson");
+    let text = response.text().await.expect("a body");
+    text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_line_fails_that_line_only() {
+    let fleet = Fleet::start(1, 1).await;
+    let body = [
+        line("o1", "join", "g", "c", "s1"),
+        "not json\n".to_owned(),
+        "{\"op\":\"o3\",\"do\":\"dance\"}\n".to_owned(),
+        format!("{}\n", "x".repeat(9_000)),
+        line("o5", "join", &"g".repeat(129), "c", "s"),
+        line("o6", "join", "g", "c", "s2"),
+        line("o7", "leave", "g", "c", "s1"),
+        "\n".to_owned(),
+        line("o8", "leave", "g", "nowhere", "s1"),
+    ];
+    let sent = fleet.request(0, Method::POST, "/v1/voice-states").body(body.concat()).send();
+    let results = results(sent.await.expect("an answer")).await;
+    let seen: Vec<_> = results.iter().map(|r| (r["op"].as_str(), r["status"].as_u64().expect("a status"))).collect();
+    let want = [
+        (Some("o1"), 200),
+        (None, 400),
+        (Some("o3"), 400),
+        (None, 400),
+        (Some("o5"), 400),
+        (Some("o6"), 200),
+        (Some("o7"), 200),
+        (Some("o8"), 200),
+    ];
+    assert_eq!(seen, want, "{results:?}");
+    let (_, call) = fleet.get(0, "/v1/guilds/g/calls/c").await;
+    assert_eq!(call["participants"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_stream_while_operations_still_come() {
+    let fleet = Fleet::start(1, 1).await;
+    for client in [Client::builder().http1_only(), Client::builder().http2_prior_knowledge()] {
+        let client = client.build().expect("a client");
+        let (to, body) = mpsc::channel::<Result<String, std::io::Error>>(1);
+        let request = client.post(fleet.url(0, "/v1/voice-states")).bearer_auth("gw-1");
+        let request = request.body(Body::wrap_stream(ReceiverStream::new(body)));
+        to.send(Ok(line("o1", "join", "g", "c", "s"))).await.expect("taken");
+        let mut response = soon("the head", request.send()).await.expect("an answer");
+        for n in 1..4 {
+            let chunk = soon("a result", response.chunk()).await.expect("open").expect("not ended");
+            let result: Value = serde_json::from_slice(&chunk).expect("one result a line");
+            assert_eq!((result["op"].as_str(), &result["status"]), (Some(&*format!("o{n}")), &json!(200)));
+            let next = line(&format!("o{}", n + 1), "join", "g", "c", "s");
+            to.send(Ok(next)).await.expect("taken");
+        }
+        drop(to);
+        while soon("the end", response.chunk()).await.expect("open").is_some() {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_of_other_owners_are_forwarded_in_order_or_refused() {
+    let fleet = Fleet::start(3, 2).await;
+    let guilds: Vec<String> = (0..3).flat_map(|n| fleet.guilds_of(n).take(20)).collect();
+    let mut body = String::new();
+    let mut want = Vec::new();
+    for (n, guild) in guilds.iter().enumerate() {
+        for (step, what) in ["join", "leave", "join"].iter().enumerate() {
+            let op = format!("{n}.{step}");
+            body += &line(&op, what, guild, "c", "s");
+            want.push(op);
+        }
+    }
+    let sent = fleet.request(0, Method::POST, "/v1/voice-states").body(body.clone()).send();
+    let answers = results(sent.await.expect("an answer")).await;
+    assert!(answers.iter().all(|r| r["status"] == 200), "{answers:?}");
+    let mut ops: Vec<String> = answers.iter().map(|r| r["op"].as_str().expect("an op").to_owned()).collect();
+    for n in 0..guilds.len() {
+        let prefix = format!("{n}.");
+        let of_session: Vec<_> = ops.iter().filter(|o| o.starts_with(&prefix)).cloned().collect();
+        assert_eq!(of_session, [format!("{n}.0"), format!("{n}.1"), format!("{n}.2")], "in the session's order");
+    }
+    ops.sort_unstable();
+    want.sort_unstable();
+    assert_eq!(ops, want, "every operation has one result");
+    for (n, syncer) in fleet.syncers.iter().enumerate() {
+        assert_eq!(syncer.engine().status().calls, 20, "syncer {n}");
+    }
+
+    let sent = fleet.request(0, Method::POST, "/v1/voice-states").header("prefer", "redirect").body(body).send();
+    let answers = results(sent.await.expect("an answer")).await;
+    let refused: Vec<_> = answers.iter().filter(|r| r["status"] == 421).collect();
+    assert_eq!(refused.len(), 120, "two thirds are others'");
+    let urls = [fleet.syncers[1].url(), fleet.syncers[2].url()];
+    assert!(refused.iter().all(|r| urls.contains(&r["owner"].as_str().expect("an owner"))));
+}

@@ -1,0 +1,10 @@
+//! The syncer from outside: real sockets, real TLS, mock SFUs over real HTTPS.
+
+mod bulk;
+mod calls;
+mod fleet;
+mod operators;
+mod start;
+mod support;
+mod watch;
+mod wire;
