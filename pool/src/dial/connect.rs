@@ -15,6 +15,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
 use tower::util::BoxCloneSyncService;
 
 use super::Progress;
@@ -27,6 +28,9 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Addresses of one name that are tried, in the resolver's order. More only eat the dial's time-out.
 const ADDRESSES_MAX: usize = 4;
+
+/// How long one address may keep the next from being tried. A SYN that was lost is repeated after 1 s.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The connector of a lane.
 pub(crate) type Connector = BoxCloneSyncService<Origin, Connected, BoxError>;
@@ -150,8 +154,15 @@ async fn connect(origin: &Origin) -> Result<TcpStream, StageError> {
         Err(_) => lookup_host((origin.host(), origin.port())).await.map_err(at(Stage::Dns))?.collect(),
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in addresses.into_iter().take(ADDRESSES_MAX) {
-        match TcpStream::connect(address).await {
+    let mut addresses = addresses.into_iter().take(ADDRESSES_MAX).peekable();
+    while let Some(address) = addresses.next() {
+        let connecting = TcpStream::connect(address);
+        let connected = if addresses.peek().is_some() {
+            timeout(ADDRESS_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        } else {
+            connecting.await // The dial's own time-out bounds the last one.
+        };
+        match connected {
             Ok(stream) => {
                 prepare(&stream).map_err(at(Stage::Tcp))?;
                 return Ok(stream);
