@@ -26,11 +26,17 @@ pub(crate) const API_SECRET: &str = "api-secret-of-the-test";
 /// How long anything that must happen may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// RTP ports of one Janus: 20 participants, two ports each, for both plugins' ranges.
-const RTP_PORTS: u16 = 80;
+/// Ports of one Janus: as UDP, 20 participants with two each, for both plugins' ranges; as TCP, the
+/// first two for its APIs.
+const PORTS: u16 = 80;
 
-/// RTP ports are handed out from here, below the range from which the kernel picks others' ports.
-static RTP_NEXT: AtomicU16 = AtomicU16::new(0);
+/// Where ports are taken from: below the range from which the kernel picks others' ports, so that
+/// nobody takes them while a server is down.
+const PORTS_FIRST: u16 = 20_000;
+const PORTS_END: u16 = 32_000;
+
+/// The next share of the ports to try.
+static SHARE: AtomicU16 = AtomicU16::new(0);
 
 /// One Janus server.
 #[derive(Debug)]
@@ -38,8 +44,8 @@ pub(crate) struct Janus {
     pub(crate) name: String,
     dir: TempDir,
     child: Option<Child>,
-    client_port: u16,
-    admin_port: u16,
+    /// The first of its [`PORTS`] ports.
+    first_port: u16,
     http: reqwest::Client,
     ca_pem: String,
 }
@@ -64,12 +70,10 @@ impl Janus {
     /// Starts a Janus and waits until it answers.
     pub(crate) async fn start(name: &str, authority: &Authority) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let (client_port, admin_port) = free_ports();
         let http = trusting(authority.pem());
         let ca_pem = authority.pem().to_owned();
-        let janus = Self { name: name.to_owned(), dir, child: None, client_port, admin_port, http, ca_pem };
+        let mut janus = Self { name: name.to_owned(), dir, child: None, first_port: free_ports(), http, ca_pem };
         janus.configure(authority);
-        let mut janus = janus;
         janus.start_again().await;
         janus
     }
@@ -126,12 +130,12 @@ impl Janus {
 
     /// URL of the client API.
     pub(crate) fn client_url(&self) -> String {
-        format!("https://127.0.0.1:{}/janus", self.client_port)
+        format!("https://127.0.0.1:{}/janus", self.first_port)
     }
 
     /// URL of the admin API.
     pub(crate) fn admin_url(&self) -> String {
-        format!("https://127.0.0.1:{}/admin", self.admin_port)
+        format!("https://127.0.0.1:{}/admin", self.first_port + 1)
     }
 
     /// This server as an entry of the static catalogue.
@@ -196,8 +200,8 @@ impl Janus {
         write(dir, "key.pem", &identity.key_pem);
         let (conf, lib) = (dir.display(), libraries());
         let lib = lib.display();
-        let first = rtp_ports();
-        let (middle, last) = (first + RTP_PORTS / 2, first + RTP_PORTS - 1);
+        let first = self.first_port;
+        let (middle, last) = (first + PORTS / 2, first + PORTS - 1);
         let name = &self.name;
         write(
             dir,
@@ -214,7 +218,7 @@ transports: {{ disable="libjanus_rabbitmq.so,libjanus_mqtt.so,libjanus_nanomsg.s
                 middle - 1
             ),
         );
-        let (client, admin) = (self.client_port, self.admin_port);
+        let (client, admin) = (first, first + 1);
         write(
             dir,
             "janus.transport.http.jcfg",
@@ -242,21 +246,16 @@ fn write(dir: &Path, name: &str, text: &str) {
     std::fs::write(dir.join(name), text).expect("a file in our own directory");
 }
 
-/// Two ports that are free now. Both are held until both are known, so that they differ.
-fn free_ports() -> (u16, u16) {
-    let bind = || TcpListener::bind("127.0.0.1:0").expect("loopback");
-    let (one, two) = (bind(), bind());
-    let port = |listener: &TcpListener| listener.local_addr().expect("bound").port();
-    (port(&one), port(&two))
-}
-
-/// The first of [`RTP_PORTS`] ports that no other Janus of this process uses. Processes start at
-/// different places; Janus itself passes over ports that are taken.
-fn rtp_ports() -> u16 {
-    let slots = (32_000 - 20_000) / RTP_PORTS;
-    let start = u16::try_from(std::process::id() % u32::from(slots)).unwrap_or(0);
-    let slot = (start + RTP_NEXT.fetch_add(1, Ordering::Relaxed)) % slots;
-    20_000 + slot * RTP_PORTS
+/// The first of [`PORTS`] ports that no other Janus of this process uses and whose TCP ports are free.
+/// Processes start at different places; Janus itself passes over RTP ports that are taken.
+fn free_ports() -> u16 {
+    let shares = (PORTS_END - PORTS_FIRST) / PORTS;
+    let start = u16::try_from(std::process::id() % u32::from(shares)).unwrap_or(0);
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    (0..shares)
+        .map(|_| PORTS_FIRST + (start + SHARE.fetch_add(1, Ordering::Relaxed)) % shares * PORTS)
+        .find(|&first| free(first) && free(first + 1))
+        .expect("some ports are free")
 }
 
 /// Where Debian puts the plugins: below the machine's own triplet.
