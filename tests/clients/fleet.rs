@@ -6,12 +6,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::common::{self, PATIENCE, Process, eventually, free_port};
+use crate::common::mock::Mock;
+use crate::common::{PATIENCE, Process, eventually, free_port};
 
 /// The processes and how to reach them. They end with it.
 pub(crate) struct Fleet {
     dir: TempDir,
-    control: String,
+    mock: Mock,
     plain: u16,
     secure: u16,
     client: reqwest::Client,
@@ -22,31 +23,22 @@ impl Fleet {
     pub(crate) async fn start() -> Self {
         rustls::crypto::aws_lc_rs::default_provider().install_default().ok(); // one of several tests was first
         let dir = tempfile::tempdir().expect("a directory");
-        let mock = dir.path().join("mock");
-        let at = |name: &str| mock.join(name).display().to_string();
-        let nodes = Process::trunkline(
-            dir.path(),
-            "sfu-mock",
-            &["sfu-mock", "--nodes", "6", "--dir", &mock.display().to_string()],
-        );
-        let control = common::file(&mock.join("control.url")).await.trim().to_owned();
-        common::file(&mock.join("sfus.toml")).await;
-
+        let mock = Mock::start(dir.path(), "sfu", 6).await;
         let (cert, key) = api_certificate(dir.path());
         let (plain, secure) = (free_port(), free_port());
         let start = |name: &str, port: u16, more: &[String]| {
             let listen = format!("127.0.0.1:{port}");
-            let (sfus, ca) = (at("sfus.toml"), at("ca.pem"));
+            let (sfus, ca) = mock.files();
             let mut args = vec!["syncer", "--id", name, "--listen", &listen, "--sfus", &sfus, "--sfu-ca", &ca];
             args.extend(more.iter().flat_map(|set| ["--set", set]));
             Process::trunkline(dir.path(), name, &args)
         };
         let tls = [format!("tls.cert={}", cert.display()), format!("tls.key={}", key.display())];
-        let processes = vec![nodes, start("plain", plain, &[]), start("secure", secure, &tls)];
+        let processes = vec![start("plain", plain, &[]), start("secure", secure, &tls)];
         let ca = std::fs::read(dir.path().join("api-ca.pem")).expect("written above");
         let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
         let client = reqwest::Client::builder().tls_certs_only([ca]).timeout(Duration::from_secs(30)).build();
-        let fleet = Self { dir, control, plain, secure, client: client.expect("a client"), _processes: processes };
+        let fleet = Self { dir, mock, plain, secure, client: client.expect("a client"), _processes: processes };
         for url in [fleet.plain_url(), fleet.secure_url()] {
             let ready = format!("{url}/readyz");
             eventually(&ready, PATIENCE, || async {
@@ -96,10 +88,8 @@ impl Fleet {
         self.get("/v1/status").await
     }
 
-    pub(crate) async fn fault(&self, fault: Value) {
-        let url = format!("{}/control/faults", self.control);
-        let answer = self.client.post(url).json(&fault).send().await.expect("the control port answers");
-        assert!(answer.status().is_success(), "{}", answer.status());
+    pub(crate) async fn fault(&self, fault: &Value) {
+        self.mock.fault(fault).await;
     }
 }
 

@@ -99,7 +99,7 @@ async fn r16_a_browser_hears_an_endpoint_its_loss_and_the_next_one() {
     fleet.join("gw-tab", "in-a-tab").await;
     let first = browser.title("an endpoint", |title| title.contains("in-a-tab placed")).await;
     let sfu = fleet.sfu_of("in-a-tab").await;
-    fleet.fault(json!({"nodes": [sfu], "fault": {"kind": "kill"}})).await;
+    fleet.fault(&json!({"nodes": [sfu], "fault": {"kind": "kill"}})).await;
     let news = browser.title("the next endpoint", |title| title.contains("in-a-tab placed") && *title != first).await;
     assert_ne!(fleet.sfu_of("in-a-tab").await, sfu, "{news}");
     assert_eq!(fleet.status().await["invariant_violations"], 0);

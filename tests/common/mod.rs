@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
+pub(crate) mod mock;
+
 use std::fs::File;
 use std::future::Future;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -59,8 +61,10 @@ impl Process {
     }
 
     /// Whether it still runs.
-    pub(crate) fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+    pub(crate) fn is_running(&self) -> bool {
+        // A process that has ended and was not waited for is a zombie, state Z.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
     }
 
     /// Waits until it has ended.
@@ -123,4 +127,10 @@ pub(crate) async fn file(path: &Path) -> String {
         std::fs::read_to_string(path).ok().filter(|text| !text.is_empty())
     })
     .await
+}
+
+/// A client with the program's crypto provider and a limit on every request.
+pub(crate) fn client() -> reqwest::Client {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok(); // one of several tests was first
+    reqwest::Client::builder().timeout(PATIENCE).build().expect("a client")
 }
