@@ -3,6 +3,9 @@
 //!
 //! Breaks are noticed wherever they come from: a phase of the plan, another caller of the control
 //! port, or the whole mock process killed from outside (its control port falls silent).
+//!
+//! The ledger is told after the view is let go of, never while it is held: two locks of which one
+//! may wait for the other are one deadlock waiting for its moment.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -54,6 +57,13 @@ pub(crate) struct RoomAudit {
     pub(crate) orphaned: u64,
     pub(crate) missing: u64,
     pub(crate) examples: Vec<String>,
+}
+
+/// What the ledger must hear of an SFU, by its `host:port`.
+#[derive(Debug)]
+enum News {
+    Hit { at: String, lasting: bool },
+    Healed { at: String },
 }
 
 /// All mocks of a drill.
@@ -116,15 +126,17 @@ impl Fleet {
             Some((nodes, control.stats().await.ok()))
         });
         let looks = join_all(looks).await;
-        let now = Instant::now();
-        let mut view = self.view.lock();
-        let mut ledger = ledger.lock();
-        for (ix, look) in looks.into_iter().enumerate() {
-            match look {
-                Some((nodes, stats)) => view.seen(ix, nodes, stats, &mut ledger, now),
-                None => view.silent(ix, &mut ledger, now),
+        let mut news = Vec::new();
+        {
+            let mut view = self.view.lock();
+            for (ix, look) in looks.into_iter().enumerate() {
+                match look {
+                    Some((nodes, stats)) => view.seen(ix, nodes, stats, &mut news),
+                    None => view.silent(ix, &mut news),
+                }
             }
         }
+        tell(ledger, &news);
     }
 
     /// Breaks what the plan says; how many SFUs were hit.
@@ -134,9 +146,9 @@ impl Fleet {
             let Some(mine) = self.view.lock().mocks[ix].concerned_by(fault) else { continue };
             let hit = control.fault(fault, &mine, seed).await?;
             count += hit.len();
-            let mut view = self.view.lock();
-            let mut ledger = ledger.lock();
-            view.hit_by_us(ix, &hit, fault.kind, &mut ledger, Instant::now());
+            let mut news = Vec::new();
+            self.view.lock().hit_by_us(ix, &hit, fault.kind, &mut news);
+            tell(ledger, &news);
         }
         Ok(count)
     }
@@ -208,6 +220,28 @@ impl Fleet {
     }
 }
 
+fn tell(ledger: &Mutex<Ledger>, news: &[News]) {
+    if news.is_empty() {
+        return;
+    }
+    let now = Instant::now();
+    let mut ledger = ledger.lock();
+    for item in news {
+        match item {
+            News::Hit { at, lasting } => ledger.checker.hit(at, *lasting, now),
+            News::Healed { at } => ledger.checker.healed(at),
+        }
+    }
+}
+
+// === impl News ===
+
+impl News {
+    fn hit(node: &Node, lasting: bool) -> Self {
+        Self::Hit { at: authority(&node.url).to_owned(), lasting }
+    }
+}
+
 // === impl Mock ===
 
 impl Mock {
@@ -227,26 +261,25 @@ impl Mock {
 // === impl View ===
 
 impl View {
-    fn seen(&mut self, ix: usize, nodes: Vec<Node>, stats: Option<MockStats>, ledger: &mut Ledger, now: Instant) {
+    fn seen(&mut self, ix: usize, nodes: Vec<Node>, stats: Option<MockStats>, news: &mut Vec<News>) {
         let before: BTreeMap<String, String> =
             self.mocks[ix].nodes.drain(..).map(|node| (node.id, node.boot_id)).collect();
         for node in &nodes {
-            let at = authority(&node.url);
             let broken = node.state != "up" || !node.faults.is_empty();
             if broken && self.active.insert(node.id.clone()) {
                 self.hit.insert(node.id.clone());
-                ledger.checker.hit(at, true, now);
+                news.push(News::hit(node, true));
             }
             if node.state == "killed" && !self.restarting.contains(&node.id) {
                 self.killed.insert(node.id.clone());
             }
             if !broken {
                 if self.active.remove(&node.id) {
-                    ledger.checker.healed(at);
+                    news.push(News::Healed { at: authority(&node.url).to_owned() });
                 }
                 let rebooted = before.get(&node.id).is_some_and(|boot| *boot != node.boot_id);
                 if rebooted && self.hit.insert(node.id.clone()) {
-                    ledger.checker.hit(at, false, now);
+                    news.push(News::hit(node, false));
                 }
             }
         }
@@ -259,7 +292,7 @@ impl View {
         }
     }
 
-    fn silent(&mut self, ix: usize, ledger: &mut Ledger, now: Instant) {
+    fn silent(&mut self, ix: usize, news: &mut Vec<News>) {
         let mock = &mut self.mocks[ix];
         mock.silent += 1;
         if mock.silent < SILENT_POLLS || std::mem::replace(&mut mock.gone, true) {
@@ -270,11 +303,11 @@ impl View {
             self.hit.insert(node.id.clone());
             self.killed.insert(node.id.clone());
             self.active.insert(node.id.clone());
-            ledger.checker.hit(authority(&node.url), true, now);
+            news.push(News::hit(node, true));
         }
     }
 
-    fn hit_by_us(&mut self, ix: usize, ids: &[String], kind: FaultKind, ledger: &mut Ledger, now: Instant) {
+    fn hit_by_us(&mut self, ix: usize, ids: &[String], kind: FaultKind, news: &mut Vec<News>) {
         for id in ids {
             self.hit.insert(id.clone());
             match kind {
@@ -291,7 +324,7 @@ impl View {
                 self.active.insert(id.clone());
             }
             if let Some(node) = self.mocks[ix].nodes.iter().find(|node| node.id == *id) {
-                ledger.checker.hit(authority(&node.url), lasting, now);
+                news.push(News::hit(node, lasting));
             }
         }
     }

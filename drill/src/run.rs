@@ -253,6 +253,7 @@ impl Drill {
         let stats = &self.shared.stats;
         let (sfus_hit, sfus_killed) = self.fleet.broken();
         let (media_attached, media_missing) = self.shared.media.counts();
+        let buckets_overdrawn = self.fleet.counted().map(|counted| counted.overdrawn.total());
         let inside = self.syncers.added(|status| status.invariant_violations);
         let mut ledger = self.shared.ledger.lock();
         if self.fleet.is_visible() {
@@ -283,7 +284,7 @@ impl Drill {
             watches: stats.watches.get(),
             media_attached,
             media_missing,
-            buckets_overdrawn: self.fleet.counted().map(|counted| counted.overdrawn.total()),
+            buckets_overdrawn,
             invariant_violations: tally.violations + inside,
         };
         (counts, awaiting, recovery)
@@ -372,7 +373,10 @@ impl Drill {
             checks.push(CheckReport { expect, during: None, outcome: Outcome::Failed, value });
         }
         let stats = &self.shared.stats;
-        let ledger = self.shared.ledger.lock();
+        let (by_rule, repeats) = {
+            let checker = &self.shared.ledger.lock().checker;
+            (checker.violations().0, checker.tally().repeats)
+        };
         let counts = &end.counts;
         Report {
             plan: self.plan.name.clone(),
@@ -395,13 +399,13 @@ impl Drill {
             attempts_per_first: end.attempts_per_first,
             buckets_overdrawn: counts.buckets_overdrawn,
             invariant_violations: counts.invariant_violations,
-            violations: ledger.checker.violations().0.into_iter().map(|(rule, n)| (rule.to_string(), n)).collect(),
+            violations: by_rule.into_iter().map(|(rule, n)| (rule.to_string(), n)).collect(),
             violations_inside: self.syncers.added(|status| status.invariant_violations),
             findings,
             rooms_orphaned: end.rooms_orphaned,
             rooms_missing: end.rooms_missing,
             watchers_behind: end.watchers_behind.unwrap_or(0),
-            repeats: ledger.checker.tally().repeats,
+            repeats,
             reconnects: stats.reconnects.get(),
             resyncs: stats.resyncs.get(),
             events: stats.events.get(),
