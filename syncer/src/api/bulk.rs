@@ -179,7 +179,7 @@ struct Road {
     redirect: bool,
     out: mpsc::Sender<Bytes>,
     pending: BytesMut,
-    workers: HashMap<SyncerId, mpsc::Sender<Foreign>>,
+    workers: HashMap<SyncerId, (Arc<str>, mpsc::Sender<Foreign>)>,
     tasks: JoinSet<()>,
 }
 
@@ -277,18 +277,22 @@ impl Road {
     }
 
     async fn there(&mut self, owner: &Arc<Owner>, foreign: Foreign) -> Result<(), Gone> {
-        if !self.workers.contains_key(&owner.id) {
-            let (to, from) = mpsc::channel(FOREIGN_LINES_MAX);
-            let worker = Worker {
-                app: Arc::clone(&self.app),
-                caller: self.caller.clone(),
-                owner: Arc::clone(owner),
-                out: self.out.clone(),
-            };
-            self.tasks.spawn(worker.run(from));
-            self.workers.insert(owner.id.clone(), to);
-        }
-        let Some(worker) = self.workers.get(&owner.id) else { return Ok(()) };
+        let known = self.workers.get(&owner.id).filter(|(url, _)| *url == owner.url);
+        let worker = match known {
+            Some((_, worker)) => worker.clone(),
+            None => {
+                let (to, from) = mpsc::channel(FOREIGN_LINES_MAX);
+                let worker = Worker {
+                    app: Arc::clone(&self.app),
+                    caller: self.caller.clone(),
+                    owner: Arc::clone(owner),
+                    out: self.out.clone(),
+                };
+                self.tasks.spawn(worker.run(from));
+                self.workers.insert(owner.id.clone(), (Arc::clone(&owner.url), to.clone()));
+                to
+            }
+        };
         worker.send(foreign).await.map_err(|_| Gone)
     }
 }

@@ -46,8 +46,9 @@ impl Config {
         for (key, text) in overrides {
             overlay(&mut table, key, text, &Source::Flag)?;
         }
-        let config: Self =
+        let mut config: Self =
             table.try_into().map_err(|e: toml::de::Error| ConfigError::new(Source::Whole, e.message()))?;
+        config.file = path.map(Path::to_path_buf);
         config.check()?;
         Ok(config)
     }
@@ -70,6 +71,12 @@ impl Config {
         }
         if self.auth.mode == AuthMode::Tokens && self.auth.tokens.is_empty() {
             return whole("auth.tokens", "mode `tokens` without tokens would refuse everyone");
+        }
+        if self.auth.mode == AuthMode::Tokens && self.members_file.is_some() && self.auth.peer_secret.is_none() {
+            return whole(
+                "auth.peer_secret",
+                "needed with members: without it no syncer believes another's forwarded requests",
+            );
         }
         if self.admin_listen.is_some_and(|a| !a.ip().is_loopback()) {
             return whole("admin_listen", "plain HTTP, so it must be a loopback address");

@@ -82,6 +82,9 @@ pub struct Config {
     pub drain_grace: Duration,
     /// Initial values of levers, by name.
     pub limits: BTreeMap<String, toml::Value>,
+    /// The file this was read from, so that later errors can name it.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
 }
 
 /// Certificate and key of the API.
@@ -162,6 +165,7 @@ impl Default for Config {
             state_dir: None,
             drain_grace: DRAIN_GRACE_DEFAULT,
             limits: BTreeMap::new(),
+            file: None,
         }
     }
 }
@@ -177,6 +181,28 @@ impl Config {
     #[must_use]
     pub fn print(&self) -> String {
         toml::to_string_pretty(self).unwrap_or_else(|e| format!("# cannot be printed: {e}\n"))
+    }
+
+    /// The error of a lever's configured value: names the line when the file has it.
+    pub(crate) fn limit_error(&self, name: &str, message: impl Into<String>) -> ConfigError {
+        let last = name.rsplit('.').next().unwrap_or(name);
+        let line = self.file.as_deref().and_then(|path| {
+            let text = read_text(path).ok()?;
+            let mut inside = false;
+            let at = text.lines().position(|l| {
+                let l = l.trim();
+                if l.starts_with('[') {
+                    inside = l.trim_start_matches('[').trim_start().starts_with("limits");
+                }
+                inside && l.split('=').next().is_some_and(|key| key.trim().trim_matches('"').ends_with(last))
+            });
+            Some(at? + 1)
+        });
+        let error = match (&self.file, line) {
+            (Some(path), Some(line)) => ConfigError::file(path, Some(line), message),
+            _ => ConfigError::new(Source::Whole, message),
+        };
+        error.with_key(format!("limits.{name}"))
     }
 
     /// The secret that syncers show each other, when they may believe each other at all.

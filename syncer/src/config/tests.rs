@@ -105,6 +105,8 @@ fn secrets_are_not_printed() {
 fn clear_text_and_open_mode_stay_on_loopback() {
     assert_eq!(load("listen = \"0.0.0.0:1\"").expect_err("refused").key(), Some("tls"));
     assert_eq!(load("[auth]\nmode = \"tokens\"").expect_err("refused").key(), Some("auth.tokens"));
+    let alone = "members_file = \"/dev/null\"\n[auth]\nmode = \"tokens\"\ntokens = [{ token = \"t\", id = \"o\", role = \"operator\" }]";
+    assert_eq!(load(alone).expect_err("refused").key(), Some("auth.peer_secret"));
 }
 
 #[test]

@@ -24,12 +24,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{self, App, Auth, Gateways, HttpMetrics, Readiness, WATCHERS_MAX, listener::Listener};
-use crate::config::{Config, ConfigError, Source};
+use crate::config::{Config, ConfigError};
 use crate::drivers;
 use crate::engine::{DriverFactory, Engine};
 use crate::ownership::Ownership;
 use crate::peer::Peers;
-use crate::registry::{Embedded, Member, Registry};
+use crate::registry::{Embedded, Member, MemberState, Registry};
 use crate::token::Signer;
 use crate::watch::Hub;
 
@@ -66,12 +66,16 @@ pub struct Running {
     addr: SocketAddr,
     admin_addr: Option<SocketAddr>,
     app: Arc<App>,
+    /// Ends everything at once.
+    end: CancellationToken,
     /// Ends everything but the engine's loops, which end with the drain.
     stop: CancellationToken,
     /// Cancelled when the syncer can no longer do its work.
     failed: CancellationToken,
     why: Arc<Mutex<Option<&'static str>>>,
     reload: Arc<Notify>,
+    /// Us, as the roster knows us.
+    me: Member,
 }
 
 /// What a shutdown left behind.
@@ -111,12 +115,14 @@ impl Syncer {
         let url = config.advertise.clone().unwrap_or_else(|| format!("{scheme}://{addr}"));
         let url = url.trim_end_matches('/').to_owned();
 
-        let stop = options.shutdown.child_token();
+        let end = options.shutdown.child_token();
+        let stop = end.child_token();
         let tracker = TaskTracker::new();
-        let app = Arc::new(build(&config, &options, &stop, &tracker)?);
+        let app = Arc::new(build(&config, &options, &end, &stop, &tracker)?);
         let files = Files::new(&config);
         let me = Member {
             boot_id: Some(format!("{:016x}", app.boot)),
+            state: MemberState::Warming,
             ..Member::new(config.id.clone(), url.as_str(), config.zone.clone())
         };
         let registry = Arc::clone(app.ownership.registry());
@@ -128,10 +134,12 @@ impl Syncer {
             addr,
             admin_addr,
             app: Arc::clone(&app),
+            end,
             stop: stop.clone(),
             failed: CancellationToken::new(),
             why: Arc::default(),
             reload: Arc::new(Notify::new()),
+            me,
         };
         let supervisor = Supervisor::new(tracker, stop, app.http.restarts.clone());
         running.run_listeners(&supervisor, tcp, admin, config.server_tls()?);
@@ -149,6 +157,7 @@ async fn bind(key: &'static str, at: SocketAddr) -> Result<TcpListener, StartErr
 fn build(
     config: &Config,
     options: &Options,
+    end: &CancellationToken,
     stop: &CancellationToken,
     tracker: &TaskTracker,
 ) -> Result<App, StartError> {
@@ -178,7 +187,7 @@ fn build(
     let levers = Levers::new();
     let announcer = Arc::clone(&hub);
     // Not a child of `stop`: the engine's loops end with its drain.
-    let engine_stop = options.shutdown.child_token();
+    let engine_stop = end.child_token();
     let engine = Engine::start(config.id.clone(), levers, announcer, factory, boot, engine_stop);
     apply_limits(config, engine.levers())?;
 
@@ -219,7 +228,7 @@ fn apply_limits(config: &Config, levers: &Levers) -> Result<(), ConfigError> {
     for (name, value) in values {
         levers
             .set(&name, &value, "configuration", None, api::unix_ms())
-            .map_err(|e| ConfigError::new(Source::Whole, e.to_string()).with_key(format!("limits.{name}")))?;
+            .map_err(|e| config.limit_error(&name, e.to_string()))?;
     }
     Ok(())
 }
@@ -300,8 +309,12 @@ impl Running {
     /// Dropped, the syncer stops at once.
     pub async fn shutdown(self, deadline: Instant) -> DrainReport {
         self.app.ready.set(STAYING, false);
-        let engine = self.app.engine.drain(deadline).await;
         let registry = Arc::clone(self.app.ownership.registry());
+        let leaving = Member { state: MemberState::Draining, ..self.me.clone() };
+        if let Err(error) = registry.announce(leaving, Instant::now()).await {
+            tracing::warn!(%error, "the roster was not told that this syncer leaves");
+        }
+        let engine = self.app.engine.drain(deadline).await;
         self.stop.cancel();
         if let Err(error) = registry.remove(self.app.ownership.me()).await {
             tracing::warn!(%error, "not removed from the roster");
@@ -351,14 +364,14 @@ impl Running {
         let (failed, why) = (self.failed.clone(), Arc::clone(&self.why));
         supervisor
             .run("lease", move || wiring::lease(Arc::clone(&app), stop.clone(), failed.clone(), Arc::clone(&why)));
-        let app = Arc::clone(&self.app);
-        supervisor.run("readiness", move || wiring::readiness(Arc::clone(&app)));
+        let (app, me) = (Arc::clone(&self.app), self.me.clone());
+        supervisor.run("readiness", move || wiring::readiness(Arc::clone(&app), me.clone()));
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.end.cancel();
     }
 }
 

@@ -12,10 +12,13 @@ use super::{CATALOGUE, SLOTS};
 use crate::api::App;
 use crate::engine::{Announcement, Engine};
 use crate::ownership::{SlotSink, keep_lease};
+use crate::registry::{Member, MemberState};
 use crate::watch::Source;
 
 /// How often readiness is looked at.
 const READY_LOOK: Duration = Duration::from_millis(20);
+/// Pause before the roster is told again what it did not take.
+const ANNOUNCE_AGAIN: Duration = Duration::from_secs(1);
 
 impl SlotSink for Engine {
     fn set_owned(&self, owned: &[(Slot, OwnerTerm)], now: Instant) {
@@ -74,12 +77,20 @@ pub(super) async fn lease(
     stop.cancelled().await;
 }
 
-/// Sets the latch of the claims.
-pub(super) async fn readiness(app: Arc<App>) {
+/// Sets the latch of the claims, and tells the roster when all latches are set (R11).
+pub(super) async fn readiness(app: Arc<App>, me: Member) {
     while !app.ownership.settled() {
         sleep(READY_LOOK).await;
     }
     app.ready.set(SLOTS, true);
+    while !app.ready.missing().is_empty() {
+        sleep(READY_LOOK).await;
+    }
+    let ready = Member { state: MemberState::Ready, ..me };
+    while let Err(error) = app.ownership.registry().announce(ready.clone(), Instant::now()).await {
+        tracing::warn!(%error, "the roster was not told that this syncer is ready");
+        sleep(ANNOUNCE_AGAIN).await;
+    }
     tracing::info!("ready");
     app.stop.cancelled().await;
 }

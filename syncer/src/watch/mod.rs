@@ -2,7 +2,8 @@
 //!
 //! The contract (R16): delivery is at least once; per watcher and call (epoch, phase) strictly
 //! grows; a watcher that fell behind may see only the last state; one that cannot be brought up to
-//! date from the log is told `resync`, followed by the present state of all its calls.
+//! date from the log is told `resync`, followed by the present state of all its calls, among them
+//! some that it has seen: there the counting starts anew.
 //!
 //! ```text
 //! engine ─announce─▶ Hub ─▶ Log per gateway ◀─ reads after its number ─ Watcher ─▶ SSE

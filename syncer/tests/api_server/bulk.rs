@@ -1,7 +1,10 @@
 //! The bulk road.
 
+use std::time::Duration;
+
 use reqwest::{Body, Client, Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -107,4 +110,27 @@ async fn lines_of_other_owners_are_forwarded_in_order_or_refused() {
     assert_eq!(refused.len(), 120, "two thirds are others'");
     let urls = [fleet.syncers[1].url(), fleet.syncers[2].url()];
     assert!(refused.iter().all(|r| urls.contains(&r["owner"].as_str().expect("an owner"))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_read_its_results_is_not_read_either() {
+    let fleet = Fleet::start(1, 1).await;
+    let mut stream = tokio::net::TcpStream::connect(fleet.syncers[0].addr()).await.expect("connects");
+    let head = "POST /v1/voice-states HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.expect("written");
+    // Each of these lines of 2 bytes is answered with more than 100.
+    let chunk = format!("{:x}\r\n{}\r\n", 2 * 8_192, "x\n".repeat(8_192));
+    let mut sent = 0;
+    let stalled = async {
+        while sent < 64 << 20 {
+            if tokio::time::timeout(Duration::from_secs(3), stream.write_all(chunk.as_bytes())).await.is_err() {
+                return true;
+            }
+            sent += chunk.len();
+        }
+        false
+    };
+    assert!(soon("the stall", stalled).await, "64 MiB were taken while nothing was read");
+    let (status, _) = fleet.get(0, "/v1/status").await;
+    assert_eq!(status, StatusCode::OK, "others are served meanwhile");
 }

@@ -43,6 +43,13 @@ async fn wrong_files_and_levers_are_configuration_errors_that_name_them() {
     .await
     .expect_err("out of range");
     assert!(error.is_config() && error.to_string().contains("limits.placement.sfu.rate"), "{error}");
+    let file = dir.path().join("syncer.toml");
+    let text = "id = \"x\"\nlisten = \"127.0.0.1:0\"\n[limits]\n\"placement.sfu.rat\" = 3.0\n";
+    std::fs::write(&file, text).expect("written");
+    let named = syncer::Config::load(Some(&file), [], &[]).expect("levers are checked where they are known");
+    let error = Syncer::start(named, Options::default()).await.expect_err("unknown");
+    let text = error.to_string();
+    assert!(error.is_config() && text.contains("syncer.toml:4") && text.contains("`placement.sfu.rate`"), "{text}");
     let limits: toml::Table = toml::from_str("placement.sfu.rate = 3.5").expect("TOML");
     let running = start(&|c| c.limits = limits.clone().into_iter().collect()).await.expect("starts");
     let levers = running.engine().levers().list();

@@ -100,6 +100,19 @@ impl Fleet {
         Self { sfus, syncers: running, registry, dir, client }
     }
 
+    /// Starts a syncer of this name anew, as a new process would.
+    pub(crate) async fn restart(&mut self, name: &str) {
+        let config = config(name, self.dir.path());
+        let options = Options {
+            registry: Some(Arc::clone(&self.registry) as Arc<dyn Registry>),
+            signer: Some(Arc::clone(self.syncers[0].signer())),
+            ..Options::default()
+        };
+        let syncer = Syncer::start(config, options).await.expect("starts");
+        until("ready", || async { syncer.is_ready() }).await;
+        self.syncers.push(syncer);
+    }
+
     pub(crate) fn url(&self, n: usize, path: &str) -> String {
         format!("{}{path}", self.syncers[n].url())
     }

@@ -5,7 +5,7 @@ use serde_json::json;
 use sfu_api::SfuId;
 use sfu_mock::{Fault, Target};
 
-use crate::support::{Events, Fleet, answer};
+use crate::support::{Events, Fleet, answer, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r16_an_operators_word_sends_one_null_and_one_endpoint_per_call() {
@@ -121,4 +121,24 @@ async fn the_watch_of_one_syncer_shows_the_whole_fleet() {
 
     let mut local = Events::open(fleet.request(2, Method::GET, "/v1/watch?scope=local")).await;
     assert_eq!(local.next().await.data["guild"], json!(guilds[2]), "local shows one syncer's calls");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_restarts_gives_resync_and_its_news_go_on() {
+    let mut fleet = Fleet::start(2, 2).await;
+    let guild = fleet.guild_of(1);
+    let mut events = Events::open(fleet.request(0, Method::GET, "/v1/watch")).await;
+    fleet.join(0, &guild, "c", "s").await;
+    let first = events.of_call(&guild, "c").await;
+    drop(fleet.syncers.remove(1)); // a crash: no drain, the roster still names it
+    fleet.restart("syncer-2").await;
+    loop {
+        let event = events.next().await;
+        if event.name == "resync" {
+            break;
+        }
+    }
+    until("the new process serves", || async { fleet.join(0, &guild, "c", "s").await.0 == StatusCode::OK }).await;
+    let again = events.of_call(&guild, "c").await;
+    assert!(again["epoch"]["term"]["revision"].as_u64() > first["epoch"]["term"]["revision"].as_u64(), "{again}");
 }
