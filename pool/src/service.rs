@@ -112,6 +112,13 @@ impl OriginHandle {
         self.cell.breaker(Instant::now())
     }
 
+    /// How many of this origin's connections have ended since the handle's cell was made, whoever
+    /// ended them. When it moves without a reason of ours, the peer may have died: a cheap hint to look.
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        self.cell.ended()
+    }
+
     async fn run(
         &self,
         request: Request<Body>,

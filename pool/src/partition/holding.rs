@@ -4,6 +4,7 @@
 //! and a connection that ends for whatever reason, cannot leak one.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -68,7 +69,10 @@ impl Drop for Holding {
         let state = *self.state.get_mut();
         match state {
             State::Dialling { .. } => self.failed(Error::new(Kind::Aborted, Stage::DialSlot)),
-            State::Live(key) => self.cell.apply(Event::Closed(key)),
+            State::Live(key) => {
+                self.cell.ended.fetch_add(1, Ordering::Relaxed);
+                self.cell.apply(Event::Closed(key));
+            }
             State::Failed => {}
         }
         self.cell.partition().scheduler.lock().release_connection();

@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -33,6 +33,8 @@ pub(crate) struct Cell {
     partition: Arc<Partition>,
     state: Mutex<CellState<Link, Caller, Error>>,
     progress: Arc<Progress>,
+    /// Connections that have ended.
+    pub(super) ended: AtomicU64,
 }
 
 /// A caller in line.
@@ -65,7 +67,13 @@ struct Wait<'a> {
 
 impl Cell {
     pub(super) fn new(origin: Origin, partition: Arc<Partition>, limits: CellLimits) -> Self {
-        Self { origin, partition, state: Mutex::new(CellState::new(limits)), progress: Arc::default() }
+        Self {
+            origin,
+            partition,
+            state: Mutex::new(CellState::new(limits)),
+            progress: Arc::default(),
+            ended: AtomicU64::new(0),
+        }
     }
 
     pub(crate) fn origin(&self) -> &Origin {
@@ -78,6 +86,10 @@ impl Cell {
 
     pub(crate) fn breaker(&self, now: Instant) -> BreakerState {
         self.state.lock().breaker(now)
+    }
+
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn counts(&self) -> CellCounts {

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rate_limit::{Bucket, Levers, Window, WindowLimits};
-use sfu_api::{OwnerTerm, Slot, SyncerId};
+use sfu_api::{Epoch, OpId, OwnerTerm, Slot, SyncerId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +72,8 @@ pub struct Context {
     /// Ends every task of the engine.
     pub stop: CancellationToken,
     draining: AtomicBool,
+    /// Tells this life of the syncer from its others.
+    life: u64,
     rng: Mutex<StdRng>,
 }
 
@@ -106,6 +108,7 @@ impl Context {
             tracker: TaskTracker::new(),
             stop,
             draining: AtomicBool::new(false),
+            life: seed,
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
         }
     }
@@ -114,6 +117,14 @@ impl Context {
     #[must_use]
     pub fn shard(&self, slot: Slot) -> &Mutex<Shard> {
         &self.shards[usize::from(slot.get()) % SHARDS]
+    }
+
+    /// Names one operation. Epochs are unique within a shard, and a slot is in one shard; a syncer that
+    /// forgot its last life counts from one again, so the life is part of the name.
+    #[must_use]
+    pub fn op_id(&self, what: &str, slot: Slot, epoch: Epoch, tries: u32) -> OpId {
+        let name = format!("{:x}:{what}:{}:{epoch}:{tries}", self.life, slot.get());
+        OpId::new(name).expect("at most 16 + 6 + 4 + 60 + 10 characters and colons")
     }
 
     /// Whether the syncer is draining.

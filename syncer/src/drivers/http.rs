@@ -88,6 +88,11 @@ impl Http {
         Self { handle }
     }
 
+    /// Connections to the SFU that have ended.
+    pub(super) fn ended(&self) -> u64 {
+        self.handle.ended()
+    }
+
     /// Sends once and reads the answer whole, at most `ask.limit` bytes of it.
     pub(super) async fn send(&self, ask: Ask, deadline: Instant) -> Result<Answer, DriverError> {
         let (limit, fresh) = (ask.limit, ask.fresh);

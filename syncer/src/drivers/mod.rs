@@ -216,6 +216,12 @@ pub trait SfuDriver: Send + Sync + fmt::Debug {
     /// as evidence.
     fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>>;
 
+    /// How many connections to the SFU have ended so far. When it moves, the SFU may have died: the
+    /// observer looks at once instead of at the next interval.
+    fn connections_ended(&self) -> u64 {
+        0
+    }
+
     /// Makes the room exist.
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>>;
 

@@ -188,6 +188,10 @@ impl SfuDriver for Native {
         self.health(Ask::new(Method::GET, "/v1/health").fresh(fresh), deadline).boxed()
     }
 
+    fn connections_ended(&self) -> u64 {
+        self.http.ended()
+    }
+
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
         self.ensure(spec, deadline).boxed()
     }

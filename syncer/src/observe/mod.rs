@@ -38,6 +38,8 @@ const IDLE_FACTOR: u32 = 5;
 struct Schedule {
     probed: Instant,
     digested: Instant,
+    /// Connections that had ended when it was last probed.
+    ended: u64,
     probing: Arc<AtomicU64>,
     digesting: Arc<AtomicU64>,
 }
@@ -90,11 +92,14 @@ impl Observer {
     fn look_at(&mut self, sfu: &Arc<Sfu>, now: Instant) {
         let ctx = &self.ctx;
         let schedule = self.schedules.entry(sfu.idx).or_insert_with(|| Schedule::spread(ctx, now));
-        if probe_due(ctx, sfu, schedule.probed, now)
+        // A connection that ends may be the first word of a death: look at once.
+        let ended = sfu.driver.connections_ended();
+        if (ended != schedule.ended || probe_due(ctx, sfu, schedule.probed, now))
             && let Some(mine) = InFlight::enter(&schedule.probing, 1)
             && let Some(permit) = InFlight::enter(&self.probes, PROBES_MAX)
         {
             schedule.probed = now + jitter(ctx, PERIOD);
+            schedule.ended = ended;
             let (ctx, sfu) = (ctx.clone(), sfu.clone());
             ctx.tracker.clone().spawn(async move {
                 probe::run(&ctx, &sfu).await;
@@ -129,7 +134,7 @@ impl Schedule {
         let ago = |at: Instant, d: Duration| at.checked_sub(d).unwrap_or(at);
         let probed = ago(now, probe.saturating_sub(jitter(ctx, probe.min(Duration::from_secs(1)))));
         let digested = ago(now, jitter(ctx, ctx.levers.digest_interval.get()));
-        Self { probed, digested, probing: Arc::default(), digesting: Arc::default() }
+        Self { probed, digested, ended: 0, probing: Arc::default(), digesting: Arc::default() }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rate_limit::{Backoff, Outcome};
-use sfu_api::{Epoch, OpId, RoomId};
+use sfu_api::{Epoch, RoomId};
 use tokio::time::Instant;
 
 use super::evidence;
@@ -65,7 +65,7 @@ impl Attempt {
             slot: work.slot,
             owner_term: work.term,
             epoch: self.epoch,
-            op_id: OpId::new(format!("{}:{}", self.ctx.id, self.epoch)).unwrap_or_else(|_| fallback_op(self.epoch)),
+            op_id: self.ctx.op_id("ensure", work.slot, self.epoch, 0),
             boot_id: sfu.with_health(|h| h.boot_id().cloned()),
             capacity: work.participants.saturating_add(HEADROOM),
         }
@@ -190,8 +190,4 @@ impl Drop for Attempt {
         self.ctx.shard(self.work.slot).lock().fail(self.work.key, self.epoch, true, now + BACKOFF.max);
         self.ctx.wake.notify_one();
     }
-}
-
-fn fallback_op(epoch: Epoch) -> OpId {
-    OpId::new(epoch.to_string()).expect("three numbers and two dots are a valid id")
 }

@@ -6,7 +6,6 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use rate_limit::Backoff;
-use sfu_api::OpId;
 use tokio::time::Instant;
 
 use super::{InFlight, evidence};
@@ -48,8 +47,7 @@ async fn run(ctx: &Context, sfu: &Arc<Sfu>, release: Release, tries: u32) {
         slot: release.slot,
         owner_term: release.term,
         epoch: release.epoch,
-        op_id: OpId::new(format!("{}:end:{}:{tries}", ctx.id, release.epoch))
-            .unwrap_or_else(|_| OpId::new(format!("end:{}:{tries}", release.epoch)).expect("short and printable")),
+        op_id: ctx.op_id("end", release.slot, release.epoch, tries),
         boot_id: None,
     };
     let result = sfu.driver.end_room(end, false, asked + ctx.levers.attempt_timeout.get()).await;

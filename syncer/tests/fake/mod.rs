@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use rate_limit::Levers;
 use sfu_api::{
-    BootId, CallId, CallKind, Differences, DigestAnswer, Epoch, GatewayId, GuildId, Load, OwnerTerm, RegionId, RoomId,
-    RoomState, SessionId, SfuId, Slot, SyncerId,
+    BootId, CallId, CallKind, Differences, DigestAnswer, Epoch, GatewayId, GuildId, Load, OpId, OwnerTerm, RegionId,
+    RoomId, RoomState, SessionId, SfuId, Slot, SyncerId,
 };
 use syncer::drivers::{
     Capabilities, Credential, CredentialRequest, DigestOutcome, DigestSpec, DriverError, DriverKind, EndSpec, Ended,
@@ -53,6 +53,8 @@ pub(crate) struct Node {
     /// When rooms were made here.
     pub(crate) made: Vec<Instant>,
     pub(crate) asked: u64,
+    /// Operations done, by id: none may be used for two.
+    pub(crate) operations: HashMap<OpId, RoomId>,
 }
 
 /// The SFUs, by id.
@@ -170,6 +172,8 @@ impl SfuDriver for FakeSfu {
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
         let endpoint: Arc<str> = format!("https://{}/media/{}", self.id, spec.room).into();
         self.exchange(false, deadline, move |n| {
+            let known = n.operations.insert(spec.op_id.clone(), spec.room.clone());
+            assert!(known.is_none_or(|room| room == spec.room), "R15: {} was used for two rooms", spec.op_id);
             if let Some(room) = n.rooms.get(&spec.room).filter(|r| r.epoch > spec.epoch) {
                 return Err(DriverError::new(ErrorKind::Fenced, "").with_fence(None, Some(room.epoch)));
             }
@@ -301,7 +305,14 @@ impl World {
         let (fleet, ear, stop) = (Arc::new(Fleet::default()), Arc::new(Ear::default()), CancellationToken::new());
         let specs: Vec<SfuSpec> = (0..sfus).map(|i| spec(i, i % regions)).collect();
         for spec in &specs {
-            let node = Node { mode: Mode::Well, boot: 1, rooms: BTreeMap::new(), made: Vec::new(), asked: 0 };
+            let node = Node {
+                mode: Mode::Well,
+                boot: 1,
+                rooms: BTreeMap::new(),
+                made: Vec::new(),
+                asked: 0,
+                operations: HashMap::new(),
+            };
             fleet.nodes.lock().insert(spec.id.clone(), node);
         }
         let of = fleet.clone();

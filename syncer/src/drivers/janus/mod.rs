@@ -318,6 +318,10 @@ impl SfuDriver for Janus {
         self.probed(fresh, deadline).boxed()
     }
 
+    fn connections_ended(&self) -> u64 {
+        self.http.ended()
+    }
+
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
         self.ensure(spec, deadline).boxed()
     }
