@@ -64,14 +64,20 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 /// What the accept loop needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Listener {
-    pub(crate) tcp: Arc<TcpListener>,
-    pub(crate) tls: Option<Arc<rustls::ServerConfig>>,
-    pub(crate) router: Router,
-    pub(crate) metrics: HttpMetrics,
-    pub(crate) tracker: TaskTracker,
-    /// No new connections and requests; those under way may end.
-    pub(crate) stop: CancellationToken,
+    tcp: Arc<TcpListener>,
     connections: Arc<Semaphore>,
+    serving: Serving,
+}
+
+/// What a connection needs: not the socket that it came from, which closes when accepting ends.
+#[derive(Clone, Debug)]
+struct Serving {
+    tls: Option<Arc<rustls::ServerConfig>>,
+    router: Router,
+    metrics: HttpMetrics,
+    tracker: TaskTracker,
+    /// No new connections and requests; those under way may end.
+    stop: CancellationToken,
 }
 
 /// Spawns what hyper needs on the tracker that a drain waits for.
@@ -96,7 +102,7 @@ impl Listener {
         stop: CancellationToken,
     ) -> Self {
         let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { tcp: Arc::new(tcp), tls, router, metrics, tracker, stop, connections }
+        Self { tcp: Arc::new(tcp), connections, serving: Serving { tls, router, metrics, tracker, stop } }
     }
 
     /// Accepts until stopped.
@@ -104,24 +110,28 @@ impl Listener {
         loop {
             let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else { return };
             let accepted = tokio::select! {
-                () = self.stop.cancelled() => return,
+                () = self.serving.stop.cancelled() => return,
                 accepted = self.tcp.accept() => accepted,
             };
             match accepted {
                 Ok((stream, _)) => {
-                    let connection = self.clone().serve(stream, permit);
-                    self.tracker.spawn(connection);
+                    let connection = self.serving.clone().serve(stream, permit);
+                    self.serving.tracker.spawn(connection);
                 }
-                Err(e) if of_one_connection(&e) => self.metrics.refused("accept"),
+                Err(e) if of_one_connection(&e) => self.serving.metrics.refused("accept"),
                 Err(error) => {
-                    self.metrics.refused("exhausted");
+                    self.serving.metrics.refused("exhausted");
                     tracing::warn!(%error, "cannot accept connections");
                     sleep(EXHAUSTED_PAUSE).await;
                 }
             }
         }
     }
+}
 
+// === impl Serving ===
+
+impl Serving {
     async fn serve(self, stream: TcpStream, permit: OwnedSemaphorePermit) {
         self.metrics.connections.inc();
         let gauge = self.metrics.connections.clone();
