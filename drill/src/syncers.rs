@@ -58,10 +58,11 @@ impl Syncers {
         let started = tokio::time::Instant::now();
         loop {
             let Err(error) = self.poll().await else { return Ok(()) };
-            // A wrong CA will not become right.
-            let hopeless = error.to_string().contains("certificate");
-            let waited = tokio::time::Instant::now().saturating_duration_since(started);
-            if hopeless || waited >= START_MAX {
+            let text = error.to_string();
+            if text.contains("invalid peer certificate") {
+                return Err(Error::ca(format!("it did not sign the certificate: {text}")));
+            }
+            if tokio::time::Instant::now().saturating_duration_since(started) >= START_MAX {
                 return Err(error);
             }
             tokio::time::sleep(START_RETRY).await;
