@@ -16,7 +16,8 @@ use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, 
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{Call, Cause, Class, Dirty, Place, Placement, SfuIdx, invariants};
+use super::invariants::{self, check_invariant};
+use super::{Call, Cause, Class, Dirty, Place, Placement, SfuIdx};
 
 pub use self::people::{JoinInput, Joined, LeaveInput, Left};
 pub use self::placing::{Committed, Decision, Next, PlaceWork, Placer};
@@ -190,11 +191,7 @@ impl Shard {
             }
         }
         let found = invariants::of_call(key, call, &self.dirty);
-        if let Some(violation) = found {
-            self.violations += 1;
-            debug_assert!(false, "{violation}: {call:?}");
-            tracing::error!(%violation, guild = %call.guild, call = %call.id, "invariant violated");
-        }
+        check_invariant!(self.violations, found, guild = %call.guild, call = %call.id, placement = ?call.placement, place = ?call.place);
         Some(result)
     }
 
