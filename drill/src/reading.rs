@@ -37,6 +37,7 @@ impl Reading {
             Metric::Moved => count(counts.calls_moved),
             Metric::Replaced => count(counts.calls_replaced),
             Metric::Affected => seen(counts.calls_affected),
+            Metric::Recovered => seen(counts.calls_recovered),
             Metric::SfusKilled => seen(counts.sfus_killed),
             Metric::SfusHit => seen(counts.sfus_hit),
             Metric::NewOnHit => seen(counts.calls_new_on_hit),
@@ -62,6 +63,7 @@ impl Reading {
     pub(crate) fn is_out_of_view(&self, metric: Metric) -> bool {
         match metric {
             Metric::Affected
+            | Metric::Recovered
             | Metric::SfusKilled
             | Metric::SfusHit
             | Metric::NewOnHit
@@ -81,6 +83,7 @@ impl Reading {
             Metric::Moved
             | Metric::Replaced
             | Metric::Affected
+            | Metric::Recovered
             | Metric::SfusKilled
             | Metric::SfusHit
             | Metric::NewOnHit

@@ -44,6 +44,8 @@ pub struct Report {
     pub calls_replaced: u64,
     /// Calls that were on an SFU when it was broken.
     pub calls_affected: u64,
+    /// Of these: calls placed anew since, wherever.
+    pub calls_recovered: u64,
     /// SFUs broken.
     pub sfus_hit: u64,
     /// SFUs killed.
@@ -52,6 +54,8 @@ pub struct Report {
     pub awaiting_ms: Spread,
     /// Of these: from a lost endpoint to the next.
     pub recovery_ms: Spread,
+    /// Time from the break of a call's SFU to its next endpoint: detection, pace and placement.
+    pub outage_ms: Spread,
     /// Placement attempts for each first attempt, as the syncers count them.
     pub attempts_per_first: Option<f64>,
     /// Room creations over budget, counted at the mocks.

@@ -273,6 +273,7 @@ impl Drill {
             calls_moved: tally.moved,
             calls_replaced: tally.replaced,
             calls_affected: tally.affected,
+            calls_recovered: tally.recovered,
             calls_new_on_hit: tally.new_on_hit,
             sfus_hit,
             sfus_killed,
@@ -373,9 +374,9 @@ impl Drill {
             checks.push(CheckReport { expect, during: None, outcome: Outcome::Failed, value });
         }
         let stats = &self.shared.stats;
-        let (by_rule, repeats) = {
-            let checker = &self.shared.ledger.lock().checker;
-            (checker.violations().0, checker.tally().repeats)
+        let (by_rule, repeats, outage_ms) = {
+            let ledger = self.shared.ledger.lock();
+            (ledger.checker.violations().0, ledger.checker.tally().repeats, ledger.outages())
         };
         let counts = &end.counts;
         Report {
@@ -392,10 +393,12 @@ impl Drill {
             calls_moved: counts.calls_moved,
             calls_replaced: counts.calls_replaced,
             calls_affected: counts.calls_affected,
+            calls_recovered: counts.calls_recovered,
             sfus_hit: counts.sfus_hit,
             sfus_killed: counts.sfus_killed,
             awaiting_ms: end.awaiting,
             recovery_ms: end.recovery,
+            outage_ms,
             attempts_per_first: end.attempts_per_first,
             buckets_overdrawn: counts.buckets_overdrawn,
             invariant_violations: counts.invariant_violations,

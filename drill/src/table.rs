@@ -45,11 +45,13 @@ pub fn summary(report: &Report) -> String {
     numbers.set_header([report.plan.as_str(), if report.passed { "PASSED" } else { "FAILED" }]);
     let rows = [
         ("calls placed", format!("{} of {}", report.placed, report.calls)),
-        ("calls moved / affected", format!("{} / {}", report.calls_moved, report.calls_affected)),
+        ("calls affected / recovered", format!("{} / {}", report.calls_affected, report.calls_recovered)),
+        ("calls moved", report.calls_moved.to_string()),
         ("calls placed again in place", report.calls_replaced.to_string()),
         ("SFUs killed / broken", format!("{} / {}", report.sfus_killed, report.sfus_hit)),
         ("awaiting endpoint", spread(&report.awaiting_ms)),
-        ("recovery", spread(&report.recovery_ms)),
+        ("of these, after a loss", spread(&report.recovery_ms)),
+        ("from break to endpoint", spread(&report.outage_ms)),
         ("attempts per first attempt", measured(report.attempts_per_first.map(|ratio| format!("{ratio:.3}")))),
         ("creations over budget", measured(report.buckets_overdrawn)),
         ("invariant violations", report.invariant_violations.to_string()),

@@ -90,8 +90,8 @@ async fn restarted_sfus_get_their_rooms_back_in_place() {
     let _turn = turn().await;
     let fleet = Parts::start(2, 15, 3).await;
     let report = fleet.drill("sfu-restart").passed().await;
-    assert!(report["calls_replaced"].as_u64() > Some(0));
-    assert_eq!(report["calls_moved"], 0);
+    assert!(report["calls_replaced"].as_u64() > report["calls_moved"].as_u64());
+    assert_eq!(report["calls_recovered"], report["calls_affected"]);
 }
 
 #[tokio::test]
