@@ -217,7 +217,9 @@ mod tests {
 
     #[test]
     fn a_failed_or_unmeasured_check_fails_the_drill() {
-        let outcome = |text| judge(&check(text, None), &reading(2), &[]);
+        // Attempts without a first one: a syncer that does not count.
+        let end = Reading { attempts: (3, 0), ..reading(2) };
+        let outcome = |text| judge(&check(text, None), &end, &[]);
         assert_eq!(outcome("calls_moved == 2").outcome, Outcome::Passed);
         assert_eq!(outcome("calls_moved == 0").outcome, Outcome::Failed);
         assert_eq!(outcome("attempts_per_first <= 1").outcome, Outcome::NotMeasured);

@@ -242,7 +242,7 @@ impl Drill {
             counts,
             awaiting,
             recovery,
-            attempts_per_first: self.syncers.attempts_per_first(),
+            attempts: self.syncers.attempts(),
             fleet_visible: self.fleet.is_visible(),
             media_on: self.shared.media.is_on(),
             ..Reading::default()
@@ -399,7 +399,7 @@ impl Drill {
             awaiting_ms: end.awaiting,
             recovery_ms: end.recovery,
             outage_ms,
-            attempts_per_first: end.attempts_per_first,
+            attempts_per_first: end.attempts_per_first(),
             buckets_overdrawn: counts.buckets_overdrawn,
             invariant_violations: counts.invariant_violations,
             violations: by_rule.into_iter().map(|(rule, n)| (rule.to_string(), n)).collect(),

@@ -109,11 +109,9 @@ impl Syncers {
         last.iter().map(added).sum()
     }
 
-    /// Placement attempts for each first attempt since the start.
-    pub(crate) fn attempts_per_first(&self) -> Option<f64> {
-        let first = self.added(|status| status.first_attempts_total);
-        let attempts = self.added(|status| status.attempts_total);
-        (first > 0).then(|| ratio(attempts, first))
+    /// Placement attempts since the start, and first attempts among them.
+    pub(crate) fn attempts(&self) -> (u64, u64) {
+        (self.added(|status| status.attempts_total), self.added(|status| status.first_attempts_total))
     }
 
     /// Sets levers on every syncer.
