@@ -102,6 +102,25 @@ async fn r17_killed_sfus_lose_their_calls_to_the_others() {
     assert_eq!(report["sfus_killed"], 6);
 }
 
+/// The positive control: a checker that cannot find a wrong move proves nothing by finding none.
+#[tokio::test]
+async fn i10_a_move_off_an_sfu_that_works_is_found_from_outside() {
+    let _turn = turn().await;
+    let fleet = Parts::start(1, 6, 1).await;
+    let plan = fleet.path("meddled.toml");
+    let text = "name = \"meddled\"\nduration = \"60s\"\nlinger = \"3s\"\n[population]\nguilds = 5\ncalls = 60\n\
+        participants = 120\nramp = \"1s\"\n[[phases]]\nname = \"all-placed\"\nwhen = \"placed >= 100%\"\n\
+        [[phases]]\nname = \"meddled-with\"\nwhen = \"calls_moved > 0\"\n\
+        [[checks]]\nexpect = \"invariant_violations == 0\"\n";
+    std::fs::write(&plan, text).expect("written");
+    let drill = fleet.drill(&plan);
+    drill.shows("[all-placed]").await;
+    fleet.declare_the_fullest_dead().await;
+    let (status, report) = drill.report().await;
+    assert_eq!(status.code(), Some(1), "{report}");
+    assert!(report["violations"]["i10_untouched"].as_u64() > Some(0), "{}", report["findings"]);
+}
+
 #[tokio::test]
 async fn a_check_that_fails_fails_the_drill() {
     let _turn = turn().await;

@@ -89,6 +89,19 @@ impl Parts {
         self.dir.path().join(name).display().to_string()
     }
 
+    /// As an operator: the SFU with the most calls of the first syncer is declared dead, though it is not.
+    pub(crate) async fn declare_the_fullest_dead(&self) {
+        let url = format!("{}/v1/sfus", self.urls[0]);
+        let answer = self.client.get(&url).bearer_auth("operator").send().await.expect("the syncer answers");
+        let answer: Value = answer.json().await.expect("JSON");
+        let sfus = answer["sfus"].as_array().expect("a list");
+        let fullest = sfus.iter().max_by_key(|sfu| sfu["calls"].as_u64()).expect("there are SFUs");
+        let id = fullest["id"].as_str().expect("it has an id");
+        let request = self.client.post(format!("{url}/{id}:declare-dead")).bearer_auth("operator");
+        let status = request.send().await.expect("the syncer answers").status();
+        assert!(status.is_success(), "{status}");
+    }
+
     /// Where the first syncer is.
     pub(crate) fn url(&self) -> String {
         self.urls[0].clone()
