@@ -6,7 +6,7 @@
 mod types;
 mod views;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -40,6 +40,9 @@ const SPREAD: Duration = Duration::from_secs(2);
 /// Pause before a loop that ended unexpectedly is started again.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
 
+/// How often a drain looks whether everything is done.
+const QUIET_PERIOD: Duration = Duration::from_millis(20);
+
 /// Makes the driver of an SFU.
 pub type DriverFactory = Arc<dyn Fn(&SfuSpec) -> Result<Arc<dyn SfuDriver>, SpecError> + Send + Sync>;
 
@@ -70,7 +73,7 @@ impl Engine {
         let reconciling = ctx.clone();
         watched(&ctx, "reconciler", move || Reconciler::new(reconciling.clone(), Instant::now()).run());
         let observing = ctx.clone();
-        watched(&ctx, "observer", move || Observer::new(observing.clone()).run());
+        watched(&ctx, "observer", move || Observer::new(observing.clone(), Instant::now()).run());
         Self { ctx, drivers }
     }
 
@@ -111,7 +114,7 @@ impl Engine {
         let (epoch, phase) = joined.announced.unzip();
         let mut answer = CallAnswer { epoch, phase, ignored: joined.seq == SeqCheck::Old, ..CallAnswer::default() };
         if let Some((idx, room, endpoint, epoch)) = joined.at {
-            answer.token = ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver, &who, &room, epoch));
+            answer.token = ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), &who, &room, epoch));
             answer.endpoint = Some(endpoint);
         }
         Ok(answer)
@@ -125,7 +128,8 @@ impl Engine {
     pub fn leave(&self, leave: &Leave, now: Instant) -> Result<bool, Refusal> {
         let ctx = &self.ctx;
         let slot = slot_of(&leave.guild);
-        let input = LeaveInput { guild: &leave.guild, call: &leave.call, session: &leave.session, seq: leave.seq };
+        let Leave { guild, call, session, gateway, seq } = leave;
+        let input = LeaveInput { guild, call, session, gateway, seq: *seq };
         let mut shard = ctx.shard(slot).lock();
         if shard.term(slot).is_none() {
             return Err(Refusal::NotOwner);
@@ -160,6 +164,7 @@ impl Engine {
             let sfus = self.ctx.catalogue.now().all.len();
             tracing::info!(sfus, added = result.added, removed = result.removed, "catalogue changed");
         }
+        self.ctx.apply_shares(now);
         self.ctx.wake.notify_one();
     }
 
@@ -185,9 +190,10 @@ impl Engine {
         }
     }
 
-    /// The highest term that fenced this syncer at an SFU: ownership resumes above it.
+    /// Slots for which an SFU has seen a higher term than ours, and that term: ownership resumes
+    /// above it.
     #[must_use]
-    pub fn highest_fenced(&self) -> watch::Receiver<Option<OwnerTerm>> {
+    pub fn fences(&self) -> watch::Receiver<BTreeMap<Slot, OwnerTerm>> {
         self.ctx.fenced.subscribe()
     }
 
@@ -196,7 +202,7 @@ impl Engine {
     pub fn credential(&self, announcement: &Announcement, session: &SessionId) -> Option<String> {
         let (sfu, room) = announcement.place.as_ref()?;
         let snapshot = self.ctx.catalogue.now();
-        token(&*snapshot.by_id.get(sfu)?.driver, session, room, announcement.epoch)
+        token(&*snapshot.by_id.get(sfu)?.driver(), session, room, announcement.epoch)
     }
 
     /// The levers.
@@ -227,14 +233,17 @@ impl Engine {
         Some(self.sfu_view(&sfu))
     }
 
-    /// Takes no new calls, and waits until nothing is under way or `deadline` has come. The loops
-    /// end with the token given to [`Engine::start`].
+    /// Takes no new calls, finishes what is begun (attempts, releases, calls that await an endpoint)
+    /// until `deadline`, then ends the loops.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the engine draining.
     pub async fn drain(&self, deadline: Instant) -> DrainReport {
         self.ctx.start_draining();
+        while !self.is_quiet() && Instant::now() < deadline && !self.ctx.stop.is_cancelled() {
+            tokio::time::sleep(QUIET_PERIOD.min(deadline.saturating_duration_since(Instant::now()))).await;
+        }
         self.ctx.stop.cancel();
         self.ctx.tracker.close();
         // Attempts end by their own time-out, so this ends at the latest then.
@@ -243,6 +252,13 @@ impl Engine {
             releases_left: self.ctx.releases.len() as u64,
             attempts_left: if timely { 0 } else { self.ctx.tracker.len() as u64 },
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let awaiting: u64 = self.ctx.shards.iter().map(|s| s.lock().counts().awaiting).sum();
+        // Releases that wait for an SFU in doubt are left to whoever compares rooms with it next.
+        let releasing = self.ctx.releases.next_at().is_some_and(|at| at <= Instant::now() + QUIET_PERIOD);
+        awaiting == 0 && self.ctx.window.in_flight() == 0 && !releasing
     }
 
     fn spread(&self, at_least: Duration) -> Duration {

@@ -230,6 +230,10 @@ pub struct EngineStatus {
     pub attempts_total: u64,
     /// Attempts that were the first of their call's need.
     pub first_attempts_total: u64,
+    /// Attempts under way.
+    pub attempts_in_flight: u32,
+    /// So many SFUs are suspect that silence proves nothing: see `health.freeze_share`.
+    pub frozen: bool,
     /// Placements that put a call on another SFU than before.
     pub moves_total: u64,
     /// Notices that an SFU is dead or has restarted.

@@ -40,7 +40,7 @@ impl Source for Engine {
 
 /// Follows the registry, claims slots, and resumes above terms that SFUs have seen.
 pub(super) async fn ownership(app: Arc<App>, stop: CancellationToken) {
-    app.ownership.run(&app.engine, app.engine.highest_fenced(), stop).await;
+    app.ownership.run(&app.engine, app.engine.fences(), stop).await;
 }
 
 /// Hands the registry's SFUs to the engine.

@@ -47,7 +47,8 @@ fn join(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Result<Joined
 
 fn leave(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Left {
     let input = join_of(call, session, None);
-    let leave = LeaveInput { guild: &input.guild, call: &input.call, session: &input.session, seq: None };
+    let JoinInput { guild, call, session, gateway, .. } = &input;
+    let leave = LeaveInput { guild, call, session, gateway, seq: None };
     shard.leave(&leave, &LIMITS, now)
 }
 
@@ -189,8 +190,19 @@ fn late_and_repeated_writes_change_nothing() {
     assert_eq!(shard.join(seq(5), &LIMITS, t, ok, too_many).expect("repeats").seq, SeqCheck::Old);
     assert_eq!(shard.join(seq(4), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
     let input = seq(4);
-    let late = LeaveInput { guild: &input.guild, call: &input.call, session: &input.session, seq: Some(4) };
-    assert_eq!(shard.leave(&late, &LIMITS, t), Left::Nothing);
+    let JoinInput { guild, call, session, gateway, .. } = &input;
+    let leave = |seq| LeaveInput { guild, call, session, gateway, seq };
+    assert_eq!(shard.leave(&leave(Some(4)), &LIMITS, t), Left::Nothing);
+    // What arrives after the leave that followed it brings nobody back.
+    assert_eq!(shard.leave(&leave(Some(6)), &LIMITS, t), Left::Removed);
+    assert_eq!(shard.join(seq(5), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
+    assert_eq!(shard.counts(), ShardCounts::default());
+    assert_eq!(shard.join(seq(7), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
+    // A gateway that the session has left is not believed, unless it can say which write it means.
+    let elsewhere = GatewayId::new("elsewhere").expect("valid");
+    let stale = LeaveInput { gateway: &elsewhere, ..leave(None) };
+    assert_eq!(shard.leave(&stale, &LIMITS, t), Left::Nothing);
+    assert_eq!(shard.leave(&leave(None), &LIMITS, t), Left::Removed);
 }
 
 #[test]

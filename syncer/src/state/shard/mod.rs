@@ -17,7 +17,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::invariants::{self, check_invariant};
-use super::{Call, Cause, Class, Dirty, Place, Placement, SfuIdx};
+use super::{Call, Cause, Class, Dirty, Gone, Place, Placement, SfuIdx};
 
 pub use self::people::{JoinInput, Joined, LeaveInput, Left};
 pub use self::placing::{Committed, Decision, Next, PlaceWork, Placer};
@@ -98,6 +98,7 @@ pub struct Shard {
     pub(super) by_sfu: HashMap<SfuIdx, BTreeSet<CallKey>>,
     pub(super) terms: HashMap<Slot, OwnerTerm>,
     pub(super) dirty: Dirty,
+    gone: Gone,
     pub(super) counts: ShardCounts,
     generation: u32,
     /// Counter of placements; one for the shard, so that a call that comes again grows too.

@@ -46,6 +46,8 @@ pub struct LeaveInput<'a> {
     pub call: &'a CallId,
     /// The session.
     pub session: &'a SessionId,
+    /// The gateway that says so.
+    pub gateway: &'a GatewayId,
     /// Order of the session's writes.
     pub seq: Option<u64>,
 }
@@ -74,6 +76,13 @@ impl Shard {
         too_many: impl FnOnce(&'static str, u64) -> E,
     ) -> Result<Joined, E> {
         let JoinInput { guild, call: id, slot, session, gateway, seq, kind, region } = input;
+        if let Some(seq) = seq
+            && self.gone.is_late(&(guild.clone(), id.clone(), session.clone()), seq)
+        {
+            let call = self.find(&guild, &id).and_then(|key| self.get(key));
+            let (announced, at) = call.map_or((None, None), |c| (c.announced, at(&c.placement)));
+            return Ok(Joined { seq: SeqCheck::Old, announced, at, marked: false });
+        }
         let key = match self.find(&guild, &id) {
             Some(key) => {
                 let call = self.get(key).expect("the index names calls that exist");
@@ -115,9 +124,15 @@ impl Shard {
     /// Takes a leave. An empty call keeps its place for the empty grace, so that a reconnect storm
     /// finds it where it was.
     pub fn leave(&mut self, input: &LeaveInput<'_>, limits: &Limits, now: Instant) -> Left {
-        let Some(key) = self.find(input.guild, input.call) else { return Left::Nothing };
+        let found = self.find(input.guild, input.call);
+        let present = found.and_then(|key| self.get(key)).and_then(|call| call.participant(input.session));
+        if let Some(seq) = input.seq.filter(|seq| present.is_none_or(|p| p.seq <= *seq)) {
+            // Also when it was not there: its join may still be under way.
+            self.gone.note((input.guild.clone(), input.call.clone(), input.session.clone()), seq, now);
+        }
+        let Some(key) = found else { return Left::Nothing };
         let removed = self.edit(key, |call, dirty| {
-            let removed = call.remove(input.session, input.seq);
+            let removed = call.remove(input.session, input.gateway, input.seq);
             if removed && !call.is_live() {
                 empty(key, call, dirty, limits, now);
             }
