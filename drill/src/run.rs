@@ -422,8 +422,16 @@ impl Drill {
         }
     }
 
-    /// Everyone hangs up, so that the fleet is left as it was found.
+    /// Everyone hangs up, SFUs are healed and levers go back: the fleet is left as it was found.
     async fn leave(&self, cancel: &CancellationToken) {
+        if self.plan.phases.iter().any(|phase| phase.fault.is_some())
+            && let Err(error) = self.fleet.heal().await
+        {
+            tracing::warn!(%error, "the SFUs stay broken");
+        }
+        if let Err(error) = self.syncers.restore_levers().await {
+            tracing::warn!(%error, "the levers stay as the drill set them");
+        }
         self.shared.leaving.store(true, Ordering::Relaxed);
         self.shared.media.stop();
         let begun = Instant::now();
