@@ -11,6 +11,7 @@ use http::HeaderMap;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::RETRY_BASE;
@@ -64,7 +65,7 @@ pub(crate) async fn watch(
     if local {
         cursor.0.retain(|id, _| id == me);
     }
-    let watcher = app.hub.watch(&caller.id, cursor.0.get(me).copied())?;
+    let watcher = app.hub.watch(&caller.id, cursor.0.get(me).copied(), Instant::now())?;
     let fleet = Fleet {
         gateway: caller.id,
         watcher,

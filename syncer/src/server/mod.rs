@@ -357,6 +357,8 @@ impl Running {
         supervisor.run("ownership", move || wiring::ownership(Arc::clone(&app), stop.clone()));
         let app = Arc::clone(&self.app);
         supervisor.run("catalogue", move || wiring::catalogue(Arc::clone(&app)));
+        let app = Arc::clone(&self.app);
+        supervisor.run("news", move || wiring::news(Arc::clone(&app)));
         let (app, files, reload) = (Arc::clone(&self.app), Arc::new(files), Arc::clone(&self.reload));
         supervisor.run("files", move || {
             let (app, files, reload) = (Arc::clone(&app), Arc::clone(&files), Arc::clone(&reload));
