@@ -25,14 +25,14 @@ use crate::health::Evidence;
 use crate::observe::Observer;
 use crate::ownership::slot_of;
 use crate::reconcile::Reconciler;
-use crate::state::{JoinInput, LeaveInput, Left, SeqCheck};
+use crate::state::{Left, SeqCheck};
 
 pub use self::types::{
-    CallAnswer, CallFilter, CallPage, CallState, CallView, CandidateView, DrainReport, EngineStatus, Explanation, Join,
-    Leave, Refusal, SfuCounts, SfuView,
+    CallAnswer, CallFilter, CallPage, CallState, CallView, CandidateView, DrainReport, EngineStatus, Explanation,
+    Refusal, SfuCounts, SfuView,
 };
 pub use crate::context::{Announcement, Announcer};
-pub use crate::state::Cause;
+pub use crate::state::{Cause, Join, Leave};
 
 /// Refused callers are spread over this long after the moment the limit allows more.
 const SPREAD: Duration = Duration::from_secs(2);
@@ -86,9 +86,7 @@ impl Engine {
     pub fn join(&self, join: Join, now: Instant) -> Result<CallAnswer, Refusal> {
         let ctx = &self.ctx;
         let slot = slot_of(&join.guild);
-        let Join { guild, call, session, gateway, seq, kind, region } = join;
-        let who = session.clone();
-        let input = JoinInput { guild, call, slot, session, gateway, seq, kind, region };
+        let who = join.session.clone();
         let admit = || {
             if ctx.is_draining() {
                 return Err(Refusal::Draining { retry_after: self.spread(SPREAD) });
@@ -103,7 +101,7 @@ impl Engine {
             return Err(Refusal::NotOwner);
         }
         let too_many = |what, limit| Refusal::TooMany { what, limit };
-        let joined = shard.join(input, &ctx.levers.limits(), now, admit, too_many);
+        let joined = shard.join(slot, join, &ctx.levers.limits(), now, admit, too_many);
         drop(shard);
         let joined = joined.inspect_err(|_| {
             ctx.metrics.shed.inc();
@@ -128,13 +126,11 @@ impl Engine {
     pub fn leave(&self, leave: &Leave, now: Instant) -> Result<bool, Refusal> {
         let ctx = &self.ctx;
         let slot = slot_of(&leave.guild);
-        let Leave { guild, call, session, gateway, seq } = leave;
-        let input = LeaveInput { guild, call, session, gateway, seq: *seq };
         let mut shard = ctx.shard(slot).lock();
         if shard.term(slot).is_none() {
             return Err(Refusal::NotOwner);
         }
-        Ok(shard.leave(&input, &ctx.levers.limits(), now) == Left::Removed)
+        Ok(shard.leave(leave, &ctx.levers.limits(), now) == Left::Removed)
     }
 
     /// A gateway says that media failed in a call. Counted as a hint; a gateway alone moves nothing.

@@ -9,40 +9,6 @@ use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, Load, RegionId, RoomI
 use crate::drivers::DriverKind;
 use crate::health::Verdict;
 
-/// A session joins a call, or repeats that it is in it.
-#[derive(Clone, Debug)]
-pub struct Join {
-    /// Guild of the call.
-    pub guild: GuildId,
-    /// The call.
-    pub call: CallId,
-    /// The session that joins.
-    pub session: SessionId,
-    /// The gateway that holds the session's socket.
-    pub gateway: GatewayId,
-    /// Order of the session's writes; late and repeated ones are ignored. Absent: taken as new.
-    pub seq: Option<u64>,
-    /// Kind of the call; the first join decides.
-    pub kind: CallKind,
-    /// Region the call should be in; the first join decides. Absent: any.
-    pub region: Option<RegionId>,
-}
-
-/// A session leaves a call.
-#[derive(Clone, Debug)]
-pub struct Leave {
-    /// Guild of the call.
-    pub guild: GuildId,
-    /// The call.
-    pub call: CallId,
-    /// The session that leaves.
-    pub session: SessionId,
-    /// The gateway that says so.
-    pub gateway: GatewayId,
-    /// As in [`Join::seq`].
-    pub seq: Option<u64>,
-}
-
 /// What a join is answered: where the call is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CallAnswer {

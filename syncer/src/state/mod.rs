@@ -23,6 +23,6 @@ pub use self::dirty::{Blocker, Class, Dirty, Place};
 pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
 pub use self::placement::{Cause, Placement, SfuIdx};
 pub use self::shard::{
-    CallKey, Committed, Decision, JoinInput, Joined, LeaveInput, Left, Limits, News, Next, PlaceWork, Placer, Release,
-    Shard, ShardCounts,
+    CallKey, Committed, Decision, Join, Joined, Leave, Left, Limits, News, Next, PlaceWork, Placer, Release, Shard,
+    ShardCounts,
 };

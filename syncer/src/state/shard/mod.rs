@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::invariants::{self, check_invariant};
 use super::{Call, Cause, Class, Dirty, Gone, Place, Placement, SfuIdx};
 
-pub use self::people::{JoinInput, Joined, LeaveInput, Left};
+pub use self::people::{Join, Joined, Leave, Left};
 pub use self::placing::{Committed, Decision, Next, PlaceWork, Placer};
 
 /// Names a call within its shard. The generation tells a reused entry from the one meant.
