@@ -53,7 +53,7 @@ fn a_certificate_authority_that_cannot_be_read_or_is_none_is_named() {
         refused(&drill, CONFIG, &[file]);
     }
     let locked = write(dir.path(), "locked.pem", "x");
-    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0)).expect("ours");
+    std::fs::set_permissions(&locked, std::fs::Permissions::from_mode(0o000)).expect("ours");
     // Root may read anything; for root the content is what is wrong with it.
     let why = if File::open(&locked).is_ok() { "" } else { "ermission" };
     refused(&["syncer", "--sfus", &sfus, "--sfu-ca", &locked], CONFIG, &[&locked, why]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, Load, RegionId, RoomId, SessionId, SfuId};
+use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId};
 
 use crate::drivers::DriverKind;
 use crate::health::Verdict;
