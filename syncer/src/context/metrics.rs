@@ -61,6 +61,7 @@ pub struct Metrics {
     /// Tasks that ended when they should not have, and were started again.
     pub restarts: Counter,
     ends: Family<EndLabel, Counter>,
+    silences: Family<EndLabel, Counter>,
     verdicts: Family<VerdictLabel, Counter>,
     awaited: Family<ClassLabel, Histogram>,
 }
@@ -82,6 +83,7 @@ impl Default for Metrics {
             shed: Counter::default(),
             restarts: Counter::default(),
             ends: Family::default(),
+            silences: Family::default(),
             verdicts: Family::default(),
             awaited: Family::new_with_constructor(|| Histogram::new(AWAITED_S)),
         }
@@ -94,6 +96,11 @@ impl Metrics {
     /// An attempt ended.
     pub fn attempt_ended(&self, end: AttemptEnd) {
         self.ends.get_or_create(&EndLabel { end }).inc();
+    }
+
+    /// A probe or a digest brought no good sign.
+    pub fn no_sign(&self, why: &'static str) {
+        self.silences.get_or_create(&EndLabel { end: why }).inc();
     }
 
     /// A verdict changed.
@@ -123,6 +130,7 @@ impl Metrics {
         counter("shed", "Writes refused by a limit", &self.shed);
         counter("task_restarts", "Tasks that ended unexpectedly and were started again", &self.restarts);
         registry.register("attempt_ends", "Attempts by how they ended", self.ends.clone());
+        registry.register("failed_looks", "Probes and digests without a good sign, by why", self.silences.clone());
         registry.register("sfu_verdicts", "Changes of verdict by the new one", self.verdicts.clone());
         registry.register_with_unit(
             "awaiting_endpoint",

@@ -211,7 +211,9 @@ impl Context {
                 self.announce(n);
             }
         }
-        tracing::info!(sfu = %sfu.id, calls, cause = cause.name(), "calls await a new endpoint");
+        if calls > 0 {
+            tracing::info!(sfu = %sfu.id, calls, cause = cause.name(), "calls await a new endpoint");
+        }
         self.wake.notify_one();
     }
 

@@ -34,6 +34,7 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
     let result = compare(ctx, sfu, deadline).await;
     let now = Instant::now();
     if let Err(error) = result {
+        ctx.metrics.no_sign(error.kind().as_str());
         tracing::debug!(sfu = %sfu.id, %error, "digest failed");
         if error.kind() == ErrorKind::Fenced
             && let Some(term) = error.highest_term()

@@ -26,6 +26,7 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
             }
         }
         Err(error) => {
+            ctx.metrics.no_sign(error.kind().as_str());
             tracing::debug!(sfu = %sfu.id, %error, fresh, "no sign of life");
             if let Some(evidence) = evidence(&error, asked, now) {
                 ctx.observe(sfu, &evidence, now);
