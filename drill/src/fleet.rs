@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::checker::authority;
+use crate::checker::{Rule, authority};
 use crate::control::{Control, MockStats, Node};
 use crate::error::Error;
 use crate::ledger::Ledger;
@@ -49,6 +49,8 @@ struct View {
     active: HashSet<String>,
     /// Ids that a phase of ours restarts: down for a moment, but not killed.
     restarting: HashSet<String>,
+    /// Rooms that were there before the drill, by `host:port` and name.
+    before: HashSet<(String, String)>,
 }
 
 /// Rooms that should not be, and rooms that should.
@@ -57,6 +59,19 @@ pub(crate) struct RoomAudit {
     pub(crate) orphaned: u64,
     pub(crate) missing: u64,
     pub(crate) examples: Vec<String>,
+    /// Those on SFUs that were never broken, which nothing excuses (I6).
+    pub(crate) unexcused: Vec<(Rule, String)>,
+}
+
+/// SFUs whose rooms are compared with the calls, and what excuses a difference.
+#[derive(Debug, Default)]
+struct Scope {
+    /// The SFUs that were looked at, by `host:port`.
+    looked_at: HashSet<String>,
+    /// Those of them that were never broken.
+    unbroken: HashSet<String>,
+    /// Rooms that were there before the drill.
+    before: HashSet<(String, String)>,
 }
 
 /// What the ledger must hear of an SFU, by its `host:port`.
@@ -192,6 +207,29 @@ impl Fleet {
 
     /// Compares the rooms on the SFUs that are up with where the calls are.
     pub(crate) async fn audit(&self, population: &Population, ledger: &Mutex<Ledger>) -> Result<RoomAudit, Error> {
+        let (held, looked_at) = self.rooms(population).await?;
+        let claimed: HashMap<(String, String), u32> = ledger
+            .lock()
+            .checker
+            .endpoints()
+            .map(|(call, url)| ((authority(url).to_owned(), room_of(url)), call))
+            .collect();
+        let view = self.view.lock();
+        let nodes = view.mocks.iter().flat_map(|mock| &mock.nodes);
+        let unbroken = nodes.filter(|node| !view.hit.contains(&node.id)).map(|node| authority(&node.url).to_owned());
+        let scope = Scope { unbroken: unbroken.collect(), before: view.before.clone(), looked_at };
+        Ok(compare(&held, &claimed, &scope))
+    }
+
+    /// Remembers the rooms that an earlier drill of the same name left: they are no fault of this one.
+    pub(crate) async fn remember_rooms(&self, population: &Population) -> Result<(), Error> {
+        let (held, _) = self.rooms(population).await?;
+        self.view.lock().before = held;
+        Ok(())
+    }
+
+    /// Our guilds' rooms on the SFUs that are up, and which SFUs these are.
+    async fn rooms(&self, population: &Population) -> Result<(HashSet<(String, String)>, HashSet<String>), Error> {
         let ask: Vec<(Control, String, String)> = {
             let view = self.view.lock();
             let mocks = self.controls.iter().zip(&view.mocks).filter(|(_, mock)| !mock.gone);
@@ -210,13 +248,7 @@ impl Fleet {
             looked_at.insert(authority);
         }
         drop(lists);
-        let claimed: HashMap<(String, String), u32> = ledger
-            .lock()
-            .checker
-            .endpoints()
-            .map(|(call, url)| ((authority(url).to_owned(), room_of(url)), call))
-            .collect();
-        Ok(compare(&held, &claimed, &looked_at))
+        Ok((held, looked_at))
     }
 }
 
@@ -330,28 +362,35 @@ impl View {
     }
 }
 
+// === impl RoomAudit ===
+
+impl RoomAudit {
+    fn add(&mut self, rule: Rule, excused: bool, text: String) {
+        if self.examples.len() < EXAMPLES_MAX {
+            self.examples.push(text.clone());
+        }
+        if !excused {
+            self.unexcused.push((rule, text));
+        }
+    }
+}
+
 /// The room of an endpoint `https://host:port/media/{room}`.
 fn room_of(url: &str) -> String {
     url.rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-fn compare(
-    held: &HashSet<(String, String)>,
-    claimed: &HashMap<(String, String), u32>,
-    looked_at: &HashSet<String>,
-) -> RoomAudit {
+fn compare(held: &HashSet<(String, String)>, claimed: &HashMap<(String, String), u32>, scope: &Scope) -> RoomAudit {
     let mut audit = RoomAudit::default();
-    for (at, room) in held.iter().filter(|room| !claimed.contains_key(*room)) {
+    for place in held.iter().filter(|room| !claimed.contains_key(*room)) {
         audit.orphaned += 1;
-        if audit.examples.len() < EXAMPLES_MAX {
-            audit.examples.push(format!("{at} holds {room}, where no call is"));
-        }
+        let excused = !scope.unbroken.contains(&place.0) || scope.before.contains(place);
+        audit.add(Rule::OrphanRoom, excused, format!("{} holds {}, where no call is", place.0, place.1));
     }
-    for (place, call) in claimed.iter().filter(|(room, _)| looked_at.contains(&room.0) && !held.contains(*room)) {
+    for (place, call) in claimed.iter().filter(|(room, _)| scope.looked_at.contains(&room.0) && !held.contains(*room)) {
         audit.missing += 1;
-        if audit.examples.len() < EXAMPLES_MAX {
-            audit.examples.push(format!("c{call} is at {}, which does not hold {}", place.0, place.1));
-        }
+        let excused = !scope.unbroken.contains(&place.0);
+        audit.add(Rule::MissingRoom, excused, format!("c{call} is at {}, which does not hold {}", place.0, place.1));
     }
     audit
 }
@@ -366,8 +405,15 @@ mod tests {
         let held = HashSet::from([place("a", "r1"), place("b", "r1"), place("b", "r2")]);
         let claimed = HashMap::from([(place("a", "r1"), 1), (place("b", "r3"), 3), (place("dead", "r4"), 4)]);
         let looked_at = HashSet::from(["a".to_owned(), "b".to_owned()]);
-        let audit = compare(&held, &claimed, &looked_at);
+        let mut scope = Scope { looked_at: looked_at.clone(), unbroken: looked_at, before: HashSet::new() };
+        let audit = compare(&held, &claimed, &scope);
         assert_eq!((audit.orphaned, audit.missing), (2, 1));
+        let unexcused = |audit: &RoomAudit, rule| audit.unexcused.iter().filter(|(r, _)| *r == rule).count();
+        assert_eq!((unexcused(&audit, Rule::OrphanRoom), unexcused(&audit, Rule::MissingRoom)), (2, 1));
+        scope.before.insert(place("b", "r1"));
+        assert_eq!(unexcused(&compare(&held, &claimed, &scope), Rule::OrphanRoom), 1, "one was there before");
+        scope.unbroken.remove("b");
+        assert!(compare(&held, &claimed, &scope).unexcused.is_empty(), "b was broken: nothing is its fault");
         assert!(audit.examples.iter().any(|e| e.contains("c3")), "{:?}", audit.examples);
     }
 

@@ -11,7 +11,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::checker::{Change, Checker, News};
+use crate::checker::{Change, Checker, News, Rule};
 use crate::population::{CallIx, Wave};
 
 /// Longest time the histograms tell apart, in microseconds: an hour. Longer ones count as an hour.
@@ -83,6 +83,13 @@ impl Spread {
 // === impl Ledger ===
 
 impl Ledger {
+    /// Keeps violations that were measured elsewhere.
+    pub(crate) fn violated(&mut self, rule: Rule, texts: &[String]) {
+        for text in texts {
+            self.checker.violate(rule, text);
+        }
+    }
+
     /// A ledger of `calls` calls seen by `watchers` gateways.
     #[must_use]
     pub(crate) fn new(calls: u32, watchers: u16) -> Self {

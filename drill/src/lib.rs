@@ -68,4 +68,4 @@ pub use self::plan::Plan;
 pub use self::report::{CheckReport, Outcome, PhaseReport, Report};
 pub use self::run::run;
 pub use self::table::{progress, summary};
-pub use self::wire::SyncerStatus;
+pub use self::wire::{PoolStatus, SyncerStatus};

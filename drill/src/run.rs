@@ -1,5 +1,7 @@
 //! Holding a drill: start the gateways, follow the script, watch, settle, judge.
 
+mod settle;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -9,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::checker::Rule;
 use crate::client::{Targets, client, tls};
 use crate::error::Error;
 use crate::fleet::{Fleet, RoomAudit};
@@ -16,7 +19,7 @@ use crate::gateway::{Gateway, Shared};
 use crate::ledger::Ledger;
 use crate::media::Media;
 use crate::observe::{Counts, Observer};
-use crate::plan::{Metric, Plan};
+use crate::plan::Plan;
 use crate::population::Population;
 use crate::reading::Reading;
 use crate::report::{self, CheckReport, Outcome, PhaseReading, Report};
@@ -28,10 +31,6 @@ use crate::syncers::Syncers;
 const TICK: Duration = Duration::from_millis(100);
 /// How often the series is sampled and the fleet polled.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
-/// Between two looks at whether the drill has settled.
-const SETTLE_LOOK: Duration = Duration::from_millis(500);
-/// Settling of a drill that was ended from outside: what is on its way may arrive.
-const SETTLE_CANCELLED_MAX: Duration = Duration::from_secs(2);
 /// Everyone has left within this time, or does not.
 const LEAVE_MAX: Duration = Duration::from_secs(15);
 /// Tasks end within this time once told to: they wait for nothing but the network.
@@ -116,6 +115,9 @@ impl Drill {
             }
         }
         let population = Population::generate(&plan, regions(&plan, &fleet, &syncers).await);
+        if let Err(error) = fleet.remember_rooms(&population).await {
+            tracing::warn!(%error, "rooms from before the drill are not known");
+        }
         let gateways_count = u16::try_from(plan.population.gateways).unwrap_or(u16::MAX);
         let started_at = unix_ms();
         let shared = Arc::new(Shared {
@@ -158,8 +160,9 @@ impl Drill {
                 ticks.tick().await;
                 // Silence is the answer of a dead fleet; the report shows it.
                 let (_, polled) = tokio::join!(fleet.poll(&shared.ledger), syncers.poll());
-                if let Err(error) = polled {
-                    tracing::debug!(%error, "no syncer answers");
+                match polled {
+                    Ok(()) => shared.ledger.lock().violated(Rule::Queue, &syncers.long_queues()),
+                    Err(error) => tracing::debug!(%error, "no syncer answers"),
                 }
             }
         }));
@@ -302,9 +305,15 @@ impl Drill {
         if let Err(error) = self.syncers.poll().await {
             tracing::warn!(%error, "no syncer answers at the end");
         }
+        if !cancelled {
+            self.judge_permits().await;
+        }
         let now = Instant::now();
         let behind = {
             let mut ledger = self.shared.ledger.lock();
+            for (rule, text) in audit.iter().flat_map(|audit| &audit.unexcused) {
+                ledger.checker.violate(*rule, text);
+            }
             if self.fleet.is_visible() {
                 ledger.checker.judge(now, true);
             }
@@ -323,34 +332,6 @@ impl Drill {
         report::sample(&mut self.series, &end.counts);
         let findings = self.findings(audit).await;
         self.report(&end, missed, cancelled, findings)
-    }
-
-    async fn settle(&self, cancel: &CancellationToken) -> Option<RoomAudit> {
-        let begun = Instant::now();
-        let is_about_rooms = |metric| matches!(metric, Metric::RoomsOrphaned | Metric::RoomsMissing);
-        let about_rooms = self.plan.checks.iter().any(|check| check.expect.metrics().any(is_about_rooms));
-        loop {
-            let now = Instant::now();
-            let counts = self.counts(now).0;
-            self.observer.tell(&counts);
-            let behind = self.shared.ledger.lock().checker.behind(0).0;
-            let mut quiet = counts.placed == counts.calls && behind == 0 && counts.media_missing == 0;
-            let mut audit = None;
-            if quiet && self.fleet.is_visible() {
-                audit = self.fleet.audit(&self.shared.population, &self.shared.ledger).await.ok();
-                quiet = !about_rooms || audit.as_ref().is_some_and(|a| a.orphaned == 0 && a.missing == 0);
-            }
-            let max = if cancel.is_cancelled() { SETTLE_CANCELLED_MAX } else { self.plan.settle_max };
-            if quiet || now.saturating_duration_since(begun) >= max {
-                return match audit {
-                    None if self.fleet.is_visible() => {
-                        self.fleet.audit(&self.shared.population, &self.shared.ledger).await.ok()
-                    }
-                    audit => audit,
-                };
-            }
-            tokio::time::sleep(SETTLE_LOOK).await;
-        }
     }
 
     async fn findings(&self, audit: Option<RoomAudit>) -> Vec<String> {

@@ -1,6 +1,7 @@
 //! The operators' side of the syncers: status before and after, levers.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -30,6 +31,10 @@ pub(crate) struct Syncers {
     last: Mutex<BTreeMap<String, SyncerStatus>>,
     /// Levers as they were before the drill changed them, by syncer.
     levers: Mutex<BTreeMap<String, serde_json::Map<String, Value>>>,
+    /// Whether every syncer answered the last poll.
+    all_answer: AtomicBool,
+    /// Whether one was seen to start anew: it lost what it knew of its calls.
+    restarted: AtomicBool,
 }
 
 // === impl Syncers ===
@@ -43,6 +48,8 @@ impl Syncers {
             first: Mutex::default(),
             last: Mutex::default(),
             levers: Mutex::default(),
+            all_answer: AtomicBool::new(false),
+            restarted: AtomicBool::new(false),
         }
     }
 
@@ -84,15 +91,40 @@ impl Syncers {
                 Ok(status) => {
                     found = true;
                     self.first.lock().entry(url.clone()).or_insert_with(|| status.clone());
-                    self.last.lock().insert(url.clone(), status);
+                    let uptime_ms = status.uptime_ms;
+                    let before = self.last.lock().insert(url.clone(), status);
+                    if before.is_some_and(|before| uptime_ms < before.uptime_ms) {
+                        self.restarted.store(true, Ordering::Relaxed);
+                    }
                 }
                 Err(reason) => failure = Some(Error::unreachable(url, reason)),
             }
         }
+        self.all_answer.store(failure.is_none(), Ordering::Relaxed);
         match failure {
             Some(error) if !found => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Whether all syncers are there and none lost its memory. Rooms of one that did are ended once
+    /// a digest finds them, up to a minute later.
+    pub(crate) fn remember(&self) -> bool {
+        self.all_answer.load(Ordering::Relaxed) && !self.restarted.load(Ordering::Relaxed)
+    }
+
+    /// Queues that are longer than their limit (I9), in words.
+    pub(crate) fn long_queues(&self) -> Vec<String> {
+        let last = self.last.lock();
+        let long = last.values().filter(|s| s.pool.waiters_max.is_some_and(|max| s.pool.waiters > max));
+        long.map(|s| format!("{}: {} wait, at most {:?} may", s.syncer, s.pool.waiters, s.pool.waiters_max)).collect()
+    }
+
+    /// Pools whose permits are not their connections and dials (I8), in words.
+    pub(crate) fn permits_off(&self) -> Vec<String> {
+        let last = self.last.lock();
+        let off = last.values().filter(|status| status.pool.permits_off != 0);
+        off.map(|status| format!("{}: permits are off by {}", status.syncer, status.pool.permits_off)).collect()
     }
 
     /// What each syncer said last.

@@ -96,6 +96,22 @@ pub struct SyncerStatus {
     pub moves_total: u64,
     /// Invariants it found broken itself.
     pub invariant_violations: u64,
+    /// Its pool's lane to the SFUs.
+    pub pool: PoolStatus,
+    /// Time since its start, in milliseconds.
+    pub uptime_ms: u64,
+}
+
+/// The part of a syncer's pool that a drill judges.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PoolStatus {
+    /// Requests that wait for a connection.
+    pub waiters: u64,
+    /// Most that may wait; absent: the syncer does not say.
+    pub waiters_max: Option<u64>,
+    /// Permits that are neither a connection nor a dial.
+    pub permits_off: i64,
 }
 
 // === impl Answer ===

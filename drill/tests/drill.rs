@@ -154,6 +154,42 @@ async fn i03_a_second_endpoint_at_one_epoch_is_found() {
     assert_eq!(report.checks.last().map(|check| check.outcome), Some(Outcome::Failed));
 }
 
+/// Holds a drill against a fleet of one syncer with a whim; what was violated.
+async fn violations(whim: impl Fn(&fake::Whims)) -> std::collections::BTreeMap<String, u64> {
+    let fleet = Arc::new(Fleet::default());
+    whim(&fleet.whims);
+    let (one, port) = (syncer(&fleet).await, control(&fleet).await);
+    let check = "[[checks]]\nexpect = \"invariant_violations == 0\"\n";
+    let report = hold(plan(&format!("{POPULATION}{check}")), targets(&[&one], &[&port])).await;
+    assert_eq!(report.passed, report.violations.is_empty(), "{report:#?}");
+    assert_eq!(report.invariant_violations, report.violations.values().sum::<u64>());
+    report.violations
+}
+
+#[tokio::test]
+async fn i06_a_room_without_a_call_on_an_sfu_that_works_is_found() {
+    let found = violations(|whims| whims.orphans.store(2, Ordering::SeqCst)).await;
+    assert_eq!(found, [("i06_orphan".to_owned(), 2)].into());
+}
+
+#[tokio::test]
+async fn i06_a_call_without_its_room_on_an_sfu_that_works_is_found() {
+    let found = violations(|whims| whims.hide_rooms.store(1, Ordering::SeqCst)).await;
+    assert!(found.len() == 1 && found["i06_missing"] > 0, "{found:?}");
+}
+
+#[tokio::test]
+async fn i08_permits_that_stay_off_are_found() {
+    let found = violations(|whims| whims.permits_off.store(u64::MAX, Ordering::SeqCst)).await;
+    assert_eq!(found, [("i08_permits".to_owned(), 1)].into());
+}
+
+#[tokio::test]
+async fn i09_a_queue_over_its_limit_is_found_and_one_at_its_limit_is_not() {
+    let found = violations(|whims| whims.long_queue.store(3, Ordering::SeqCst)).await;
+    assert!(found.len() == 1 && found["i09_queue"] > 0, "{found:?}");
+}
+
 #[tokio::test]
 async fn a_phase_that_never_begins_fails_the_drill() {
     let fleet = Arc::new(Fleet::default());

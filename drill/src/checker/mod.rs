@@ -10,6 +10,9 @@
 //! - R16, contract: phase 1 has an endpoint, phase 2 has none;
 //! - I10, untouched: an endpoint leaves an SFU only if that SFU was broken;
 //! - I7, last state: at quiescence every watcher of a call knows its last state.
+//!
+//! What others measure it only keeps: rooms without a call and calls without a room (I6, from the
+//! mocks), permits and queues of the pools (I8, I9, from the syncers' status).
 
 mod judge;
 
@@ -47,6 +50,14 @@ pub enum Rule {
     Untouched,
     /// I7: a watcher was not told the last state.
     LastState,
+    /// I6: a room that no call claims stays on an SFU that works.
+    OrphanRoom,
+    /// I6: an SFU that works does not hold the room of a call that is placed there.
+    MissingRoom,
+    /// I8: a pool's permits are not its connections and dials.
+    Permits,
+    /// I9: a pool's queue is longer than its limit.
+    Queue,
 }
 
 /// What a piece of news meant for its call.
@@ -166,6 +177,10 @@ impl fmt::Display for Rule {
             Self::Contract => "r16_contract",
             Self::Untouched => "i10_untouched",
             Self::LastState => "i07_last_state",
+            Self::OrphanRoom => "i06_orphan",
+            Self::MissingRoom => "i06_missing",
+            Self::Permits => "i08_permits",
+            Self::Queue => "i09_queue",
         })
     }
 }
@@ -307,7 +322,8 @@ impl Checker {
         node
     }
 
-    fn violate(&mut self, rule: Rule, text: &str) {
+    /// Keeps a violation, with its text while there is room for one.
+    pub fn violate(&mut self, rule: Rule, text: &str) {
         self.tally.violations += 1;
         *self.broken.entry(rule).or_default() += 1;
         if self.details.len() < DETAILS_MAX {

@@ -55,6 +55,14 @@ pub struct Whims {
     pub lose_cursors: AtomicU64,
     /// Announce this many placements on a second endpoint at the same epoch.
     pub lie_about_endpoints: AtomicU64,
+    /// Answers that say the pool's permits are off.
+    pub permits_off: AtomicU64,
+    /// Answers that say the pool's queue is longer than its limit.
+    pub long_queue: AtomicU64,
+    /// Rooms of ours on node 1 where no call is.
+    pub orphans: AtomicU64,
+    /// Keep quiet about every room.
+    pub hide_rooms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -309,7 +317,10 @@ async fn beat(State(fleet): State<Arc<Fleet>>, Path(id): Path<String>) -> Status
 async fn status(State(fleet): State<Arc<Fleet>>) -> Json<Value> {
     let calls = fleet.calls.lock();
     let attempts: u64 = calls.values().map(|call| call.n).sum();
-    Json(json!({"syncer": "fake", "calls": calls.len(), "attempts_total": attempts,
+    let off = u64::from(take(&fleet.whims.permits_off));
+    let waiters = if take(&fleet.whims.long_queue) { 11 } else { 10 };
+    Json(json!({"pool": {"permits_off": off, "waiters": waiters, "waiters_max": 10}, "uptime_ms": 1,
+        "syncer": "fake", "calls": calls.len(), "attempts_total": attempts,
         "first_attempts_total": attempts, "invariant_violations": 0}))
 }
 
@@ -363,7 +374,17 @@ async fn rooms(State(fleet): State<Arc<Fleet>>, Path(id): Path<String>) -> Json<
         json!({"room": format!("{guild}.{call}"), "slot": 0, "epoch": epoch(state.n), "syncer": "fake",
             "guild": guild, "participants": 0})
     };
-    Json(json!({"rooms": here.map(room).collect::<Vec<_>>()}))
+    let mut rooms: Vec<_> = here.map(room).collect();
+    if fleet.whims.hide_rooms.load(Ordering::SeqCst) > 0 {
+        rooms.clear();
+    }
+    if let Some(((guild, _), _)) = calls.iter().next().filter(|_| id == "n1") {
+        rooms.extend((0..fleet.whims.orphans.load(Ordering::SeqCst)).map(|n| {
+            json!({"room": format!("orphan-{n}"), "slot": 0, "epoch": epoch(1), "syncer": "fake", "guild": guild,
+                "participants": 0})
+        }));
+    }
+    Json(json!({ "rooms": rooms }))
 }
 
 /// A running server; it stops when dropped.
