@@ -43,7 +43,7 @@ pub(crate) fn all(install: bool) -> anyhow::Result<Vec<Stage>> {
     ];
     for suite in suites()? {
         let what = format!("integration tests in tests/{suite}");
-        let work = format!("test -p trunkline --locked --no-fail-fast --test {suite}");
+        let work = format!("test -p trunkline --locked --no-fail-fast --test {suite} -- --show-output");
         stages.push(stage(&suite, &what, move || tests(&mut cargo(&work))));
     }
     Ok(stages)
