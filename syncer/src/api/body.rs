@@ -55,7 +55,15 @@ pub(crate) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     if starts.is_some_and(|b| *b == b'[') {
         return Err("expected an object, found a list".to_owned());
     }
-    serde_json::from_slice(bytes).map_err(|e| e.to_string())
+    serde_json::from_slice(bytes).map_err(|e| located::<T>(bytes).unwrap_or_else(|| e.to_string()))
+}
+
+/// The error with the key it is about. Looked for only when there is an error: lines of the bulk
+/// road are many, and almost all are right.
+fn located<T: DeserializeOwned>(bytes: &[u8]) -> Option<String> {
+    let error = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_slice(bytes)).err()?;
+    let path = error.path().to_string();
+    (path != ".").then(|| format!("`{path}` {}", error.inner()))
 }
 
 /// Cuts a streamed body into lines.

@@ -131,7 +131,7 @@ pub(crate) async fn get(
 ) -> Result<Response, ApiError> {
     caller.must_be_operator()?;
     let (name, verb) = split_verb(&name, &["explain"]);
-    let call: CallId = id(name)?;
+    let call: CallId = id("call", name)?;
     if let Route::There(owner) = app.route(&guild, &caller)? {
         let (parts, _) = request.into_parts();
         return app.forward(&owner, &caller, &parts, bytes::Bytes::new()).await;
@@ -152,9 +152,12 @@ fn explain(app: &App, guild: &GuildId, call: &CallId) -> Result<Explanation, Api
 }
 
 /// A client's media failed.
+///
+/// Reports are counted (`trunkline_media_reports`). By themselves they move no call and change no
+/// verdict yet: a client cannot tell a broken SFU from its own broken network.
 #[utoipa::path(post, path = "/v1/guilds/{guild}/calls/{call}:report", operation_id = "report_call", tag = "gateways",
     params(("guild" = String, Path), ("call" = String, Path)), request_body = Report,
-    responses((status = 202, description = "Noted; it is one piece of evidence among others."), (status = "4XX", body = super::error::ErrorBody)))]
+    responses((status = 202, description = "Counted. It moves nothing by itself."), (status = "4XX", body = super::error::ErrorBody)))]
 pub(crate) async fn report(
     State(app): State<Arc<App>>,
     caller: Caller,
@@ -165,7 +168,7 @@ pub(crate) async fn report(
     if verb.is_none() {
         return Err(ApiError::not_found("action on a call; there is `:report`"));
     }
-    let call: CallId = id(name)?;
+    let call: CallId = id("call", name)?;
     let (parts, body) = request.into_parts();
     let bytes = body::read(body).await?;
     let _: Report = body::json(&bytes)?;
@@ -173,6 +176,7 @@ pub(crate) async fn report(
         return app.forward(&owner, &caller, &parts, bytes).await;
     }
     if app.engine.report(&guild, &call, &caller.id, Instant::now()) {
+        app.http.media_reports.inc();
         Ok(StatusCode::ACCEPTED.into_response())
     } else {
         Err(ApiError::not_found("call"))

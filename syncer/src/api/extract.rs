@@ -1,9 +1,12 @@
 //! Ids of the path and parameters of the query, refused in the one shape.
 
+use std::str::FromStr;
+
 use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{FromRequestParts, Path, Query};
+use axum::extract::{FromRequestParts, Path, Query, RawPathParams};
 use http::request::Parts;
 use serde::de::DeserializeOwned;
+use sfu_api::{IdError, SfuId};
 
 use super::ApiError;
 
@@ -19,10 +22,13 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Ids<T> 
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let Path(ids) = Path::from_request_parts(parts, state)
-            .await
-            .map_err(|e: PathRejection| ApiError::invalid(format!("bad path: {}", e.body_text())))?;
-        Ok(Self(ids))
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(ids)) => Ok(Self(ids)),
+            Err(rejection) => {
+                let raw = RawPathParams::from_request_parts(parts, state).await.ok();
+                Err(bad_path(&rejection, raw.as_ref()))
+            }
+        }
     }
 }
 
@@ -37,6 +43,20 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Params<T> {
     }
 }
 
+/// Names the id at fault: the rejection of several ids at once does not.
+fn bad_path(rejection: &PathRejection, ids: Option<&RawPathParams>) -> ApiError {
+    // All ids obey the same rules.
+    let wrong = ids.into_iter().flatten().find_map(|(name, value)| Some((name, value.parse::<SfuId>().err()?)));
+    match wrong {
+        Some((name, error)) => bad_id(name, error),
+        None => ApiError::invalid(format!("bad path: {}", rejection.body_text())),
+    }
+}
+
+fn bad_id(name: &str, error: IdError) -> ApiError {
+    ApiError::invalid(format!("`{name}` {error}"))
+}
+
 /// Splits `name:verb` when the verb is one of `verbs`. Ids may hold colons of their own.
 pub(crate) fn split_verb<'a>(text: &'a str, verbs: &[&str]) -> (&'a str, Option<&'a str>) {
     match text.rsplit_once(':') {
@@ -46,6 +66,6 @@ pub(crate) fn split_verb<'a>(text: &'a str, verbs: &[&str]) -> (&'a str, Option<
 }
 
 /// Checks an id that was cut from a longer piece of the path.
-pub(crate) fn id<T: std::str::FromStr<Err = sfu_api::IdError>>(text: &str) -> Result<T, ApiError> {
-    text.parse().map_err(|e| ApiError::invalid(format!("bad path: id {e}")))
+pub(crate) fn id<T: FromStr<Err = IdError>>(name: &str, text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(|error| bad_id(name, error))
 }

@@ -38,6 +38,10 @@ pub(crate) struct HttpMetrics {
     pub(crate) restarts: Counter,
     /// Files that could not be used when they were read again.
     pub(crate) bad_files: Counter,
+    /// Reports of failed media that were taken.
+    pub(crate) media_reports: Counter,
+    /// Invariants of the pool found broken.
+    pub(crate) pool_violations: Counter,
 }
 
 impl Default for HttpMetrics {
@@ -50,6 +54,8 @@ impl Default for HttpMetrics {
             panics: Counter::default(),
             restarts: Counter::default(),
             bad_files: Counter::default(),
+            media_reports: Counter::default(),
+            pool_violations: Counter::default(),
         }
     }
 }
@@ -87,6 +93,8 @@ impl HttpMetrics {
         registry.register("http_connections", "Connections open", self.connections.clone());
         registry.register("http_panics", "Handlers that panicked", self.panics.clone());
         registry.register("critical_task_restarts", "Critical tasks started again", self.restarts.clone());
+        registry.register("media_reports", "Reports of failed media; they move nothing", self.media_reports.clone());
+        registry.register("pool_violations", "Invariants of the pool found broken", self.pool_violations.clone());
         registry.register("bad_files", "Files that could not be used when read again", self.bad_files.clone());
     }
 }

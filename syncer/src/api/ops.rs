@@ -45,6 +45,8 @@ pub(crate) struct Status {
 pub(crate) struct PoolStatus {
     /// Requests waiting for a connection.
     waiters: usize,
+    /// Most that may wait.
+    waiters_max: usize,
     /// Open connections.
     live: usize,
     /// Connections being opened.
@@ -86,13 +88,16 @@ pub(crate) struct Heartbeat {
 #[utoipa::path(get, path = "/v1/status", tag = "operators", responses((status = 200, body = Status)))]
 pub(crate) async fn status(State(app): State<Arc<App>>, _: Caller) -> Json<Status> {
     let pool = app.sfu_lane.snapshot();
+    let mut engine = app.engine.status();
+    engine.invariant_violations += app.http.pool_violations.get();
     let uptime = Instant::now().saturating_duration_since(app.started);
     Json(Status {
         syncer: app.ownership.me().clone(),
         ready: app.ready.missing().is_empty(),
-        engine: app.engine.status(),
+        engine,
         pool: PoolStatus {
             waiters: pool.waiters,
+            waiters_max: app.waiters_max,
             live: pool.live,
             dialling: pool.dialling,
             idle: pool.idle,
@@ -120,9 +125,12 @@ pub(crate) async fn members(State(app): State<Arc<App>>, caller: Caller) -> Resu
 }
 
 /// A gateway says that it lives.
+///
+/// Heartbeats are noted. Sessions do not expire yet when they stay away: a gateway that is gone for
+/// good has to be cleaned up by whoever follows it, with leaves.
 #[utoipa::path(put, path = "/v1/gateways/{gateway}", tag = "gateways",
     params(("gateway" = String, Path)), request_body = Heartbeat,
-    responses((status = 204, description = "Noted."), (status = "4XX", body = super::error::ErrorBody)))]
+    responses((status = 204, description = "Noted; no session expires by it yet."), (status = "4XX", body = super::error::ErrorBody)))]
 pub(crate) async fn heartbeat(
     State(app): State<Arc<App>>,
     caller: Caller,

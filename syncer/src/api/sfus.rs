@@ -40,7 +40,7 @@ pub(crate) async fn act(
 ) -> Result<Json<SfuView>, ApiError> {
     caller.must_be_operator()?;
     let (name, verb) = split_verb(&name, &["cordon", "uncordon", "declare-dead"]);
-    let sfu: SfuId = id(name)?;
+    let sfu: SfuId = id("sfu", name)?;
     let view = match verb {
         Some("cordon") => app.engine.cordon(&sfu, true),
         Some("uncordon") => app.engine.cordon(&sfu, false),

@@ -129,8 +129,19 @@ pub(super) fn nearest(path: &str) -> Option<String> {
         .map(|known| {
             let whole = strsim::jaro_winkler(known, path);
             let tail = strsim::jaro_winkler(known.rsplit('.').next().unwrap_or(known), last);
-            (whole.max(tail), known)
+            // Of keys with the same last part, the one whose path is more like it: `idd` is `id`.
+            (whole.max(tail), whole, known)
         })
+        .max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)))
+        .filter(|(score, ..)| *score > NEAREST_SCORE_MIN)
+        .map(|(.., known)| known.to_owned())
+}
+
+/// The known key of another file that looks most like `key`, when any does.
+pub(super) fn nearest_of(known: &[&str], key: &str) -> Option<String> {
+    known
+        .iter()
+        .map(|known| (strsim::jaro_winkler(known, key), *known))
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .filter(|(score, _)| *score > NEAREST_SCORE_MIN)
         .map(|(_, known)| known.to_owned())

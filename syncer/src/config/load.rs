@@ -98,9 +98,9 @@ fn from_file(path: &Path) -> Result<Table, ConfigError> {
     let text = read_text(path)?;
     // Typed first, alone: its errors know their line. The table is what later layers go on.
     if let Err(e) = toml::from_str::<Config>(&text) {
-        return Err(in_file(path, &text, &e));
+        return Err(in_file(path, &text, &e, Known::Settings));
     }
-    toml::from_str::<Table>(&text).map_err(|e| in_file(path, &text, &e))
+    toml::from_str::<Table>(&text).map_err(|e| in_file(path, &text, &e, Known::Settings))
 }
 
 /// Reads a file of bounded size as text.
@@ -113,8 +113,17 @@ pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(at)
 }
 
+/// Which keys a file may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// Those of the configuration.
+    Settings,
+    /// Those that the error lists: members, SFUs.
+    Listed,
+}
+
 /// Turns a TOML error into ours: line, key, nearest known key.
-pub(crate) fn in_file(path: &Path, text: &str, e: &toml::de::Error) -> ConfigError {
+pub(crate) fn in_file(path: &Path, text: &str, e: &toml::de::Error, known: Known) -> ConfigError {
     let span = e.span();
     let line = span.as_ref().map(|s| 1 + text.bytes().take(s.start).filter(|b| *b == b'\n').count());
     match unknown_field(e.message()) {
@@ -123,7 +132,10 @@ pub(crate) fn in_file(path: &Path, text: &str, e: &toml::de::Error) -> ConfigErr
                 Some(table) => format!("{table}.{field}"),
                 None => field.to_owned(),
             };
-            let nearest = keys::nearest(&key);
+            let nearest = match known {
+                Known::Settings => keys::nearest(&key),
+                Known::Listed => keys::nearest_of(&expected(e.message()), field),
+            };
             ConfigError::file(path, line, "unknown key").with_key(key).with_nearest(nearest)
         }
         None => ConfigError::file(path, line, e.message().replace('\n', ", ")),
@@ -132,6 +144,12 @@ pub(crate) fn in_file(path: &Path, text: &str, e: &toml::de::Error) -> ConfigErr
 
 fn unknown_field(message: &str) -> Option<&str> {
     message.strip_prefix("unknown field `")?.split('`').next()
+}
+
+/// The keys in serde's "expected one of `a`, `b`", "expected `a` or `b`" or "expected `a`".
+fn expected(message: &str) -> Vec<&str> {
+    let list = message.split_once("expected ").map_or("", |(_, list)| list.lines().next().unwrap_or(""));
+    list.split('`').skip(1).step_by(2).collect()
 }
 
 /// The table header above a line, when there is one.

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use sfu_api::{GatewayId, SyncerId};
 
 pub use self::error::{ConfigError, Source};
-pub(crate) use self::load::{in_file, read_text};
+pub(crate) use self::load::{Known, in_file, read_text};
 pub use self::secret::Secret;
 
 /// The port of the API when none is configured.

@@ -63,6 +63,18 @@ fn unknown_key_names_line_and_nearest() {
 }
 
 #[test]
+fn of_keys_equally_near_the_one_with_the_nearer_path_is_meant() {
+    for (text, nearest) in [
+        ("idd = \"a\"\n", "id"),
+        ("[auth]\nmod = \"open\"\n", "auth.mode"),
+        ("[auth]\ntokens = [{ token = \"t\", idd = \"o\", role = \"operator\" }]\n", "auth.tokens.id"),
+        ("[tls]\ncret = \"c\"\n", "tls.cert"),
+    ] {
+        assert_eq!(load(text).expect_err("unknown").nearest(), Some(nearest), "{text}");
+    }
+}
+
+#[test]
 fn wrong_type_names_the_line() {
     let e = load("id = \"a\"\n\nlisten = 5\n").expect_err("wrong type");
     assert_eq!(e.line(), Some(3), "{e}");

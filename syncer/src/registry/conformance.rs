@@ -37,6 +37,10 @@ fn ok<T>(what: &str, result: Result<T, RegistryError>) -> Result<T, Failure> {
 /// # Errors
 ///
 /// The first check that does not hold.
+///
+/// # Cancel safety
+///
+/// Dropped, members and claims of the suite stay in the registry: start again with an empty one.
 pub async fn run(registry: Arc<dyn Registry>, now: Instant) -> Result<(), Failure> {
     let (a, b) = (id("conf-a")?, id("conf-b")?);
     membership(&*registry, &a, &b, now).await?;

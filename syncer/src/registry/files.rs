@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use sfu_api::SyncerId;
 
 use super::{MEMBERS_MAX, Member, WEIGHT_DEFAULT};
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Known};
 use crate::drivers::SfuSpec;
 
 /// Most SFUs in a catalogue: twice the largest fleet on record.
@@ -85,7 +85,7 @@ const fn weight_default() -> u32 {
 
 fn read<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
     let text = crate::config::read_text(path)?;
-    toml::from_str(&text).map_err(|e| crate::config::in_file(path, &text, &e))
+    toml::from_str(&text).map_err(|e| crate::config::in_file(path, &text, &e, Known::Listed))
 }
 
 fn check_url(path: &Path, what: &str, id: &str, url: &str) -> Result<(), ConfigError> {

@@ -50,6 +50,23 @@ async fn r06_reading_the_same_list_again_changes_nothing() {
     assert_eq!(registry.watch().borrow().revision, revision, "nobody is woken, no slot moves");
 }
 
+#[test]
+fn an_unknown_key_of_a_list_names_the_nearest_of_that_list() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("f.toml");
+    let sfu = "[[sfus]]\nid = \"a\"\nurl = \"https://h:1\"\nregion = \"r\"\ncapcity = 1\n";
+    std::fs::write(&path, sfu).expect("written");
+    let e = read_sfus(&path).expect_err("unknown");
+    assert_eq!((e.line(), e.nearest()), (Some(5), Some("capacity")), "{e}");
+    for (text, nearest) in
+        [("[[members]]\nid = \"a\"\nurll = \"https://h:1\"\n", "url"), ("alow_shrink = true\n", "allow_shrink")]
+    {
+        std::fs::write(&path, text).expect("written");
+        let e = read_members(&path).expect_err("unknown");
+        assert_eq!(e.nearest(), Some(nearest), "{e}");
+    }
+}
+
 /// Lists of SFUs as files, one after the other: which are taken?
 #[test]
 fn r06_a_list_that_lost_too_much_is_refused_until_confirmed() {

@@ -180,6 +180,17 @@ impl Followed {
     }
 }
 
+/// Whether a first reading of the lists that `config` names would succeed.
+pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
+    if let Some(path) = &config.members_file {
+        read_members(path)?;
+    }
+    if let Some(path) = &config.sfus_file {
+        read_sfus(path)?;
+    }
+    Ok(())
+}
+
 fn look_at(path: &Path) -> Option<(SystemTime, u64)> {
     let meta = std::fs::metadata(path).ok()?;
     Some((meta.modified().ok()?, meta.len()))

@@ -6,6 +6,7 @@
 
 mod error;
 mod files;
+mod invariants;
 mod supervise;
 mod wiring;
 
@@ -26,6 +27,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::{self, App, Auth, Gateways, HttpMetrics, Readiness, WATCHERS_MAX, listener::Listener};
 use crate::config::{Config, ConfigError};
+use crate::context::EngineLevers;
 use crate::drivers;
 use crate::engine::{DriverFactory, Engine};
 use crate::ownership::Ownership;
@@ -93,6 +95,24 @@ pub struct DrainReport {
 // === impl Syncer ===
 
 impl Syncer {
+    /// Whether a start would refuse this configuration: reads the lists and the key, and tries the
+    /// limits. Nothing is started and no port is opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`] for what the configuration and the files it names say.
+    pub fn check(config: &Config) -> Result<(), StartError> {
+        config.check()?;
+        if let Some(path) = &config.token_key_file {
+            Signer::from_pem_file(path)?;
+        }
+        files::check(config)?;
+        let levers = Levers::new();
+        let _registered = EngineLevers::register(&levers);
+        apply_limits(config, &levers)?;
+        Ok(())
+    }
+
     /// Starts a syncer on the current runtime.
     ///
     /// # Errors
@@ -206,6 +226,8 @@ fn build(
         ownership: Ownership::new(config.id.clone(), registry),
         peers,
         sfu_lane,
+        // The lane to the peers differs from it in other limits only.
+        waiters_max: LaneLimits::default().waiters_max,
         signer,
         auth: Auth::new(config),
         ready: Readiness::waiting_for(&[CATALOGUE, SLOTS]),
@@ -357,6 +379,8 @@ impl Running {
         supervisor.run("ownership", move || wiring::ownership(Arc::clone(&app), stop.clone()));
         let app = Arc::clone(&self.app);
         supervisor.run("catalogue", move || wiring::catalogue(Arc::clone(&app)));
+        let app = Arc::clone(&self.app);
+        supervisor.run("invariants", move || invariants::watch(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("news", move || wiring::news(Arc::clone(&app)));
         let (app, files, reload) = (Arc::clone(&self.app), Arc::new(files), Arc::clone(&self.reload));

@@ -1,0 +1,76 @@
+//! Watches the pool's own invariants from inside: no permit leaks (I8), no queue outgrows its limit
+//! (I9). What it finds is counted with the engine's violations.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pool::LaneSnapshot;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::api::App;
+
+/// How often the lanes are looked at. A look walks all origins: a few milliseconds for 25,000.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What was seen of one lane so far.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watched {
+    /// Permits were off at the look before.
+    was_off: bool,
+}
+
+/// Looks at the lanes once a second.
+pub(super) async fn watch(app: Arc<App>) {
+    let lanes = [&app.sfu_lane, app.peers.lane()];
+    let mut watched = [Watched::default(); 2];
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        for (lane, watched) in lanes.iter().zip(&mut watched) {
+            let now = lane.snapshot();
+            for what in watched.look(&now, app.waiters_max) {
+                let (permits_off, waiters) = (now.permits_off, now.waiters);
+                tracing::error!(lane = lane.name(), what, permits_off, waiters, "invariant of the pool violated");
+                app.http.pool_violations.inc();
+            }
+        }
+    }
+}
+
+// === impl Watched ===
+
+impl Watched {
+    /// What is violated now. Permits are counted origin by origin while they come and go, so only
+    /// being off twice in a row counts.
+    fn look(&mut self, now: &LaneSnapshot, waiters_max: usize) -> impl Iterator<Item = &'static str> + use<> {
+        let off = now.permits_off != 0;
+        let leaked = std::mem::replace(&mut self.was_off, off) && off;
+        let crowded = now.waiters > waiters_max;
+        let found = [leaked.then_some("i08_permits"), crowded.then_some("i09_queue")];
+        found.into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(watched: &mut Watched, permits_off: i64, waiters: usize) -> Vec<&'static str> {
+        watched.look(&LaneSnapshot { permits_off, waiters, ..LaneSnapshot::default() }, 10).collect()
+    }
+
+    #[test]
+    fn i08_permits_that_are_off_twice_in_a_row_are_a_violation() {
+        let mut watched = Watched::default();
+        let looks = [1, 0, -1, 0, 1, 1, 1, 0].map(|off| look(&mut watched, off, 0).len());
+        assert_eq!(looks, [0, 0, 0, 0, 0, 1, 1, 0]);
+    }
+
+    #[test]
+    fn i09_a_queue_over_its_limit_is_a_violation_at_once() {
+        let mut watched = Watched::default();
+        assert!(look(&mut watched, 0, 10).is_empty(), "the limit itself is allowed");
+        assert_eq!(look(&mut watched, 0, 11), ["i09_queue"]);
+    }
+}
