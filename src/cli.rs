@@ -24,6 +24,9 @@ pub(crate) const BUILD: &str = match option_env!("TRUNKLINE_BUILD") {
 /// What `--version` shows.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| format!("{VERSION} ({BUILD})"));
 
+/// What stands above the options of every subcommand, after its own.
+pub(crate) const GLOBAL: &str = "Global options";
+
 const AFTER_HELP: &str = "\
 Start here:
   trunkline dev                      a whole fleet on this machine that breaks and recovers
@@ -55,7 +58,15 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) logging: LogArgs,
     /// How answers are printed on stdout
-    #[arg(short, long, global = true, value_name = "FORMAT", env = "TRUNKLINE_OUTPUT", default_value = "table")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        value_name = "FORMAT",
+        env = "TRUNKLINE_OUTPUT",
+        default_value = "table"
+    )]
     pub(crate) output: Format,
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -111,6 +122,19 @@ mod tests {
         for command in Cli::command().get_subcommands() {
             assert!(command.get_about().is_some(), "{}", command.get_name());
         }
+    }
+
+    #[test]
+    fn help_shows_a_subcommands_own_options_first() {
+        let mut command = Cli::command();
+        command.build();
+        let syncer = command.find_subcommand_mut("syncer").expect("a subcommand");
+        let help = syncer.render_long_help().to_string();
+        let at = |text: &str| help.find(text).unwrap_or_else(|| panic!("{text} is not in\n{help}"));
+        assert!(
+            at("--listen") < at(GLOBAL) && at(GLOBAL) < at("--log-format") && at(GLOBAL) < at("--output"),
+            "{help}"
+        );
     }
 
     #[test]

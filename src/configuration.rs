@@ -2,8 +2,9 @@
 
 use clap::Subcommand;
 use syncer::config::Config;
+use syncer::server::Syncer;
 
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::output::Output;
 use crate::serve::{Settings, load};
 
@@ -29,6 +30,7 @@ pub(crate) fn run(arguments: &ConfigArgs, output: &Output) -> Result<(), Failure
     match &arguments.verb {
         Verb::Check(settings) => {
             let config = load(settings)?;
+            Syncer::check(&config).map_err(|error| Failure::of(Exit::Config, error))?;
             output.say(&format!("the configuration of {} can be used", config.id));
         }
         Verb::Print(settings) => output.text(&load(settings)?.print()),

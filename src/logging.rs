@@ -5,7 +5,7 @@ use std::io::{IsTerminal, stderr};
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{BUILD, Command, VERSION};
+use crate::cli::{BUILD, Command, GLOBAL, VERSION};
 use crate::exit::{Exit, Failure};
 use crate::output::color_wanted;
 
@@ -18,10 +18,10 @@ const COMMAND_LEVEL: &str = "warn";
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogArgs {
     /// What is logged: a level, or targets such as `info,syncer=debug` [default: info for services, else warn]
-    #[arg(long, global = true, value_name = "FILTER", env = "TRUNKLINE_LOG")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FILTER", env = "TRUNKLINE_LOG")]
     log: Option<String>,
     /// How logs look on stderr
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "auto")]
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "FORMAT", default_value = "auto")]
     log_format: LogFormat,
 }
 

@@ -21,16 +21,20 @@ const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Most syncers asked by `--all`: beyond a hundred members something is wrong with the list.
 const MEMBERS_MAX: usize = 256;
 
+/// What stands above the options of every operator's command, after its own.
+const CONNECTION: &str = "Connection";
+
 /// Which syncer, and how to reach it.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Connection {
     /// Base URL of a syncer
-    #[arg(long, global = true, value_name = "URL", env = "TRUNKLINE_URL", default_value = "http://127.0.0.1:8441")]
+    #[arg(long, global = true, help_heading = CONNECTION, value_name = "URL", env = "TRUNKLINE_URL", default_value = "http://127.0.0.1:8441")]
     pub(crate) url: Url,
     /// Bearer token with the role operator
     #[arg(
         long,
         global = true,
+        help_heading = CONNECTION,
         value_name = "TOKEN",
         env = "TRUNKLINE_TOKEN",
         hide_env_values = true,
@@ -38,10 +42,10 @@ pub(crate) struct Connection {
     )]
     pub(crate) token: String,
     /// Certificates to trust (PEM) [default: those of the system]
-    #[arg(long, global = true, value_name = "FILE", env = "TRUNKLINE_CA")]
+    #[arg(long, global = true, help_heading = CONNECTION, value_name = "FILE", env = "TRUNKLINE_CA")]
     pub(crate) ca: Option<PathBuf>,
     /// Ask every syncer of the fleet, as the one at --url lists them
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = CONNECTION)]
     pub(crate) all: bool,
 }
 

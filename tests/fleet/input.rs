@@ -41,6 +41,34 @@ fn an_unknown_key_names_file_line_and_nearest_key() {
     refused(&["config", "check", "--config", &file], CONFIG, &[&file, "peer_secrt"]);
 }
 
+/// What `config check` lets through, `syncer` takes; what it refuses, `syncer` refuses alike.
+#[test]
+fn config_check_refuses_what_a_start_refuses() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let lever = write(dir.path(), "lever.toml", "[limits]\n\"placement.sfu.rat\" = 5.0\n");
+    let range = write(dir.path(), "range.toml", "[limits]\n\"placement.sfu.rate\" = -1.0\n");
+    let sfus = write(
+        dir.path(),
+        "sfus.toml",
+        "[[sfus]]\nid = \"a\"\nurl = \"https://127.0.0.1:1\"\nregion = \"r\"\ncapcity = 1\n",
+    );
+    let with_sfus = write(dir.path(), "with-sfus.toml", &format!("sfus_file = \"{sfus}\"\n"));
+    let members = write(dir.path(), "members.toml", "[[members]]\nid = \"a\"\nurl = \"nowhere\"\n");
+    let with_members = write(dir.path(), "with-members.toml", &format!("members_file = \"{members}\"\n"));
+    for (file, names) in [
+        (&lever, [lever.as_str(), "placement.sfu.rat", "placement.sfu.rate"]),
+        (&range, [range.as_str(), "placement.sfu.rate", ":2"]),
+        (&with_sfus, [sfus.as_str(), "capcity", "capacity"]),
+        (&with_members, [members.as_str(), "nowhere", "url"]),
+    ] {
+        let checked = refused(&["config", "check", "--config", file], CONFIG, &names);
+        let listen = ["syncer", "--listen", "127.0.0.1:0", "--config", file];
+        let started = refused(&listen, CONFIG, &names);
+        let last = |text: &str| text.lines().last().unwrap_or_default().to_owned();
+        assert_eq!(last(&checked), last(&started));
+    }
+}
+
 #[test]
 fn a_certificate_authority_that_cannot_be_read_or_is_none_is_named() {
     let dir = tempfile::tempdir().expect("a directory");
