@@ -66,6 +66,10 @@ pub struct Args {
 /// # Errors
 ///
 /// When the cluster cannot start; the message says what to change.
+///
+/// # Cancel safety
+///
+/// Dropped, the cluster stops soon, without waiting for its tasks; its files stay.
 pub async fn run(args: Args, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = args.into_config();
     check_descriptors(config.nodes, open_files_max())?;

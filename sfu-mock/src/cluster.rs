@@ -76,6 +76,10 @@ impl Cluster {
     /// # Errors
     ///
     /// When the configuration cannot work, an address is taken, or a file cannot be written.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, nodes that listen already stop soon; files may have been written.
     pub async fn start(config: ClusterConfig) -> Result<Self, Error> {
         config.validate()?;
         let authority = Arc::new(match config.ca_dir.as_deref().or(config.dir.as_deref()) {
@@ -219,6 +223,10 @@ impl Cluster {
     }
 
     /// Stops everything and waits until nothing runs any more.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, everything still stops; nobody waits for it.
     pub async fn shutdown(self) {
         let world = &self.fleet.world;
         world.stop.cancel();

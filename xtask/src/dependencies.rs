@@ -21,7 +21,9 @@ struct Dependency {
 }
 
 const DEPENDENCIES: &[Dependency] = &[
-    Dependency { program: "etcd", package: "etcd-server", used_for: "the registry" },
+    Dependency { program: "curl", package: "curl", used_for: "the API as scripts see it" },
+    // No test uses it yet: the registry's conformance suite runs against the embedded one so far.
+    Dependency { program: "etcd", package: "etcd-server", used_for: "a registry on etcd, not tested yet" },
     Dependency { program: "janus", package: "janus", used_for: "an SFU with real media" },
     Dependency { program: "promtool", package: "prometheus", used_for: "checking the text of /metrics" },
     Dependency { program: "chromium", package: "chromium", used_for: "the watch as a browser sees it" },
