@@ -38,6 +38,11 @@ async fn r19_an_sfu_that_lies_is_suspect_and_costs_nobody_else_anything() {
     for (sfu, _) in lies {
         syncer.believes(sfu, &["suspect"]).await;
     }
+    // What it said is counted for what it was: an answer that makes no sense.
+    let text = syncer.text("/metrics").await;
+    let nonsense = "trunkline_failed_looks_total{end=\"protocol\"} ";
+    let counted = text.lines().find_map(|line| line.strip_prefix(nonsense)?.parse::<u64>().ok());
+    assert!(counted.is_some_and(|n| n >= lies.len() as u64), "{counted:?} of {nonsense}");
     syncer.join(60..120).await;
     let after = syncer.placed(120).await;
     for (call, sfu) in &before {

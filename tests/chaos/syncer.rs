@@ -55,6 +55,11 @@ impl Syncer {
         answer.json().await.expect("JSON")
     }
 
+    pub(crate) async fn text(&self, path: &str) -> String {
+        let answer = self.client.get(format!("{}{path}", self.url)).send().await.expect("the syncer answers");
+        answer.text().await.expect("text")
+    }
+
     pub(crate) async fn lever(&self, name: &str, value: &Value) {
         let patch = self.client.patch(format!("{}/v1/levers", self.url)).json(&json!({ name: value }));
         let answer = patch.send().await.expect("the syncer answers");
