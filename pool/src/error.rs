@@ -99,6 +99,7 @@ pub(crate) enum Kind {
     Incomplete,
     TooLarge,
     Saturated,
+    WontMakeDeadline,
     Draining,
     Aborted,
     Body,
@@ -247,10 +248,18 @@ impl Error {
         self.inner.kind == Kind::Protocol
     }
 
-    /// A bound of this pool was reached; the host was not asked. See [`Error::retry_after`].
+    /// A bound of this pool was reached, or would be ([`Error::is_wont_make_deadline`]); the host was not
+    /// asked. See [`Error::retry_after`].
     #[must_use]
     pub fn is_saturated(&self) -> bool {
-        self.inner.kind == Kind::Saturated
+        matches!(self.inner.kind, Kind::Saturated | Kind::WontMakeDeadline)
+    }
+
+    /// The line was so long that the request could not have been sent before its deadline; it was refused
+    /// at once instead of then. [`Error::retry_after`] is the time by which it would have been late.
+    #[must_use]
+    pub fn is_wont_make_deadline(&self) -> bool {
+        self.inner.kind == Kind::WontMakeDeadline
     }
 
     /// The lane or the origin is being drained or was forgotten.
@@ -309,6 +318,7 @@ impl Kind {
             Self::Incomplete => "incomplete",
             Self::TooLarge => "too_large",
             Self::Saturated => "saturated",
+            Self::WontMakeDeadline => "wont_make_deadline",
             Self::Draining => "draining",
             Self::Aborted => "aborted",
             Self::Body => "body",
@@ -330,6 +340,7 @@ impl fmt::Display for Error {
             Kind::Incomplete => "the peer closed in the middle of an exchange",
             Kind::TooLarge => "response body is longer than allowed",
             Kind::Saturated => "too many waiting",
+            Kind::WontMakeDeadline => "the line is too long for the deadline",
             Kind::Draining => "the pool is draining",
             Kind::Aborted => "the connection was given up",
             Kind::Body => "the request body failed",

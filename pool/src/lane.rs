@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use rustc_hash::FxBuildHasher;
 use rustls::ClientConfig;
 use tokio::runtime::Handle;
@@ -15,7 +17,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
-use crate::conn::ConnSettings;
 use crate::dial::Dialer;
 use crate::dial::connect::{Connected, Connector, TcpConnector};
 use crate::dial::gate::HandshakeGate;
@@ -43,6 +44,8 @@ pub(crate) struct LaneInner {
     dialer: Arc<Dialer>,
     spawner: Spawner,
     metrics: Metrics,
+    /// In force. Locked while a change is applied, so that two changes do not mix.
+    limits: Mutex<LaneLimits>,
 }
 
 /// Builds a [`Lane`].
@@ -144,15 +147,40 @@ impl Lane {
         LaneSnapshot { partitions, ..sum }
     }
 
-    /// Changes the lane's dials in flight, divided among the partitions (each keeps at least one). Takes
-    /// effect at once; dials under way finish. For a lever.
-    pub fn set_dials_max(&self, dials_max: usize) {
-        self.inner.partitions.iter().for_each(|partition| partition.set_dials_max(dials_max));
+    /// The limits in force.
+    #[must_use]
+    pub fn limits(&self) -> LaneLimits {
+        self.inner.limits.lock().clone()
     }
 
-    /// Changes how many TLS handshakes may ever compute at once. For a lever.
+    /// Changes any limit but the number of partitions. Takes effect at once: whoever waits is looked at
+    /// again, what is beyond a smaller limit finishes. PING times count for connections opened from now
+    /// on. For levers: [`Lane::register_levers`].
+    ///
+    /// # Errors
+    ///
+    /// When the limits contradict each other, or the number of partitions differs; nothing changes then.
+    pub fn set_limits(&self, limits: LaneLimits) -> Result<(), Error> {
+        self.inner.change(|current| *current = limits)
+    }
+
+    /// Changes the lane's dials in flight, divided among the partitions (each keeps at least one).
+    pub fn set_dials_max(&self, dials_max: usize) {
+        let floor = self.inner.partitions.len();
+        // Cannot fail: the only rule for it is the one obeyed here.
+        let _kept = self.inner.change(|limits| limits.dials_max = dials_max.max(floor));
+    }
+
+    /// Changes how many TLS handshakes may ever compute at once.
     pub fn set_handshakes_max(&self, handshakes_max: u32) {
-        self.inner.dialer.gate.set_max(handshakes_max);
+        let _kept = self.inner.change(|limits| limits.handshakes_max = Some(handshakes_max.max(1)));
+    }
+
+    /// Changes certificate, key or trusted authorities. Connections that are open stay open and retire at
+    /// their age; dials from now on use the new settings and resume no session made under the old ones.
+    pub fn set_tls(&self, config: &ClientConfig) {
+        let origins_max = self.inner.limits.lock().origins_max;
+        self.inner.dialer.tls.store(Some(tls::with_own_sessions(config, origins_max)));
     }
 
     /// Ends the lane: refuses new requests, answers waiters, closes idle connections, waits for those in
@@ -183,6 +211,21 @@ impl LaneInner {
 
     pub(crate) fn partition_snapshots(&self) -> Vec<PartitionSnapshot> {
         self.partitions.iter().map(|partition| partition.snapshot()).collect()
+    }
+
+    /// Validates and applies a change of limits.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut LaneLimits)) -> Result<(), Error> {
+        let mut current = self.limits.lock();
+        let mut limits = current.clone();
+        change(&mut limits);
+        limits.validate()?;
+        if limits.partitions != current.partitions {
+            return Err(Error::config("the number of partitions cannot change while the lane runs"));
+        }
+        self.dialer.gate.set_max(limits.handshakes_max);
+        self.partitions.iter().for_each(|partition| partition.set_limits(&limits));
+        *current = limits;
+        Ok(())
     }
 
     fn partition(&self, origin: &Origin) -> &Arc<Partition> {
@@ -259,17 +302,19 @@ impl LaneBuilder {
         let spawner = Spawner::new(handle);
         let dialer = Arc::new(Dialer {
             connector: self.connector,
-            tls: self.tls.map(|config| tls::with_own_sessions(&config, limits.origins_max)),
+            tls: ArcSwapOption::new(self.tls.map(|config| tls::with_own_sessions(&config, limits.origins_max))),
             gate: HandshakeGate::new(available_parallelism().map_or(1, usize::from)),
-            settings: ConnSettings { ping_interval: limits.ping_interval, ping_timeout: limits.ping_timeout },
         });
+        dialer.gate.set_max(limits.handshakes_max);
         let partitions = (0..limits.partitions)
             .map(|n| {
                 let metrics = self.metrics.partition(&self.name, n);
                 Partition::new(&limits, Arc::clone(&dialer), spawner.clone(), metrics)
             })
             .collect();
-        let inner = Arc::new(LaneInner { name: self.name, partitions, dialer, spawner, metrics: self.metrics });
+        let metrics = self.metrics;
+        let limits = Mutex::new(limits);
+        let inner = Arc::new(LaneInner { name: self.name, partitions, dialer, spawner, metrics, limits });
         inner.metrics.attach(Arc::downgrade(&inner));
         Ok(Lane { inner })
     }

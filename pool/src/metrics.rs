@@ -17,6 +17,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::cell::CloseReason;
 use crate::dial::Dialled;
 use crate::error::{Error, Kind};
 use crate::lane::LaneInner;
@@ -39,11 +40,13 @@ struct Families {
     shed: Family<OutcomeLabels, Counter>,
     failed_fast: Family<Labels, Counter>,
     elided: Family<Labels, Counter>,
-    evicted: Family<Labels, Counter>,
+    spilled: Family<Labels, Counter>,
     replayed: Family<Labels, Counter>,
+    closed: Family<OutcomeLabels, Counter>,
     wait: Family<Labels, Histogram>,
     dial: Family<Labels, Histogram>,
     head: Family<Labels, Histogram>,
+    dial_slot: Family<Labels, Histogram>,
     lanes: Arc<Mutex<Vec<Weak<LaneInner>>>>,
 }
 
@@ -81,13 +84,14 @@ pub(crate) struct PartitionMetrics {
     labels: Labels,
     pub(crate) failed_fast: Counter,
     pub(crate) elided: Counter,
-    pub(crate) evicted: Counter,
+    pub(crate) spilled: Counter,
     pub(crate) replayed: Counter,
     answered_reused: Counter,
     answered_new: Counter,
     wait: Histogram,
     dial: Histogram,
     head: Histogram,
+    dial_slot: Histogram,
 }
 
 /// Reads the lanes' gauges at scrape time.
@@ -110,9 +114,16 @@ impl Metrics {
         registry.register("shed", "Callers sent away without a connection, by reason", families.shed.clone());
         registry.register("failed_fast", "Callers that got a shared dial error at once", families.failed_fast.clone());
         registry.register("dials_elided", "Dial slots that nobody needed any more", families.elided.clone());
-        registry.register("evicted", "Idle connections closed to make room", families.evicted.clone());
+        registry.register("spilled", "Idle connections closed to make room", families.spilled.clone());
+        registry.register("closed", "Connections that ended, by reason", families.closed.clone());
         registry.register("replayed", "Requests that came back unsent and were sent again", families.replayed.clone());
         registry.register_with_unit("wait", "Time in line for a connection", Unit::Seconds, families.wait.clone());
+        registry.register_with_unit(
+            "dial_slot",
+            "Time in line for a dial slot",
+            Unit::Seconds,
+            families.dial_slot.clone(),
+        );
         registry.register_with_unit("dial", "Duration of whole dials", Unit::Seconds, families.dial.clone());
         registry.register_with_unit("head", "Time from send to response head", Unit::Seconds, families.head.clone());
         registry.register_collector(Box::new(Gauges { lanes: Arc::clone(&families.lanes) }));
@@ -130,13 +141,14 @@ impl Metrics {
         PartitionMetrics {
             failed_fast: families.failed_fast.get_or_create_owned(&labels),
             elided: families.elided.get_or_create_owned(&labels),
-            evicted: families.evicted.get_or_create_owned(&labels),
+            spilled: families.spilled.get_or_create_owned(&labels),
             replayed: families.replayed.get_or_create_owned(&labels),
             answered_reused: families.requests.get_or_create_owned(&labels.request("reused", "answered")),
             answered_new: families.requests.get_or_create_owned(&labels.request("new", "answered")),
             wait: families.wait.get_or_create_owned(&labels),
             dial: families.dial.get_or_create_owned(&labels),
             head: families.head.get_or_create_owned(&labels),
+            dial_slot: families.dial_slot.get_or_create_owned(&labels),
             families,
             labels,
         }
@@ -157,11 +169,13 @@ impl Default for Families {
             shed: Family::default(),
             failed_fast: Family::default(),
             elided: Family::default(),
-            evicted: Family::default(),
+            spilled: Family::default(),
+            closed: Family::default(),
             replayed: Family::default(),
             wait: Family::new_with_constructor(histogram),
             dial: Family::new_with_constructor(histogram),
             head: Family::new_with_constructor(histogram),
+            dial_slot: Family::new_with_constructor(histogram),
             lanes: Arc::default(),
         }
     }
@@ -184,6 +198,15 @@ impl Labels {
 impl PartitionMetrics {
     pub(crate) fn waited(&self, wait: Duration) {
         self.wait.observe(wait.as_secs_f64());
+    }
+
+    /// An origin got a dial slot after so long in line.
+    pub(crate) fn slot_given(&self, waited: Duration) {
+        self.dial_slot.observe(waited.as_secs_f64());
+    }
+
+    pub(crate) fn closed(&self, reason: CloseReason) {
+        self.families.closed.get_or_create(&self.labels.outcome(reason.as_str())).inc();
     }
 
     pub(crate) fn shed(&self, kind: &Kind) {

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use deadpool::managed::{self, Metrics as ObjectMetrics, Object, PoolError, RecycleError, RecycleResult};
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -120,9 +121,8 @@ impl RegistryLane {
             .map_err(Error::config)?;
         let dialer = Arc::new(Dialer {
             connector: BoxCloneSyncService::new(TcpConnector),
-            tls: tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX)),
+            tls: ArcSwapOption::new(tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX))),
             gate: HandshakeGate::new(1),
-            settings: ConnSettings { ping_interval: PING_INTERVAL, ping_timeout: PING_TIMEOUT },
         });
         let inner = Inner {
             name: name.to_owned(),
@@ -267,7 +267,8 @@ impl managed::Manager for Members {
         // On the lane's thread: the driver is the tail of the dial.
         self.spawner.spawn(async move {
             let progress = Progress::default();
-            let dial = dialer.dial(&origin, &progress, TaskExecutor::new(spawner, Arc::new(())));
+            let settings = ConnSettings { ping_interval: PING_INTERVAL, ping_timeout: PING_TIMEOUT };
+            let dial = dialer.dial(&origin, &progress, &settings, TaskExecutor::new(spawner, Arc::new(())));
             match timeout(DIAL_TIMEOUT, dial).await {
                 Ok(Ok(dialled)) => {
                     if done.send(Ok(dialled.link)).is_ok() {

@@ -178,10 +178,10 @@ impl tower::Service<Request<Body>> for OriginHandle {
 
     fn call(&mut self, request: Request<Body>) -> ResponseFuture {
         let handle = self.clone();
-        let deadline = request
-            .extensions()
-            .get::<Deadline>()
-            .map_or_else(|| Instant::now() + handle.cell.partition().limits().request_timeout, |deadline| deadline.0);
+        let deadline = request.extensions().get::<Deadline>().map_or_else(
+            || Instant::now() + handle.cell.partition().tuning().request_timeout.get(),
+            |deadline| deadline.0,
+        );
         Box::pin(async move { handle.send(request, deadline).await })
     }
 }

@@ -29,7 +29,6 @@ pub enum BreakerState {
 
 #[derive(Debug)]
 pub(crate) struct Breaker<E> {
-    backoff: Backoff,
     failures: u32,
     open: Option<(Instant, E)>,
 }
@@ -37,8 +36,8 @@ pub(crate) struct Breaker<E> {
 // === impl Breaker ===
 
 impl<E: Clone> Breaker<E> {
-    pub(crate) fn new(backoff: Backoff) -> Self {
-        Self { backoff, failures: 0, open: None }
+    pub(crate) fn new() -> Self {
+        Self { failures: 0, open: None }
     }
 
     /// A dial worked.
@@ -48,9 +47,9 @@ impl<E: Clone> Breaker<E> {
     }
 
     /// A dial failed; `jitter` is drawn evenly from 0 to 1.
-    pub(crate) fn fail(&mut self, error: E, jitter: f64, now: Instant) {
-        let floor = self.backoff.base.mul_f64(WAIT_SHARE_MIN);
-        let wait = self.backoff.bound(self.failures).mul_f64(jitter.clamp(0.0, 1.0)).max(floor);
+    pub(crate) fn fail(&mut self, error: E, jitter: f64, backoff: Backoff, now: Instant) {
+        let floor = backoff.base.mul_f64(WAIT_SHARE_MIN);
+        let wait = backoff.bound(self.failures).mul_f64(jitter.clamp(0.0, 1.0)).max(floor);
         self.failures = self.failures.saturating_add(1);
         self.open = Some((now + wait, error));
     }
@@ -59,6 +58,11 @@ impl<E: Clone> Breaker<E> {
     pub(crate) fn blocks(&self, now: Instant) -> Option<(&E, Duration)> {
         let (until, error) = self.open.as_ref()?;
         (now < *until).then(|| (error, until.saturating_duration_since(now)))
+    }
+
+    /// The last dial's error, until one works.
+    pub(crate) fn last_error(&self) -> Option<&E> {
+        self.open.as_ref().map(|(_, error)| error)
     }
 
     /// When the back-off ends, while it lasts.
@@ -83,9 +87,9 @@ mod tests {
     async fn the_back_off_doubles_and_a_success_forgets_it() {
         let mut now = Instant::now();
         let backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_millis(350) };
-        let mut breaker = Breaker::new(backoff);
+        let mut breaker = Breaker::new();
         for bound_ms in [100, 200, 350, 350] {
-            breaker.fail("refused", 1.0, now);
+            breaker.fail("refused", 1.0, backoff, now);
             let until = now + Duration::from_millis(bound_ms);
             assert_eq!(breaker.state(now), BreakerState::Open { until });
             assert_eq!(breaker.state(until), BreakerState::HalfOpen);
@@ -93,7 +97,7 @@ mod tests {
         }
         breaker.succeed();
         assert_eq!(breaker.state(now), BreakerState::Closed);
-        breaker.fail("refused", 0.0, now);
+        breaker.fail("refused", 0.0, backoff, now);
         assert!(breaker.blocks(now).is_some(), "a draw of zero must still wait");
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct Lease {
     keep_alive: Option<Duration>,
     /// The request body was sent whole, so that the connection is ready right after the response.
     prompt: bool,
+    /// When it was taken, if the hold time is measured this time.
+    since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,8 +119,9 @@ impl Failure {
 
 impl Lease {
     pub(crate) fn new(cell: Arc<Cell>, taken: Taken<Link>) -> Self {
-        let Taken { key, channel, reused } = taken;
-        Self { cell, key, link: Some(channel), reused, phase: Phase::Unused, keep_alive: None, prompt: false }
+        let Taken { key, channel, reused, since, sampled } = taken;
+        let since = if sampled && since.is_none() { Some(Instant::now()) } else { since };
+        Self { cell, key, link: Some(channel), reused, phase: Phase::Unused, keep_alive: None, prompt: false, since }
     }
 
     pub(crate) fn reused(&self) -> bool {
@@ -134,14 +137,14 @@ impl Lease {
     pub(super) fn give_back(mut self) {
         self.phase = Phase::Done;
         let link = self.link.take();
-        self.cell.give_back(self.key, link, Verdict::Answered, self.keep_alive);
+        self.cell.give_back(self.key, link, Verdict::Answered, self.keep_alive, self.since);
     }
 
     /// The connection is not to be used again.
     pub(super) fn discard(mut self) {
         self.phase = Phase::Done;
         drop(self.link.take());
-        self.cell.give_back(self.key, None, Verdict::Answered, None);
+        self.cell.give_back(self.key, None, Verdict::Answered, None, self.since);
     }
 
     /// The response body is over: read to its end or dropped.
@@ -158,16 +161,19 @@ impl Lease {
                     phase: Phase::Done,
                     keep_alive: self.keep_alive,
                     prompt: self.prompt,
+                    since: self.since,
                 };
                 if self.prompt {
                     self.cell.apply(Event::Returning(self.key));
                 }
                 back.park(parked);
             }
-            Link::H1 { .. } => self.cell.give_back(self.key, Some(link), Verdict::Answered, self.keep_alive),
+            Link::H1 { .. } => {
+                self.cell.give_back(self.key, Some(link), Verdict::Answered, self.keep_alive, self.since);
+            }
             Link::H2 { .. } => {
                 drop(link);
-                self.cell.give_back(self.key, None, Verdict::Answered, None);
+                self.cell.give_back(self.key, None, Verdict::Answered, None, self.since);
             }
         }
     }
@@ -176,7 +182,7 @@ impl Lease {
         if let Some(link) = self.link.take() {
             link.cut();
         }
-        self.cell.give_back(self.key, None, verdict, None);
+        self.cell.give_back(self.key, None, verdict, None, self.since);
     }
 }
 
@@ -185,7 +191,7 @@ impl Drop for Lease {
         match self.phase {
             Phase::Unused => {
                 let link = self.link.take().filter(|link| !link.is_shared());
-                self.cell.give_back(self.key, link, Verdict::Unused, None);
+                self.cell.give_back(self.key, link, Verdict::Unused, None, None);
             }
             Phase::InFlight => self.abandon(Verdict::Abandoned),
             Phase::TimedOut => self.abandon(Verdict::TimedOut),
@@ -194,7 +200,7 @@ impl Drop for Lease {
                 // A parked lease that was dropped with its driver.
                 if let Some(link) = self.link.take() {
                     drop(link);
-                    self.cell.give_back(self.key, None, Verdict::Abandoned, None);
+                    self.cell.give_back(self.key, None, Verdict::Abandoned, None, None);
                 }
             }
         }

@@ -140,6 +140,10 @@ impl Channel for Link {
         }
     }
 
+    fn is_lively(&self) -> bool {
+        true
+    }
+
     fn streams_max(&self) -> usize {
         match self {
             Self::H1 { .. } => 1,

@@ -65,9 +65,11 @@ impl HandshakeGate {
         Self { window: Window::new(limits), limits, line: Mutex::new(VecDeque::new()) }
     }
 
-    /// Changes how many may ever compute at once; what was learnt is kept within it.
-    pub(crate) fn set_max(&self, max: u32) {
-        self.window.set_limits(WindowLimits { max, ..self.limits });
+    /// Changes how many may ever compute at once; what was learnt is kept within it. `None`: what the cores allow.
+    pub(crate) fn set_max(&self, max: Option<u32>) {
+        let max = max.unwrap_or(self.limits.max);
+        let floor = self.limits.floor.min(max);
+        self.window.set_limits(WindowLimits { floor, max, ..self.limits });
         self.call_next();
     }
 

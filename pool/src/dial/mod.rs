@@ -14,6 +14,7 @@ pub(crate) mod scheduler;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use arc_swap::ArcSwapOption;
 use rustls::ClientConfig;
 use tokio_rustls::TlsConnector;
 use tower::{Service, ServiceExt};
@@ -38,9 +39,8 @@ const STAGES: [Stage; 5] = [Stage::DialSlot, Stage::Dns, Stage::Tcp, Stage::Tls,
 #[derive(Debug)]
 pub(crate) struct Dialer {
     pub(crate) connector: Connector,
-    pub(crate) tls: Option<Arc<ClientConfig>>,
+    pub(crate) tls: ArcSwapOption<ClientConfig>,
     pub(crate) gate: HandshakeGate,
-    pub(crate) settings: ConnSettings,
 }
 
 /// A dial's result: what requests are handed to, and the future that moves their bytes.
@@ -83,6 +83,7 @@ impl Dialer {
         &self,
         origin: &Origin,
         progress: &Progress,
+        settings: &ConnSettings,
         executor: TaskExecutor,
     ) -> Result<Dialled, Error> {
         let target = connect::Target::new(origin, progress);
@@ -91,7 +92,7 @@ impl Dialer {
         let connected = target.observe(connector.call(origin.clone())).await?;
         let (io, alpn, tls_resumed) = self.secure(origin, connected, progress).await?;
         progress.set(Stage::Handshake);
-        let (link, driver) = conn::handshake(io, alpn, &self.settings, executor).await?;
+        let (link, driver) = conn::handshake(io, alpn, settings, executor).await?;
         Ok(Dialled { link, driver, tls_resumed })
     }
 
@@ -108,11 +109,11 @@ impl Dialer {
             return Ok((connected.io, Alpn::Http1, None));
         }
         progress.set(Stage::Tls);
-        let Some(tls) = &self.tls else {
+        let Some(tls) = self.tls.load_full() else {
             return Err(Error::dial(Stage::Tls, "the lane has no tls configuration"));
         };
         let name = origin.server_name().map_err(|error| Error::dial(Stage::Tls, error))?;
-        let handshake = TlsConnector::from(Arc::clone(tls)).connect(name, connected.io);
+        let handshake = TlsConnector::from(tls).connect(name, connected.io);
         let stream = self.gate.run(handshake).await.map_err(|error| Error::dial(Stage::Tls, error))?;
         let session = stream.get_ref().1;
         let alpn = if session.alpn_protocol() == Some(b"h2") { Alpn::Http2 } else { Alpn::Http1 };

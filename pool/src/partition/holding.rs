@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::RngExt;
@@ -38,10 +39,10 @@ impl Holding {
     }
 
     /// The dial worked: the permit is now the connection's.
-    pub(super) fn connected(&self, link: Link) {
+    pub(super) fn connected(&self, link: Link, took: Duration) {
         let State::Dialling { fresh } = *self.state.lock() else { return };
         let shared = link.is_shared();
-        let event = Event::Connected { fresh, channel: link, shared, jitter: rand::rng().random() };
+        let event = Event::Connected { fresh, channel: link, shared, took, jitter: rand::rng().random() };
         if let Some(key) = self.cell.open(event, |key| *self.state.lock() = State::Live(key)) {
             tracing::debug!(origin = %self.cell.origin(), ?key, shared, "connection opened");
         }
@@ -49,11 +50,11 @@ impl Holding {
     }
 
     /// The dial failed.
-    pub(super) fn failed(&self, error: Error) {
+    pub(super) fn failed(&self, error: Error, took: Duration) {
         let before = std::mem::replace(&mut *self.state.lock(), State::Failed);
         if let State::Dialling { fresh } = before {
             tracing::debug!(origin = %self.cell.origin(), %error, "dial failed");
-            self.cell.apply(Event::DialFailed { fresh, error, jitter: rand::rng().random() });
+            self.cell.apply(Event::DialFailed { fresh, error, took, jitter: rand::rng().random() });
             self.release_slot();
         }
     }
@@ -68,7 +69,7 @@ impl Drop for Holding {
     fn drop(&mut self) {
         let state = *self.state.get_mut();
         match state {
-            State::Dialling { .. } => self.failed(Error::new(Kind::Aborted, Stage::DialSlot)),
+            State::Dialling { .. } => self.failed(Error::new(Kind::Aborted, Stage::DialSlot), Duration::ZERO),
             State::Live(key) => {
                 self.cell.ended.fetch_add(1, Ordering::Relaxed);
                 self.cell.apply(Event::Closed(key));

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::RngExt;
-use rate_limit::Backoff;
+use rate_limit::{Bucket, Quota};
 use rustc_hash::FxBuildHasher;
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -26,7 +26,7 @@ use self::holding::Holding;
 pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
 use self::timers::Timers;
-use crate::cell::{CellLimits, Event};
+use crate::cell::{Event, Intake, Tuning};
 use crate::dial::Dialer;
 use crate::dial::scheduler::{Scheduler, Turn};
 use crate::limits::LaneLimits;
@@ -44,15 +44,17 @@ const EVICT_RETRY: Duration = Duration::from_millis(5);
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Partition {
-    limits: LaneLimits,
-    cell_limits: CellLimits,
-    waiters_max: usize,
-    origins_max: usize,
+    tuning: Arc<Tuning>,
+    waiters_max: AtomicUsize,
+    origins_max: AtomicUsize,
+    dial_rate: Bucket,
     waiters: AtomicUsize,
     /// Somebody could dial if only there were room.
     starved: AtomicBool,
     /// The timer will look for room again.
     searching: AtomicBool,
+    /// The timer will try to dial again when the rate allows.
+    paced: AtomicBool,
     draining: AtomicBool,
     cells: Mutex<Cells>,
     scheduler: Mutex<Scheduler<Arc<Cell>>>,
@@ -100,29 +102,20 @@ impl Partition {
         spawner: Spawner,
         metrics: PartitionMetrics,
     ) -> Arc<Self> {
-        let share = |whole: usize| (whole / limits.partitions).max(1);
-        let slots = share(limits.dials_max);
+        let slots = limits.share(limits.dials_max);
         let partition = Arc::new(Self {
-            cell_limits: CellLimits {
-                connections_max: limits.connections_per_origin_max,
-                waiters_max: limits.waiters_per_origin_max,
-                dials_max: Scheduler::<Arc<Cell>>::origin_share(slots),
-                streams_max: limits.h2_streams_max,
-                idle_timeout: limits.idle_timeout,
-                age_max: limits.age_max,
-                backoff: Backoff { base: limits.backoff_base, max: limits.backoff_max },
-            },
-            waiters_max: share(limits.waiters_max),
-            // Hashing is even only on average: half as much again keeps the lane's total reachable.
-            origins_max: share(limits.origins_max).saturating_mul(3).div_ceil(2),
+            tuning: Arc::new(Tuning::new(limits, slots)),
+            waiters_max: AtomicUsize::new(limits.share(limits.waiters_max)),
+            origins_max: AtomicUsize::new(origins_share(limits)),
+            dial_rate: Bucket::new(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now()),
             waiters: AtomicUsize::new(0),
             starved: AtomicBool::new(false),
             searching: AtomicBool::new(false),
+            paced: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             cells: Mutex::new(Cells::default()),
-            scheduler: Mutex::new(Scheduler::new(slots, share(limits.connections_max))),
+            scheduler: Mutex::new(Scheduler::new(slots, limits.share(limits.connections_max))),
             timers: Timers::default(),
-            limits: limits.clone(),
             dialer,
             spawner,
             metrics,
@@ -133,22 +126,24 @@ impl Partition {
     }
 
     /// The cell of an origin, made on first use. Beyond the partition's share of `origins_max` the cell
-    /// is not kept and refuses everything.
+    /// is not kept and refuses everything, as a full line does.
     pub(crate) fn cell(self: &Arc<Self>, origin: &Origin) -> Arc<Cell> {
         let mut cells = self.cells.lock();
         if let Some(at) = cells.index.get(origin) {
             return Arc::clone(&cells.list[*at]);
         }
-        let cell = Arc::new(Cell::new(origin.clone(), Arc::clone(self), self.cell_limits.clone()));
-        let kept = cells.list.len() < self.origins_max;
+        let cell = Arc::new(Cell::new(origin.clone(), Arc::clone(self), Arc::clone(&self.tuning)));
+        let kept = cells.list.len() < self.origins_max.load(Ordering::Relaxed);
         if kept {
             let at = cells.list.len();
             cells.index.insert(origin.clone(), at);
             cells.list.push(Arc::clone(&cell));
         }
         drop(cells);
-        if !kept || self.draining.load(Ordering::Acquire) {
-            cell.apply(Event::Drain);
+        if !kept {
+            cell.apply(Event::Drain(Intake::Surplus));
+        } else if self.draining.load(Ordering::Acquire) {
+            cell.apply(Event::Drain(Intake::Refuse));
         }
         cell
     }
@@ -157,7 +152,7 @@ impl Partition {
     pub(crate) fn forget(&self, origin: &Origin) {
         let cell = self.cells.lock().remove(origin);
         if let Some(cell) = cell {
-            cell.apply(Event::Drain);
+            cell.apply(Event::Drain(Intake::Refuse));
         }
     }
 
@@ -166,7 +161,7 @@ impl Partition {
         self.draining.store(true, Ordering::Release);
         let cells = self.cells.lock().list.clone();
         let waiting = cells.iter().map(|cell| cell.counts().waiters).sum();
-        cells.iter().for_each(|cell| cell.apply(Event::Drain));
+        cells.iter().for_each(|cell| cell.apply(Event::Drain(Intake::Refuse)));
         waiting
     }
 
@@ -174,15 +169,24 @@ impl Partition {
     pub(crate) fn shut_down(&self) {
         self.draining.store(true, Ordering::Release);
         let cells = std::mem::take(&mut *self.cells.lock());
-        cells.list.iter().for_each(|cell| cell.apply(Event::Drain));
+        cells.list.iter().for_each(|cell| cell.apply(Event::Drain(Intake::Refuse)));
         let lines = self.scheduler.lock().clear();
         drop(lines);
         self.timers.clear();
     }
 
-    /// Changes the partition's share of the lane's dials in flight.
-    pub(crate) fn set_dials_max(&self, lane_dials_max: usize) {
-        self.scheduler.lock().set_slots(lane_dials_max / self.limits.partitions);
+    /// Applies the partition's share of changed limits at once: whoever waits is looked at again.
+    pub(crate) fn set_limits(&self, limits: &LaneLimits) {
+        let slots = limits.share(limits.dials_max);
+        self.tuning.set(limits, slots);
+        self.waiters_max.store(limits.share(limits.waiters_max), Ordering::Relaxed);
+        self.origins_max.store(origins_share(limits), Ordering::Relaxed);
+        self.dial_rate.set_quota(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now());
+        self.scheduler.lock().set_limits(slots, limits.share(limits.connections_max));
+        let cells = self.cells.lock().list.clone();
+        for cell in cells.iter().filter(|cell| cell.counts().waiters > 0) {
+            cell.apply(Event::Retune);
+        }
         self.pump();
     }
 
@@ -208,21 +212,32 @@ impl Partition {
         self.scheduler.lock().connections()
     }
 
-    pub(crate) fn limits(&self) -> &LaneLimits {
-        &self.limits
+    pub(crate) fn tuning(&self) -> &Tuning {
+        &self.tuning
     }
 
     /// Gives dial slots to whoever is in line until there is no slot, no room or nobody left.
     pub(crate) fn pump(&self) {
         loop {
-            let turn = self.scheduler.lock().next();
+            let now = Instant::now();
+            let rate = || self.dial_rate.try_take(1, now).map_err(|not_yet| not_yet.ready_at);
+            let turn = self.scheduler.lock().next(now, rate);
             match turn {
-                Turn::Granted(cell, class) => {
-                    if !cell.take_slot(class) {
+                Turn::Granted { item: cell, class, waited } => {
+                    if cell.take_slot(class) {
+                        self.metrics.slot_given(waited);
+                    } else {
+                        self.dial_rate.give_back(1, now);
                         let mut scheduler = self.scheduler.lock();
                         scheduler.release_slot(class);
                         scheduler.release_connection();
                     }
+                }
+                Turn::NotYet(at) => {
+                    if !self.paced.swap(true, Ordering::AcqRel) {
+                        self.timers.arm_pump(at);
+                    }
+                    return;
                 }
                 Turn::NoSlot => return,
                 Turn::NoRoom => {
@@ -258,7 +273,7 @@ impl Partition {
             cells.list.iter().cycle().skip(start).take(EVICT_TRIES.min(all)).cloned().collect()
         };
         let Some(cell) = candidates.iter().find(|cell| cell.counts().idle > 0) else { return false };
-        self.metrics.evicted.inc();
+        self.metrics.spilled.inc();
         cell.apply(Event::EvictIdle);
         true
     }
@@ -269,12 +284,18 @@ impl Partition {
                 Some(cell) => cell.apply(Event::Tick { at }),
                 None => {
                     self.searching.store(false, Ordering::Release);
+                    self.paced.store(false, Ordering::Release);
                     self.pump();
                 }
             }
         }
         self.timers.next()
     }
+}
+
+/// Hashing is even only on average: half as much again keeps the lane's total reachable.
+fn origins_share(limits: &LaneLimits) -> usize {
+    limits.share(limits.origins_max).saturating_mul(3).div_ceil(2)
 }
 
 // === impl Cells ===

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Holding, Partition};
 use crate::cell::{
-    Action, Actions, BreakerState, CellCounts, CellLimits, CellState, ConnKey, Event, Refusal, Ticket, Verdict,
+    Action, Actions, BreakerState, CellCounts, CellLearnt, CellState, ConnKey, Event, Refusal, Ticket, Tuning, Verdict,
 };
 use crate::conn::{Lease, Link, TaskExecutor};
 use crate::dial::Progress;
@@ -25,6 +25,9 @@ use crate::origin::Origin;
 /// What a caller is told when a line is full: about the time in which a full line of 4,096 moves on at
 /// the rate of a busy but healthy origin.
 const SATURATED_RETRY_AFTER: Duration = Duration::from_millis(500);
+
+/// Least time that is told to somebody whose deadline the line would have missed by less.
+const RETRY_AFTER_MIN: Duration = Duration::from_millis(10);
 
 /// One origin of a partition.
 #[derive(Debug)]
@@ -66,11 +69,11 @@ struct Wait<'a> {
 // === impl Cell ===
 
 impl Cell {
-    pub(super) fn new(origin: Origin, partition: Arc<Partition>, limits: CellLimits) -> Self {
+    pub(super) fn new(origin: Origin, partition: Arc<Partition>, tuning: Arc<Tuning>) -> Self {
         Self {
             origin,
             partition,
-            state: Mutex::new(CellState::new(limits)),
+            state: Mutex::new(CellState::new(tuning)),
             progress: Arc::default(),
             ended: AtomicU64::new(0),
         }
@@ -96,18 +99,22 @@ impl Cell {
         self.state.lock().counts()
     }
 
+    pub(crate) fn learnt(&self) -> CellLearnt {
+        self.state.lock().learnt()
+    }
+
     /// A connection for one request: at once if one is free, else after a wait in line.
     ///
     /// # Cancel safety
     ///
     /// A dropped wait leaves the line; what was given in the same moment goes back.
     pub(crate) async fn acquire(self: &Arc<Self>, fresh: bool, deadline: Instant) -> Result<Lease, Error> {
-        let now = Instant::now();
-        if !fresh && let Some(lease) = self.checkout(now) {
+        if !fresh && let Some(lease) = self.checkout() {
             return Ok(lease);
         }
+        let now = Instant::now();
         let partition = &self.partition;
-        if partition.waiters.fetch_add(1, Ordering::Relaxed) >= partition.waiters_max {
+        if partition.waiters.fetch_add(1, Ordering::Relaxed) >= partition.waiters_max.load(Ordering::Relaxed) {
             partition.waiters.fetch_sub(1, Ordering::Relaxed);
             partition.metrics.shed(&Kind::Saturated);
             return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
@@ -121,9 +128,10 @@ impl Cell {
         given
     }
 
-    fn checkout(self: &Arc<Self>, now: Instant) -> Option<Lease> {
+    /// The fast path: one lock, no clock, no allocation.
+    fn checkout(self: &Arc<Self>) -> Option<Lease> {
         let mut closed: SmallVec<[Link; 2]> = SmallVec::new();
-        let taken = self.state.lock().checkout(now, &mut |link| closed.push(link));
+        let taken = self.state.lock().checkout(&mut |link| closed.push(link));
         drop(closed);
         Some(Lease::new(Arc::clone(self), taken?))
     }
@@ -140,8 +148,11 @@ impl Cell {
         channel: Option<Link>,
         verdict: Verdict,
         keep_alive: Option<Duration>,
+        since: Option<Instant>,
     ) {
-        self.apply(Event::Return { key, channel, verdict, keep_alive });
+        let now = Instant::now();
+        let held = since.map(|since| now.saturating_duration_since(since));
+        self.step(Event::Return { key, channel, verdict, keep_alive, held }, now);
         self.partition.note_idle();
     }
 
@@ -180,17 +191,18 @@ impl Cell {
         let permit: Arc<dyn Send + Sync> = Arc::<Holding>::clone(&holding);
         let executor = TaskExecutor::new(partition.spawner.clone(), permit);
         let began = Instant::now();
-        let dial = partition.dialer.dial(&self.origin, &progress, executor);
-        let result = timeout(partition.limits.dial_timeout, dial).await;
+        let settings = partition.tuning.conn_settings();
+        let dial = partition.dialer.dial(&self.origin, &progress, &settings, executor);
+        let result = timeout(partition.tuning.dial_timeout.get(), dial).await;
         let took = Instant::now().saturating_duration_since(began);
         let result = result.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, progress.stage())));
         partition.metrics.dialled(took, &result);
         match result {
             Ok(dialled) => {
-                holding.connected(dialled.link);
+                holding.connected(dialled.link, took);
                 dialled.driver.await;
             }
-            Err(error) => holding.failed(error),
+            Err(error) => holding.failed(error, took),
         }
     }
 
@@ -222,11 +234,13 @@ impl Cell {
                 Action::Left(waiter) => drop(waiter),
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
                 Action::Opened(_) => {}
-                Action::WantSlot { proven } => {
-                    self.partition.scheduler.lock().enqueue(Arc::clone(self), proven);
+                Action::WantSlot { proven, cost } => {
+                    let now = Instant::now();
+                    self.partition.scheduler.lock().enqueue(Arc::clone(self), proven, cost, now);
                     left.pump = true;
                 }
                 Action::Close(link) => drop(link),
+                Action::Ended(reason) => self.partition.metrics.closed(reason),
                 Action::Arm(at) => self.partition.timers.arm(at, Arc::downgrade(self)),
             }
         }
@@ -248,6 +262,10 @@ impl Cell {
             Refusal::Saturated => {
                 metrics.shed(&Kind::Saturated);
                 Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER)
+            }
+            Refusal::WontMakeDeadline { excess } => {
+                metrics.shed(&Kind::WontMakeDeadline);
+                Error::new(Kind::WontMakeDeadline, Stage::Queue).with_retry_after(excess.max(RETRY_AFTER_MIN))
             }
             Refusal::Draining => {
                 metrics.shed(&Kind::Draining);
