@@ -25,6 +25,7 @@ mod desk;
 mod error;
 mod fleet;
 mod gateway;
+pub mod legacy;
 mod ledger;
 mod media;
 mod observe;

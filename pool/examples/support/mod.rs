@@ -21,25 +21,25 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 /// Signs the servers' certificates.
-pub struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
     /// A new one, known to nobody.
-    pub fn new() -> Result<Self, BoxError> {
+    pub(crate) fn new() -> Result<Self, BoxError> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Ok(Self { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate()?)? })
     }
 
     /// What clients are to trust.
-    pub fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }
 
     /// Starts a server at `ip` that says hello after `handler`, over HTTP/2.
-    pub async fn serve(&self, ip: &str, handler: Duration, tasks: &TaskTracker) -> Result<SocketAddr, BoxError> {
+    pub(crate) async fn serve(&self, ip: &str, handler: Duration, tasks: &TaskTracker) -> Result<SocketAddr, BoxError> {
         let listener = TcpListener::bind((ip, 0)).await?;
         let addr = listener.local_addr()?;
         let key = KeyPair::generate()?;
