@@ -268,7 +268,12 @@ impl managed::Manager for Members {
         self.spawner.spawn(async move {
             let progress = Progress::default();
             let settings = ConnSettings { ping_interval: PING_INTERVAL, ping_timeout: PING_TIMEOUT };
-            let dial = dialer.dial(&origin, &progress, &settings, TaskExecutor::new(spawner, Arc::new(())));
+            let dial = dialer.dial(
+                &origin,
+                &progress,
+                &settings,
+                TaskExecutor::new(spawner.clone(), spawner.token(), Arc::new(())),
+            );
             match timeout(DIAL_TIMEOUT, dial).await {
                 Ok(Ok(dialled)) => {
                     if done.send(Ok(dialled.link)).is_ok() {

@@ -30,6 +30,13 @@ pub struct OriginHandle {
     lane: Lane,
 }
 
+/// A connection that is held and not used; dropping it gives it back. An HTTP/1.1 connection is out of the
+/// pool meanwhile, an HTTP/2 connection has one stream less.
+#[derive(Debug)]
+pub struct Reservation {
+    lease: Lease,
+}
+
 /// A deadline as a request extension, for callers that go through `tower::Service`.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
@@ -106,6 +113,20 @@ impl OriginHandle {
         Ok(())
     }
 
+    /// Takes a connection as [`OriginHandle::send`] would, and sends nothing: for warming up to a number of
+    /// connections, and for measuring the pool alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`OriginHandle::send`], up to the handshake.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the line.
+    pub async fn reserve(&self, deadline: Instant) -> Result<Reservation, Error> {
+        Ok(Reservation { lease: self.cell.acquire(false, deadline).await? })
+    }
+
     /// Whether ordinary requests are let through, as of now.
     #[must_use]
     pub fn breaker(&self) -> BreakerState {
@@ -160,6 +181,16 @@ impl OriginHandle {
                 },
             }
         }
+    }
+}
+
+// === impl Reservation ===
+
+impl Reservation {
+    /// Whether the connection has served others before.
+    #[must_use]
+    pub fn reused(&self) -> bool {
+        self.lease.reused()
     }
 }
 

@@ -158,6 +158,12 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
     }
 
+    /// How long the first in line has waited.
+    pub(crate) fn oldest_wait(&self, now: Instant) -> Duration {
+        let joined = [&self.line, &self.fresh_line].into_iter().filter_map(Waiters::front_joined).min();
+        joined.map_or(Duration::ZERO, |joined| now.saturating_duration_since(joined))
+    }
+
     pub(crate) fn learnt(&self) -> CellLearnt {
         CellLearnt {
             hold: self.estimates.hold.get(),

@@ -3,13 +3,15 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use tokio_util::sync::CancellationToken;
 
 use super::h1::Return;
+use super::pulse::{Pulse, Watched};
 use crate::body::Body;
 use crate::dial::connect::BoxIo;
 use crate::partition::Spawner;
@@ -30,8 +32,8 @@ pub(crate) struct H1Driver {
 
 /// The dispatching half of an HTTP/2 connection; hyper runs the other half on [`TaskExecutor`].
 pub(crate) struct H2Driver {
-    conn: http2::Connection<Stream, Body, TaskExecutor>,
-    streams_max: Arc<AtomicUsize>,
+    conn: http2::Connection<TokioIo<Watched>, Body, TaskExecutor>,
+    pulse: Arc<Pulse>,
 }
 
 /// Runs hyper's HTTP/2 tasks as tasks of the connection's owner. Each keeps the connection's permit
@@ -39,6 +41,7 @@ pub(crate) struct H2Driver {
 #[derive(Clone)]
 pub(crate) struct TaskExecutor {
     spawner: Spawner,
+    token: CancellationToken,
     permit: Arc<dyn Send + Sync>,
 }
 
@@ -87,12 +90,12 @@ impl Drop for H1Driver {
 // === impl H2Driver ===
 
 impl H2Driver {
-    pub(super) fn new(conn: http2::Connection<Stream, Body, TaskExecutor>, streams_max: Arc<AtomicUsize>) -> Self {
-        Self { conn, streams_max }
+    pub(super) fn new(conn: http2::Connection<TokioIo<Watched>, Body, TaskExecutor>, pulse: Arc<Pulse>) -> Self {
+        Self { conn, pulse }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.streams_max.store(self.conn.current_max_send_streams(), Ordering::Relaxed);
+        self.pulse.streams_max.store(self.conn.current_max_send_streams(), Ordering::Relaxed);
         Pin::new(&mut self.conn).poll(cx).map(drop)
     }
 }
@@ -100,8 +103,8 @@ impl H2Driver {
 // === impl TaskExecutor ===
 
 impl TaskExecutor {
-    pub(crate) fn new(spawner: Spawner, permit: Arc<dyn Send + Sync>) -> Self {
-        Self { spawner, permit }
+    pub(crate) fn new(spawner: Spawner, token: CancellationToken, permit: Arc<dyn Send + Sync>) -> Self {
+        Self { spawner, token, permit }
     }
 }
 
@@ -112,7 +115,7 @@ where
 {
     fn execute(&self, future: F) {
         let permit = Arc::clone(&self.permit);
-        self.spawner.spawn(async move {
+        self.spawner.spawn_under(&self.token, async move {
             future.await;
             drop(permit);
         });

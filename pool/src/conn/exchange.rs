@@ -52,6 +52,8 @@ enum Phase {
     Unused,
     /// Sent; no answer yet. An HTTP/1.1 connection dropped now cannot be used again.
     InFlight,
+    /// As `InFlight`, and the connection failed or refused the request.
+    Broken,
     /// As `InFlight`, and the deadline came.
     TimedOut,
     /// The answer's head has come.
@@ -94,6 +96,7 @@ pub(crate) async fn exchange(
             Ok((response, lease))
         }
         Ok(Err(refused)) => {
+            lease.phase = Phase::Broken;
             let Failure { error, unsent } = Failure::refused(refused);
             Err(fail(error, unsent))
         }
@@ -193,7 +196,11 @@ impl Drop for Lease {
                 let link = self.link.take().filter(|link| !link.is_shared());
                 self.cell.give_back(self.key, link, Verdict::Unused, None, None);
             }
-            Phase::InFlight => self.abandon(Verdict::Abandoned),
+            Phase::InFlight => {
+                self.cell.partition().metrics.cancelled("sent");
+                self.abandon(Verdict::Abandoned);
+            }
+            Phase::Broken => self.abandon(Verdict::Abandoned),
             Phase::TimedOut => self.abandon(Verdict::TimedOut),
             Phase::Answered => self.finish(),
             Phase::Done => {

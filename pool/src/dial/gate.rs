@@ -74,7 +74,6 @@ impl HandshakeGate {
     }
 
     /// Handshakes that compute now, and how many may.
-    #[cfg(test)]
     pub(crate) fn usage(&self) -> (u32, u32) {
         (self.window.in_flight(), self.window.limit())
     }

@@ -13,9 +13,13 @@ pub(crate) mod scheduler;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use rustls::ClientConfig;
+use smallvec::SmallVec;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tower::{Service, ServiceExt};
 
@@ -31,6 +35,8 @@ use crate::origin::{Origin, Scheme};
 pub(crate) struct Progress {
     stage: AtomicU8,
     newest: Option<Arc<Self>>,
+    /// When each stage of this dial began.
+    marks: Mutex<Vec<(Stage, Instant)>>,
 }
 
 const STAGES: [Stage; 5] = [Stage::DialSlot, Stage::Dns, Stage::Tcp, Stage::Tls, Stage::Handshake];
@@ -55,15 +61,31 @@ pub(crate) struct Dialled {
 impl Progress {
     /// A dial's own progress, which is also written to its cell's.
     pub(crate) fn of_dial(newest: Arc<Self>) -> Self {
-        Self { stage: AtomicU8::new(0), newest: Some(newest) }
+        Self { stage: AtomicU8::new(0), newest: Some(newest), marks: Mutex::default() }
     }
 
     pub(crate) fn set(&self, stage: Stage) {
         let at = STAGES.iter().position(|known| *known == stage).unwrap_or(0);
         self.stage.store(u8::try_from(at).unwrap_or(0), Ordering::Relaxed);
         if let Some(newest) = &self.newest {
-            newest.set(stage);
+            newest.stage.store(u8::try_from(at).unwrap_or(0), Ordering::Relaxed);
+            self.marks.lock().push((stage, Instant::now()));
         }
+    }
+
+    /// The name was resolved after so long; what followed was TCP.
+    fn resolved(&self, after: Duration) {
+        let mut marks = self.marks.lock();
+        if let Some((Stage::Dns, began)) = marks.last().copied() {
+            marks.push((Stage::Tcp, began + after));
+        }
+    }
+
+    /// How long each stage took, as of now.
+    pub(crate) fn stages(&self, now: Instant) -> SmallVec<[(Stage, Duration); 4]> {
+        let marks = self.marks.lock();
+        let ends = marks.iter().skip(1).map(|(_, at)| *at).chain([now]);
+        marks.iter().zip(ends).map(|((stage, began), end)| (*stage, end.saturating_duration_since(*began))).collect()
     }
 
     pub(crate) fn stage(&self) -> Stage {
@@ -90,6 +112,7 @@ impl Dialer {
         let mut connector = self.connector.clone();
         let connector = connector.ready().await.map_err(|error| Error::dial(Stage::Tcp, error))?;
         let connected = target.observe(connector.call(origin.clone())).await?;
+        connected.resolved.into_iter().for_each(|after| progress.resolved(after));
         let (io, alpn, tls_resumed) = self.secure(origin, connected, progress).await?;
         progress.set(Stage::Handshake);
         let (link, driver) = conn::handshake(io, alpn, settings, executor).await?;

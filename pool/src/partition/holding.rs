@@ -78,5 +78,6 @@ impl Drop for Holding {
         }
         self.cell.partition().scheduler.lock().release_connection();
         self.cell.partition().pump();
+        self.cell.partition().ended.notify_waiters();
     }
 }

@@ -12,23 +12,28 @@ mod timers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::RngExt;
 use rate_limit::{Bucket, Quota};
 use rustc_hash::FxBuildHasher;
+use serde::Serialize;
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use self::holding::Holding;
 pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
 use self::timers::Timers;
-use crate::cell::{Event, Intake, Tuning};
+use crate::cell::{CellCounts, Event, Intake, Tuning};
+use crate::debug::{OriginDebug, busiest};
 use crate::dial::Dialer;
 use crate::dial::scheduler::{Scheduler, Turn};
+use crate::lane::DrainReport;
 use crate::limits::LaneLimits;
 use crate::metrics::PartitionMetrics;
 use crate::origin::Origin;
@@ -40,6 +45,12 @@ const EVICT_TRIES: usize = 64;
 /// How soon the search for room goes on where it stopped. All 25,000 origins of the largest fleet over 8
 /// partitions are searched in a quarter of a second.
 const EVICT_RETRY: Duration = Duration::from_millis(5);
+
+/// How long a drain waits, after it cut connections at its deadline, for their tasks to notice.
+pub(crate) const ABORT_WAIT: Duration = Duration::from_secs(1);
+
+/// How often a drain looks for waiters who have left by themselves.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -61,6 +72,13 @@ pub(crate) struct Partition {
     timers: Timers,
     dialer: Arc<Dialer>,
     spawner: Spawner,
+    /// Ends the partition's dials and connections.
+    token: CancellationToken,
+    /// Rings whenever a connection or dial ends.
+    ended: Notify,
+    epoch: Instant,
+    /// When the timer was last seen alive, in milliseconds after `epoch`.
+    beat_ms: AtomicU64,
     pub(crate) metrics: PartitionMetrics,
 }
 
@@ -73,7 +91,7 @@ struct Cells {
 }
 
 /// What a partition holds at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PartitionSnapshot {
     /// Origins with state.
     pub origins: usize,
@@ -91,6 +109,12 @@ pub struct PartitionSnapshot {
     pub in_use: usize,
     /// Permits that are neither a live connection nor a dial; must be 0.
     pub permits_off: i64,
+    /// How long the caller who waits longest has been in line.
+    pub waiters_oldest_ms: u64,
+    /// How long the origin that waits longest has been in line for a dial slot.
+    pub dial_queue_oldest_ms: u64,
+    /// Time since the partition's timer was last seen alive: a second at most, unless it is stuck.
+    pub heartbeat_age_ms: u64,
 }
 
 // === impl Partition ===
@@ -116,12 +140,17 @@ impl Partition {
             cells: Mutex::new(Cells::default()),
             scheduler: Mutex::new(Scheduler::new(slots, limits.share(limits.connections_max))),
             timers: Timers::default(),
+            token: spawner.token(),
+            ended: Notify::new(),
+            epoch: Instant::now(),
+            beat_ms: AtomicU64::new(0),
             dialer,
             spawner,
             metrics,
         });
         let timers = Arc::downgrade(&partition);
-        partition.spawner.keep(move || timers::run(timers.clone()));
+        let restarts = partition.metrics.restarts.clone();
+        partition.spawner.keep(restarts, move || timers::run(timers.clone()));
         partition
     }
 
@@ -156,13 +185,72 @@ impl Partition {
         }
     }
 
-    /// Refuses new requests, answers waiters, closes idle connections. Returns how many waited.
-    pub(crate) fn begin_drain(&self) -> usize {
+    /// Refuses new requests, answers or serves waiters, closes idle connections. Returns how many waited.
+    pub(crate) fn begin_drain(&self, intake: Intake) -> usize {
         self.draining.store(true, Ordering::Release);
         let cells = self.cells.lock().list.clone();
         let waiting = cells.iter().map(|cell| cell.counts().waiters).sum();
-        cells.iter().for_each(|cell| cell.apply(Event::Drain(Intake::Refuse)));
+        cells.iter().for_each(|cell| cell.apply(Event::Drain(intake)));
         waiting
+    }
+
+    /// Drains one origin and forgets it.
+    pub(crate) async fn drain_origin(&self, origin: &Origin, intake: Intake, deadline: Instant) -> DrainReport {
+        let Some(cell) = self.cells.lock().remove(origin) else { return DrainReport::default() };
+        self.drain_cells(&[cell], intake, deadline).await
+    }
+
+    /// Drains every origin; the partition takes none afterwards.
+    pub(crate) async fn drain(&self, intake: Intake, deadline: Instant) -> DrainReport {
+        self.draining.store(true, Ordering::Release);
+        let cells = self.cells.lock().list.clone();
+        self.drain_cells(&cells, intake, deadline).await
+    }
+
+    async fn drain_cells(&self, cells: &[Arc<Cell>], intake: Intake, deadline: Instant) -> DrainReport {
+        let count = |read: fn(CellCounts) -> usize| cells.iter().map(|cell| read(cell.counts())).sum::<usize>();
+        let mut report = DrainReport::default();
+        if intake == Intake::Refuse {
+            report.waiters_refused = count(|counts| counts.waiters);
+        }
+        cells.iter().for_each(|cell| cell.apply(Event::Drain(intake)));
+        if timeout_at(deadline, self.emptied(cells)).await.is_err() {
+            report.waiters_refused += count(|counts| counts.waiters);
+            report.connections_aborted = count(|counts| counts.permits);
+            cells.iter().for_each(|cell| cell.apply(Event::Drain(Intake::Refuse)));
+            cells.iter().for_each(|cell| cell.cut());
+            let _late = timeout(ABORT_WAIT, self.emptied(cells)).await;
+        }
+        report
+    }
+
+    /// Waits until these cells have neither waiters nor connections nor dials.
+    async fn emptied(&self, cells: &[Arc<Cell>]) {
+        loop {
+            let ended = self.ended.notified();
+            let busy = |cell: &Arc<Cell>| {
+                let counts = cell.counts();
+                counts.permits + counts.waiters > 0
+            };
+            if !cells.iter().any(busy) {
+                return;
+            }
+            // Waiters who give up ring no bell.
+            let _again = timeout(DRAIN_LOOK, ended).await;
+        }
+    }
+
+    /// The timer is alive.
+    fn beat(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.epoch).as_millis();
+        self.beat_ms.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The busiest `top` origins.
+    pub(crate) fn busiest(&self, partition: usize, top: usize) -> Vec<OriginDebug> {
+        let cells = self.cells.lock().list.clone();
+        let now = Instant::now();
+        busiest(cells.iter().map(|cell| cell.debug(partition, now)).collect(), top)
     }
 
     /// Breaks the cycle between partition and cells. Nothing works afterwards.
@@ -203,7 +291,14 @@ impl Partition {
             sum.in_use += counts.streams;
             sum.permits_off += count(counts.permits) - count(counts.live + counts.dialling);
         }
-        sum.dial_queue = self.scheduler.lock().queued();
+        let now = Instant::now();
+        let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        sum.waiters_oldest_ms = cells.iter().map(|cell| ms(cell.oldest_wait(now))).max().unwrap_or(0);
+        sum.heartbeat_age_ms =
+            ms(now.saturating_duration_since(self.epoch)).saturating_sub(self.beat_ms.load(Ordering::Relaxed));
+        let scheduler = self.scheduler.lock();
+        sum.dial_queue = scheduler.queued();
+        sum.dial_queue_oldest_ms = ms(scheduler.oldest(now));
         sum
     }
 
@@ -308,5 +403,17 @@ impl Cells {
             self.index.insert(moved.origin().clone(), at);
         }
         Some(cell)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r04_an_origin_without_connections_costs_little_memory() {
+        // Its share of the index and of the list comes on top: 56 bytes.
+        let bytes = size_of::<Cell>() + 2 * size_of::<usize>();
+        assert!(bytes <= 704, "{bytes} bytes per origin");
     }
 }

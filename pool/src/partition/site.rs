@@ -1,9 +1,9 @@
 //! The shell around a cell: one mutex, and the hands that do what the state machine says.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,12 +11,14 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::{Holding, Partition};
 use crate::cell::{
-    Action, Actions, BreakerState, CellCounts, CellLearnt, CellState, ConnKey, Event, Refusal, Ticket, Tuning, Verdict,
+    Action, Actions, BreakerState, CellCounts, CellState, ConnKey, Event, Refusal, Ticket, Tuning, Verdict,
 };
-use crate::conn::{Lease, Link, TaskExecutor};
+use crate::conn::{Driver, Lease, Link, Pulse, TaskExecutor};
+use crate::debug::{self, OriginDebug};
 use crate::dial::Progress;
 use crate::dial::scheduler::Class;
 use crate::error::{Error, Kind, Stage};
@@ -38,6 +40,8 @@ pub(crate) struct Cell {
     progress: Arc<Progress>,
     /// Connections that have ended.
     pub(super) ended: AtomicU64,
+    /// Ends the origin's dials and connections; made with the first dial.
+    token: OnceLock<CancellationToken>,
 }
 
 /// A caller in line.
@@ -76,6 +80,7 @@ impl Cell {
             state: Mutex::new(CellState::new(tuning)),
             progress: Arc::default(),
             ended: AtomicU64::new(0),
+            token: OnceLock::new(),
         }
     }
 
@@ -99,8 +104,37 @@ impl Cell {
         self.state.lock().counts()
     }
 
-    pub(crate) fn learnt(&self) -> CellLearnt {
-        self.state.lock().learnt()
+    pub(super) fn oldest_wait(&self, now: Instant) -> Duration {
+        self.state.lock().oldest_wait(now)
+    }
+
+    /// The origin as an operator sees it.
+    pub(super) fn debug(&self, partition: usize, now: Instant) -> OriginDebug {
+        let (counts, learnt, breaker) = {
+            let state = self.state.lock();
+            (state.counts(), state.learnt(), state.breaker(now))
+        };
+        let left = match breaker {
+            BreakerState::Open { until } => Some(until.saturating_duration_since(now)),
+            BreakerState::Closed | BreakerState::HalfOpen => None,
+        };
+        OriginDebug {
+            origin: self.origin.to_string(),
+            partition,
+            breaker: debug::word(breaker),
+            backoff_left_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            proven: learnt.proven,
+            draining: learnt.draining,
+            protocol: learnt.h2.map(|h2| if h2 { "h2" } else { "http/1.1" }),
+            waiters: counts.waiters,
+            dialling: counts.dialling,
+            live: counts.live,
+            idle: counts.idle,
+            in_use: counts.streams,
+            ended: self.ended(),
+            hold_ms: debug::ms(learnt.hold),
+            dial_ms: debug::ms(learnt.dial),
+        }
     }
 
     /// A connection for one request: at once if one is free, else after a wait in line.
@@ -181,7 +215,7 @@ impl Cell {
         let Some(fresh) = left.dial_fresh else { return false };
         let holding = Arc::new(Holding::new(Arc::clone(self), class, fresh));
         let cell = Arc::clone(self);
-        self.partition.spawner.spawn(async move { cell.dial(holding).await });
+        self.partition.spawner.spawn_under(self.token(), async move { cell.dial(holding).await });
         true
     }
 
@@ -189,21 +223,43 @@ impl Cell {
         let partition = &self.partition;
         let progress = Progress::of_dial(Arc::clone(&self.progress));
         let permit: Arc<dyn Send + Sync> = Arc::<Holding>::clone(&holding);
-        let executor = TaskExecutor::new(partition.spawner.clone(), permit);
+        let executor = TaskExecutor::new(partition.spawner.clone(), self.token().clone(), permit);
         let began = Instant::now();
         let settings = partition.tuning.conn_settings();
         let dial = partition.dialer.dial(&self.origin, &progress, &settings, executor);
         let result = timeout(partition.tuning.dial_timeout.get(), dial).await;
         let took = Instant::now().saturating_duration_since(began);
         let result = result.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, progress.stage())));
-        partition.metrics.dialled(took, &result);
+        partition.metrics.dialled(took, &progress.stages(began + took), &result);
         match result {
             Ok(dialled) => {
+                let pulse = dialled.link.pulse();
                 holding.connected(dialled.link, took);
-                dialled.driver.await;
+                self.drive(dialled.driver, pulse).await;
             }
             Err(error) => holding.failed(error, took),
         }
+    }
+
+    /// Moves the connection's bytes until it ends.
+    async fn drive(self: &Arc<Self>, driver: Driver, pulse: Option<Arc<Pulse>>) {
+        let mut driver = pin!(driver);
+        let Some(pulse) = pulse else { return driver.await };
+        loop {
+            tokio::select! {
+                () = &mut driver => return,
+                () = pulse.revived() => self.apply(Event::Heard),
+            }
+        }
+    }
+
+    /// Ends every dial and connection now.
+    pub(super) fn cut(&self) {
+        self.token().cancel();
+    }
+
+    fn token(&self) -> &CancellationToken {
+        self.token.get_or_init(|| self.partition.token.child_token())
     }
 
     fn step(self: &Arc<Self>, event: Event<Link, Caller, Error>, now: Instant) -> Left {
@@ -316,6 +372,7 @@ impl Future for Wait<'_> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
+            self.cell.partition.metrics.cancelled("queue");
             self.cell.apply(Event::Cancel(ticket));
         }
     }

@@ -6,12 +6,17 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::sync::Weak;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Cell, Partition};
+
+/// How often the timer shows that it is alive when nobody needs it. A stuck one is seen within seconds, and
+/// a lane of eight partitions wakes eight times a second.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
@@ -72,14 +77,14 @@ impl Timers {
 pub(super) async fn run(partition: Weak<Partition>) {
     loop {
         let Some(partition) = partition.upgrade() else { return };
-        let next = partition.ring(Instant::now());
+        let now = Instant::now();
+        let next = partition.ring(now);
+        partition.beat(now);
         let earlier = partition.timers.earlier.notified();
-        match next {
-            None => earlier.await,
-            Some(at) => tokio::select! {
-                () = earlier => {}
-                () = sleep_until(at) => {}
-            },
+        let beat = now + HEARTBEAT;
+        tokio::select! {
+            () = earlier => {}
+            () = sleep_until(next.map_or(beat, |at| at.min(beat))) => {}
         }
     }
 }
