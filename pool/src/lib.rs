@@ -95,4 +95,4 @@ pub use self::origin::{Origin, Scheme};
 pub use self::partition::PartitionSnapshot;
 pub use self::pool::Pool;
 pub use self::registry_lane::RegistryLane;
-pub use self::service::{Deadline, OriginHandle, Reservation, ResponseFuture};
+pub use self::service::{Deadline, HeldConnection, OriginHandle, ResponseFuture};

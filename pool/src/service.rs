@@ -33,7 +33,7 @@ pub struct OriginHandle {
 /// A connection that is held and not used; dropping it gives it back. An HTTP/1.1 connection is out of the
 /// pool meanwhile, an HTTP/2 connection has one stream less.
 #[derive(Debug)]
-pub struct Reservation {
+pub struct HeldConnection {
     lease: Lease,
 }
 
@@ -123,8 +123,8 @@ impl OriginHandle {
     /// # Cancel safety
     ///
     /// Dropping the future leaves the line.
-    pub async fn reserve(&self, deadline: Instant) -> Result<Reservation, Error> {
-        Ok(Reservation { lease: self.cell.acquire(false, deadline).await? })
+    pub async fn hold(&self, deadline: Instant) -> Result<HeldConnection, Error> {
+        Ok(HeldConnection { lease: self.cell.acquire(false, deadline).await? })
     }
 
     /// Whether ordinary requests are let through, as of now.
@@ -184,9 +184,9 @@ impl OriginHandle {
     }
 }
 
-// === impl Reservation ===
+// === impl HeldConnection ===
 
-impl Reservation {
+impl HeldConnection {
     /// Whether the connection has served others before.
     #[must_use]
     pub fn reused(&self) -> bool {

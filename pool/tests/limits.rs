@@ -147,12 +147,12 @@ async fn r20_every_limit_is_a_lever_that_bites_at_once() {
     set("pool.net.connections_per_origin_max", 1.into());
     until("the levers are applied", || lane.limits().connections_per_origin_max == 1).await;
     let sfu = lane.origin(&origin(0));
-    let held = sfu.reserve(soon()).await.expect("the only connection");
+    let held = sfu.hold(soon()).await.expect("the only connection");
     let other = sfu.clone();
     let waiter = TaskTracker::new();
-    waiter.spawn(async move { other.reserve(soon()).await.map(drop) });
+    waiter.spawn(async move { other.hold(soon()).await.map(drop) });
     until("one waits", || lane.snapshot().waiters == 1).await;
-    assert!(sfu.reserve(soon()).await.expect_err("the line is full").is_saturated());
+    assert!(sfu.hold(soon()).await.expect_err("the line is full").is_saturated());
     drop(held);
     // What is wrong is refused and changes nothing.
     assert!(levers.set("pool.net.dials_max", &0.into(), "ops", None, 0).is_err());

@@ -217,7 +217,7 @@ impl<C: Channel> Conns<C> {
         } else {
             (conn.channel.take()?, true)
         };
-        let sampled = conn.served % HOLD_SAMPLED_ONE_IN == 0;
+        let sampled = conn.served % HOLD_SAMPLED_ONE_IN == 1;
         conn.streams += 1;
         conn.served += 1;
         if full {
@@ -262,6 +262,41 @@ impl<C: Channel> Conns<C> {
             self.free.push(key);
         }
         None
+    }
+
+    /// As [`Conns::give_back`] of a connection that is well and whose time will be looked at by `armed`:
+    /// answered if there is a `now`, unused otherwise. `false` if it is not so simple.
+    pub(crate) fn put_back(
+        &mut self,
+        key: ConnKey,
+        channel: &mut Option<C>,
+        armed: Instant,
+        now: Option<Instant>,
+    ) -> bool {
+        let Some(conn) = self.slab.get_mut(key.index).filter(|conn| conn.generation == key.generation) else {
+            return false;
+        };
+        let at_hand = if conn.shared { conn.channel.as_ref() } else { channel.as_ref() };
+        let well = at_hand.is_some_and(C::is_open) && conn.retired.is_none() && !conn.returning;
+        let idle_since = now.unwrap_or(conn.idle_since);
+        if !well || armed > idle_since + conn.idle_timeout || now.is_some_and(|now| now >= conn.retire_at) {
+            return false;
+        }
+        conn.streams = conn.streams.saturating_sub(1);
+        conn.idle_since = idle_since;
+        match now {
+            Some(_) => conn.timeouts = 0,
+            None => conn.served = conn.served.saturating_sub(1),
+        }
+        if conn.shared {
+            if !self.free.contains(&key) {
+                self.free.push(key);
+            }
+        } else {
+            conn.channel = channel.take();
+            self.free.push(key);
+        }
+        true
     }
 
     /// The exchange on an exclusive connection is over; it comes back as soon as hyper has tidied up.

@@ -105,6 +105,17 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.conns.take(&self.tuning, closed)
     }
 
+    /// The fast way back: nobody waits, nothing is to be decided, and a timer will look after the connection.
+    /// Returns whether that was so; if not, nothing has changed and [`Event::Return`] does the rest. A
+    /// connection that was only held has not been used, so its idleness goes on and no clock is needed.
+    pub(crate) fn put_back(&mut self, key: ConnKey, channel: &mut Option<C>, now: Option<Instant>) -> bool {
+        if !self.line.is_empty() || self.draining.is_some() {
+            return false;
+        }
+        let Some(armed) = self.armed else { return false };
+        self.conns.put_back(key, channel, armed, now)
+    }
+
     /// Applies one event. What it returns must be executed, in order, after the lock is released.
     pub(crate) fn step(&mut self, event: Event<C, W, E>, now: Instant) -> Actions<C, W, E> {
         let mut out = Actions::new();

@@ -167,6 +167,16 @@ impl Model {
                 if let Some(at) = pick(at, self.leases.len()) {
                     let (key, pipe, _) = self.leases.swap_remove(at);
                     let whole = !pipe.shared && matches!(verdict, Verdict::Unused | Verdict::Answered);
+                    let now = (verdict == Verdict::Answered).then_some(self.now);
+                    let mut channel = whole.then(|| pipe.clone());
+                    // Every other return tries the fast way first.
+                    if at % 2 == 1
+                        && matches!(verdict, Verdict::Unused | Verdict::Answered)
+                        && self.cell.put_back(key, &mut channel, now)
+                    {
+                        assert!(channel.is_none() && self.lines[0].is_empty());
+                        return;
+                    }
                     let event = Event::Return {
                         key,
                         channel: whole.then_some(pipe),

@@ -179,15 +179,31 @@ impl Cell {
     pub(crate) fn give_back(
         self: &Arc<Self>,
         key: ConnKey,
-        channel: Option<Link>,
+        mut channel: Option<Link>,
         verdict: Verdict,
         keep_alive: Option<Duration>,
         since: Option<Instant>,
     ) {
+        if keep_alive.is_none()
+            && (since.is_none() || verdict == Verdict::Unused)
+            && self.put_back(key, &mut channel, verdict)
+        {
+            return self.partition.note_idle();
+        }
         let now = Instant::now();
         let held = since.map(|since| now.saturating_duration_since(since));
         self.step(Event::Return { key, channel, verdict, keep_alive, held }, now);
         self.partition.note_idle();
+    }
+
+    /// The fast path back: one lock, no allocation, and no clock if the connection was not used.
+    fn put_back(&self, key: ConnKey, channel: &mut Option<Link>, verdict: Verdict) -> bool {
+        let now = match verdict {
+            Verdict::Unused => None,
+            Verdict::Answered => Some(Instant::now()),
+            Verdict::Abandoned | Verdict::TimedOut => return false,
+        };
+        self.state.lock().put_back(key, channel, now)
     }
 
     /// A dial worked. `opened` learns the connection's name before anybody can use the connection.
