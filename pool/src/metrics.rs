@@ -293,8 +293,11 @@ const GAUGES: [(&str, &str, Read); 8] = [
     ("permits_off", "Permits without a connection or dial; must be 0", |p| p.permits_off),
 ];
 
-/// Ages of what waits, read in milliseconds and shown in seconds.
-const AGES: [(&str, &str, fn(&PartitionSnapshot) -> u64); 3] = [
+/// Reads one age of a snapshot, in milliseconds.
+type ReadMs = fn(&PartitionSnapshot) -> u64;
+
+/// Ages of what waits, shown in seconds.
+const AGES: [(&str, &str, ReadMs); 3] = [
     ("waiters_oldest", "Time in line of the caller who waits longest", |p| p.waiters_oldest_ms),
     ("dial_queue_oldest", "Time in line for a dial slot of the origin that waits longest", |p| p.dial_queue_oldest_ms),
     ("heartbeat_age", "Time since the partition's timer was seen alive", |p| p.heartbeat_age_ms),

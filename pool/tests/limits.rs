@@ -274,6 +274,62 @@ async fn a_drain_of_an_origin_cuts_what_is_left_at_its_deadline_and_nothing_else
 }
 
 #[tokio::test(start_paused = true)]
+async fn r02_the_end_of_one_partition_closes_its_connections_and_no_others() {
+    let lane = Network::default().lane(Alpn::Http2, LaneLimits { partitions: 4, ..LaneLimits::default() });
+    for n in 0..100 {
+        ask(&lane, n, "/").await.expect("answered");
+    }
+    let before = lane.snapshot();
+    assert_eq!(before.live, 100);
+    let report = lane.drain_partition(2, Waiting::Refuse, after(Duration::ZERO)).await.expect("there is one");
+    assert!(report.connections_aborted <= before.partitions[2].live);
+    until("its connections are closed", || lane.snapshot().partitions[2].live == 0).await;
+    let now = lane.snapshot();
+    for n in [0, 1, 3] {
+        assert_eq!(now.partitions[n].live, before.partitions[n].live, "partition {n}");
+    }
+    let mut refused = 0;
+    for n in 0..100 {
+        refused += usize::from(ask(&lane, n, "/").await.is_err());
+    }
+    assert_eq!((refused, lane.snapshot().live), (before.partitions[2].live, 100 - refused));
+    settled(&lane).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn r14_a_dead_host_costs_one_dial_per_back_off_step_whoever_asks() {
+    let dials = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&dials);
+    let connector = tower::service_fn(move |_: Origin| {
+        count.fetch_add(1, Ordering::SeqCst);
+        ready(Err::<Connected, _>(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)))
+    });
+    let limits = LaneLimits {
+        backoff_base: Duration::from_secs(1),
+        backoff_max: Duration::from_secs(4),
+        ..LaneLimits::default()
+    };
+    let lane = Lane::builder("dead").limits(limits).connector(connector).build().expect("lane");
+    let sfu = lane.origin(&origin(0));
+    let (mut first_hand, mut shared) = (0, 0);
+    for _ in 0..6_000 {
+        let error = sfu.send(get("/"), soon()).await.expect_err("dead");
+        assert!(error.is_refused() && error.is_retry_safe(), "{error:?}");
+        if error.is_fail_fast() {
+            shared += 1
+        } else {
+            first_hand += 1
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    let dials = dials.load(Ordering::SeqCst);
+    assert_eq!((first_hand, first_hand + shared), (dials, 6_000), "every dial is told first hand once");
+    // The least wait is an eighth of the base; the mean of all but the first is two seconds.
+    assert!((10..=120).contains(&dials), "{dials} dials in a minute");
+    settled(&lane).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn r21_the_debug_snapshot_names_the_busiest_and_is_json() {
     let limits = LaneLimits { connections_per_origin_max: 1, ..LaneLimits::default() };
     let lane = Network::default().lane(Alpn::Http1, limits);

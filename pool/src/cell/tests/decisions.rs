@@ -1,0 +1,137 @@
+//! What a cell decides from what it has measured: wait or dial, refuse or queue.
+
+use super::*;
+
+impl Model {
+    /// Opens one exclusive connection and has `n` requests on it, each holding it for `hold_ms`.
+    fn proven(hold_ms: u64, n: usize) -> Self {
+        let mut model = Self::new();
+        model.hold_time = Duration::from_millis(hold_ms);
+        model.apply(Op::Wait { fresh: false, patience_ms: 60_000 });
+        model.apply(Op::GrantSlot);
+        model.apply(Op::DialWorks { at: 0, shared: false });
+        for _ in 0..n {
+            model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+            model.apply(Op::Wait { fresh: false, patience_ms: 60_000 });
+        }
+        assert_eq!((model.leases.len(), model.queued), (1, 0));
+        model
+    }
+
+    fn join(&mut self, patience_ms: u64) {
+        self.apply(Op::Wait { fresh: false, patience_ms });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
+    // A dial takes 20 ms: one connection serves ten requests of 2 ms in that time.
+    let mut model = Model::proven(2, 12);
+    (0..9).for_each(|_| model.join(60_000));
+    assert_eq!(model.queued, 0, "waiting is quicker for all nine");
+    model.join(60_000);
+    model.join(60_000);
+    assert_eq!(model.queued, 1, "the eleventh is better served by a dial");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r03_slow_handlers_are_answered_with_dials() {
+    let mut model = Model::proven(200, 12);
+    model.join(60_000);
+    assert_eq!(model.queued, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_stuck_connection_holds_nobody_longer_than_a_dial_takes() {
+    let mut model = Model::proven(2, 12);
+    model.join(60_000);
+    assert_eq!(model.queued, 0);
+    model.apply(Op::Pass(19));
+    assert_eq!(model.queued, 0);
+    model.apply(Op::Pass(2));
+    assert_eq!(model.queued, 1, "the estimate was wrong, so it dials");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_who_cannot_make_the_deadline_is_told_at_once_and_by_how_much() {
+    let mut model = Model::proven(1_000, 12);
+    // Take every connection there may be.
+    for _ in 1..CONNECTIONS_MAX {
+        model.join(60_000);
+        model.apply(Op::GrantSlot);
+        model.apply(Op::DialWorks { at: 0, shared: false });
+    }
+    assert_eq!(model.leases.len(), CONNECTIONS_MAX);
+    (0..8).for_each(|_| model.join(60_000));
+    let waiting = model.cell.counts().waiters;
+    assert_eq!(waiting, 8);
+    // Eight ahead on four connections: two seconds.
+    let now = model.now;
+    let ask = |model: &mut Model, patience| {
+        let event = Event::Wait { waiter: 1_000, deadline: now + Duration::from_millis(patience), fresh: false };
+        model.cell.step(event, now)
+    };
+    let refused = ask(&mut model, 1_500);
+    let [Action::Refuse { why: Refusal::WontMakeDeadline { excess }, .. }] = refused.as_slice() else {
+        panic!("{refused:?}");
+    };
+    assert!(excess.abs_diff(Duration::from_millis(500)) < Duration::from_millis(1), "{excess:?}");
+    assert!(matches!(ask(&mut model, 2_500).first(), Some(Action::Queued(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
+    let limits = LaneLimits { backoff_base: Duration::from_millis(50), ..LaneLimits::default() };
+    let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::new(Tuning::new(&limits, SLOTS)));
+    let mut now = Instant::now();
+    let join = |cell: &mut CellState<Pipe, u32, &'static str>, waiter, now| {
+        cell.step(Event::Wait { waiter, deadline: now + Duration::from_secs(9), fresh: false }, now)
+    };
+    join(&mut cell, 0, now);
+    cell.step(Event::Slot, now);
+    cell.step(Event::DialFailed { fresh: false, error: "refused", took: DIAL_TIME, jitter: 1.0 }, now);
+    now += Duration::from_secs(1);
+    assert_eq!(cell.breaker(now), BreakerState::HalfOpen);
+    let mut refused = 0;
+    for waiter in 1..1_000 {
+        let actions = join(&mut cell, waiter, now);
+        refused += actions.iter().filter(|a| matches!(a, Action::Refuse { why: Refusal::Shared { .. }, .. })).count();
+        cell.step(Event::Slot, now);
+    }
+    let counts = cell.counts();
+    assert_eq!((counts.dialling, counts.waiters, refused), (1, demand::HALF_OPEN_WAITERS_MAX, 983));
+    cell.step(Event::DialFailed { fresh: false, error: "refused", took: DIAL_TIME, jitter: 1.0 }, now);
+    assert_eq!(cell.counts().waiters, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
+    let limits = LaneLimits { connections_per_origin_max: 1, ..LaneLimits::default() };
+    let tuning = Arc::new(Tuning::new(&limits, SLOTS));
+    let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::clone(&tuning));
+    let now = Instant::now();
+    let wants = |actions: &[Action<Pipe, u32, &str>]| actions.iter().any(|a| matches!(a, Action::WantSlot { .. }));
+    for waiter in 0..3 {
+        cell.step(Event::Wait { waiter, deadline: now + Duration::from_secs(9), fresh: false }, now);
+    }
+    cell.step(Event::Slot, now);
+    let channel = Pipe { shared: false, open: Arc::new(AtomicBool::new(true)) };
+    let opened = Event::Connected { fresh: false, channel, shared: false, took: DIAL_TIME, jitter: 0.0 };
+    assert!(!wants(&cell.step(opened, now)), "the cap is reached");
+    tuning.set(&LaneLimits { connections_per_origin_max: 2, ..limits }, SLOTS);
+    assert!(wants(&cell.step(Event::Retune, now)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_can_serve_the_line_first() {
+    let mut model = Model::proven(200, 1);
+    model.join(60_000);
+    model.step(Event::Drain(Intake::ServeLine), None, None);
+    assert_eq!(model.cell.counts().waiters, 1);
+    model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+    assert_eq!((model.cell.counts().waiters, model.leases.len()), (0, 1), "served, not refused");
+    model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+    assert_eq!(model.cell.counts().idle, 0, "closed when the line was empty");
+}
