@@ -65,8 +65,8 @@ const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
 
 levers! {
-    /// Dials of the lane in flight at the same time, divided among its partitions.
-    dials_max: u64 = "dials", 256 => 65_536, |l| whole(l.dials_max), |l, v| l.dials_max = count(v);
+    /// Dials of the lane in flight at the same time, divided among its partitions; each has at least one.
+    dials_max: u64 = "dials", 1 => 65_536, |l| whole(l.dials_max), |l, v| l.dials_max = count(v).max(l.partitions);
     /// Dials of the lane that may start per second, divided among its partitions.
     dial_rate: f64 = "per second", 0.0 => 1_000_000.0, |l| l.dial_rate_per_s, |l, v| l.dial_rate_per_s = v;
     /// Dials of the lane that may start at once before the rate counts.
@@ -76,13 +76,13 @@ levers! {
     handshakes_max: u64 = "handshakes", 0 => 65_536, |l| l.handshakes_max.unwrap_or(0).into(),
         |l, v| l.handshakes_max = u32::try_from(v).ok().filter(|v| *v > 0);
     /// Connections of the lane, divided among its partitions. Keep it below the limit of open files.
-    connections_max: u64 = "connections", 256 => 1_000_000,
-        |l| whole(l.connections_max), |l, v| l.connections_max = count(v);
+    connections_max: u64 = "connections", 1 => 1_000_000,
+        |l| whole(l.connections_max), |l, v| l.connections_max = count(v).max(l.partitions);
     /// Connections to one origin.
     connections_per_origin_max: u64 = "connections", 1 => 100_000,
         |l| whole(l.connections_per_origin_max), |l, v| l.connections_per_origin_max = count(v);
     /// Callers of the lane that may wait, divided among its partitions.
-    waiters_max: u64 = "callers", 256 => 10_000_000, |l| whole(l.waiters_max), |l, v| l.waiters_max = count(v);
+    waiters_max: u64 = "callers", 1 => 10_000_000, |l| whole(l.waiters_max), |l, v| l.waiters_max = count(v).max(l.partitions);
     /// Callers that may wait for one origin.
     waiters_per_origin_max: u64 = "callers", 1 => 10_000_000,
         |l| whole(l.waiters_per_origin_max), |l, v| l.waiters_per_origin_max = count(v);

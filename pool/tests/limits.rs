@@ -142,6 +142,19 @@ async fn r20_every_limit_is_a_lever_that_bites_at_once() {
     callers.close();
     callers.wait().await;
     assert!(Instant::now().saturating_duration_since(opened) < Duration::from_millis(100));
+    // Slower: the wait follows the new rate, not the old pause.
+    set("pool.net.dial_rate", 10.into());
+    set("pool.net.dial_burst", 1.into());
+    until("the levers are applied", || lane.limits().dial_burst == 1).await;
+    let slowed = Instant::now();
+    for n in 1..=4 {
+        ask(&lane, n, "/").await.expect("answered");
+    }
+    let took = Instant::now().saturating_duration_since(slowed);
+    assert!(took >= Duration::from_millis(290) && took < Duration::from_secs(2), "{took:?}");
+    // Fewer than the default is allowed.
+    set("pool.net.dials_max", 1.into());
+    until("the lever is applied", || lane.limits().dials_max == 1).await;
     // A line of one.
     set("pool.net.waiters_per_origin_max", 1.into());
     set("pool.net.connections_per_origin_max", 1.into());

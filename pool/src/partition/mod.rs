@@ -275,6 +275,8 @@ impl Partition {
         for cell in cells.iter().filter(|cell| cell.counts().waiters > 0) {
             cell.apply(Event::Retune);
         }
+        // A ring that was set under the old rate may be a minute away.
+        self.paced.store(false, Ordering::Release);
         self.pump();
     }
 
