@@ -52,6 +52,14 @@ impl Latencies {
         self.0.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1));
     }
 
+    /// Records one of a caller that comes back every `interval` when it is served fairly. A longer wait
+    /// stands for the calls it kept from being made: without them, a closed loop hides who starves.
+    pub fn record_corrected(&mut self, latency: Duration, interval: Duration) {
+        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).clamp(1, LATENCY_NS_MAX);
+        // Clamped to the bounds: this cannot fail.
+        let _within = self.0.record_correct(ns(latency), ns(interval));
+    }
+
     /// Takes in those of another.
     pub fn merge(&mut self, other: &Self) {
         // Same bounds on both sides: this cannot fail.

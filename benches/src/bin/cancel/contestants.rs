@@ -12,7 +12,7 @@ use http::Request;
 use hyper_util::client::legacy::pool::{self as legacy, Poolable, Reservation};
 use hyper_util::client::pool::cache;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use pool::{Body, Connected, Lane, LaneLimits, Origin};
+use pool::{Body, Connected, Lane, LaneLimits, Origin, OriginHandle};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -31,6 +31,7 @@ const NEVER: Duration = Duration::from_hours(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parker {
     Ours,
+    OursRequest,
     Semaphore,
     HyperUtil,
     Cache,
@@ -44,11 +45,13 @@ struct Nothing;
 // === impl Parker ===
 
 impl Parker {
-    pub(crate) const ALL: [Self; 4] = [Self::Ours, Self::Semaphore, Self::HyperUtil, Self::Cache];
+    pub(crate) const ALL: &'static [Self] =
+        &[Self::Ours, Self::OursRequest, Self::Semaphore, Self::HyperUtil, Self::Cache];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::OursRequest => "ours_request",
             Self::Semaphore => "semaphore",
             Self::HyperUtil => "hyper_util",
             Self::Cache => "hyper_util_cache",
@@ -59,8 +62,21 @@ impl Parker {
     fn start(self, most: usize) -> Result<(Box<dyn FnMut() -> Parked + Send>, Option<Lane>)> {
         Ok(match self {
             Self::Ours => {
-                let (lane, make) = ours(most)?;
-                (make, Some(lane))
+                let (lane, handle, deadline) = ours(most)?;
+                let make = move || -> Parked {
+                    let handle = handle.clone();
+                    Box::pin(async move { drop(handle.hold(deadline).await) })
+                };
+                (Box::new(make), Some(lane))
+            }
+            Self::OursRequest => {
+                let (lane, handle, deadline) = ours(most)?;
+                let make = move || -> Parked {
+                    let handle = handle.clone();
+                    let request = Request::new(Body::empty());
+                    Box::pin(async move { drop(handle.send(request, deadline).await) })
+                };
+                (Box::new(make), Some(lane))
             }
             Self::Semaphore => {
                 let semaphore = Arc::new(Semaphore::new(0));
@@ -93,7 +109,8 @@ impl Parker {
     }
 }
 
-fn ours(most: usize) -> Result<(Lane, Box<dyn FnMut() -> Parked + Send>)> {
+/// A lane in which every dial hangs.
+fn ours(most: usize) -> Result<(Lane, OriginHandle, Instant)> {
     let limits = LaneLimits {
         partitions: 1,
         waiters_per_origin_max: most,
@@ -105,11 +122,7 @@ fn ours(most: usize) -> Result<(Lane, Box<dyn FnMut() -> Parked + Send>)> {
     let lane = Lane::builder("bench").limits(limits).connector(connector).build()?;
     let handle = lane.origin(&Origin::parse("http://127.0.0.1:7443")?);
     let deadline = Instant::now() + NEVER;
-    let make = move || -> Parked {
-        let handle = handle.clone();
-        Box::pin(async move { drop(handle.send(Request::new(Body::empty()), deadline).await) })
-    };
-    Ok((lane, Box::new(make)))
+    Ok((lane, handle, deadline))
 }
 
 /// Microseconds per caller that gives up, of `parked` that do so in random order.
