@@ -71,7 +71,10 @@ pub(crate) async fn syncer(arguments: &SyncerArgs, stop: CancellationToken) -> R
 
 /// Runs a cluster of mock SFUs until `stop`.
 pub(crate) async fn sfu_mock(arguments: sfu_mock::Args, stop: CancellationToken) -> Result<(), Failure> {
-    sfu_mock::run(arguments, stop).await.map_err(|error| Failure::of(Exit::Failed, error))
+    sfu_mock::run(arguments, stop).await.map_err(|error| {
+        let usage = error.downcast_ref::<sfu_mock::Error>().is_some_and(sfu_mock::Error::is_config);
+        Failure::of(if usage { Exit::Usage } else { Exit::Failed }, error)
+    })
 }
 
 /// Holds a drill.

@@ -5,6 +5,8 @@
 //! call's gateways knows an endpoint. Calls that still wait when the drill ends count with the
 //! time they have waited so far.
 
+use std::time::Duration;
+
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -50,6 +52,7 @@ pub(crate) struct Ledger {
     awaiting: u64,
     all: Histogram<u64>,
     recovery: Histogram<u64>,
+    outage: Histogram<u64>,
     phase_all: Histogram<u64>,
     phase_recovery: Histogram<u64>,
 }
@@ -57,6 +60,10 @@ pub(crate) struct Ledger {
 fn histogram() -> Histogram<u64> {
     // Three digits: a millisecond is told from its neighbour up to a second.
     Histogram::new_with_bounds(1, MICROS_MAX, 3).expect("constant bounds are valid")
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(MICROS_MAX).max(1)
 }
 
 // === impl Spread ===
@@ -87,6 +94,7 @@ impl Ledger {
             awaiting: 0,
             all: histogram(),
             recovery: histogram(),
+            outage: histogram(),
             phase_all: histogram(),
             phase_recovery: histogram(),
         }
@@ -124,7 +132,12 @@ impl Ledger {
             Change::None => return,
             Change::Lost if matches!(before, Clock::Awaiting { .. }) => return,
             Change::Lost => Clock::Awaiting { since: now, lost: true },
-            Change::Placed { .. } => Clock::Placed,
+            Change::Placed { outage, .. } => {
+                if let Some(outage) = outage {
+                    self.outage.saturating_record(micros(outage));
+                }
+                Clock::Placed
+            }
         };
         match before {
             Clock::Idle => {}
@@ -142,7 +155,7 @@ impl Ledger {
     }
 
     fn record(&mut self, since: Instant, lost: bool, now: Instant) {
-        let micros = u64::try_from(now.saturating_duration_since(since).as_micros()).unwrap_or(MICROS_MAX).max(1);
+        let micros = micros(now.saturating_duration_since(since));
         self.all.saturating_record(micros);
         self.phase_all.saturating_record(micros);
         if lost {
@@ -178,6 +191,12 @@ impl Ledger {
         (Spread::of(&self.all), Spread::of(&self.recovery))
     }
 
+    /// Times from the break of a call's SFU to the call's next endpoint.
+    #[must_use]
+    pub(crate) fn outages(&self) -> Spread {
+        Spread::of(&self.outage)
+    }
+
     /// As [`Self::times`], of this phase.
     #[must_use]
     pub(crate) fn phase_times(&self) -> (Spread, Spread) {
@@ -194,8 +213,6 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use sfu_api::Epoch;
 
     use super::*;

@@ -16,6 +16,23 @@
 //! ```
 //!
 //! Start reading at [`run`]; the checks are in [`checker`], the plans in `drill/plans/`.
+//!
+//! ```no_run
+//! use drill::{Observer, Plan, Targets, run};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! # async fn example() -> Result<(), drill::Error> {
+//! let plan = Plan::load("sfu-kill")?;
+//! let targets = Targets {
+//!     syncers: vec!["http://127.0.0.1:8441".to_owned()],
+//!     controls: vec!["http://127.0.0.1:9000".to_owned()],
+//!     ..Targets::default()
+//! };
+//! let report = run(plan, targets, Observer::none(), CancellationToken::new()).await?;
+//! assert!(report.passed, "{:?}", report.checks);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod checker;
 mod cli;

@@ -23,6 +23,8 @@ pub struct Counts {
     pub calls_replaced: u64,
     /// Calls that were on an SFU when it was broken.
     pub calls_affected: u64,
+    /// Of these: calls placed anew since, wherever.
+    pub calls_recovered: u64,
     /// Calls first placed on an SFU while it was broken.
     pub calls_new_on_hit: u64,
     /// SFUs broken so far.

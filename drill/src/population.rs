@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use sfu_api::CallKind;
 
@@ -97,8 +98,11 @@ impl Population {
             self.calls.push(Call { guild: rng.random_range(0..p.guilds), region, kind });
         }
         // One participant for each call, then the rest at random: every call lives, sizes differ.
-        for n in 0..participants.max(calls) {
-            let offset = if n < calls { n } else { rng.random_range(0..calls) };
+        // In any order, so that a ramp spreads the calls and not only their sessions.
+        let mut offsets: Vec<u32> = (0..calls).collect();
+        offsets.extend((calls..participants).map(|_| rng.random_range(0..calls)));
+        offsets.shuffle(rng);
+        for offset in offsets {
             self.sessions.push(Session {
                 call: first_call + offset,
                 gateway: u16::try_from(rng.random_range(0..p.gateways)).unwrap_or(0),

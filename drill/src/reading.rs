@@ -11,7 +11,8 @@ pub(crate) struct Reading {
     pub(crate) counts: Counts,
     pub(crate) awaiting: Spread,
     pub(crate) recovery: Spread,
-    pub(crate) attempts_per_first: Option<f64>,
+    /// Placement attempts, and first attempts among them.
+    pub(crate) attempts: (u64, u64),
     pub(crate) rooms_orphaned: Option<u64>,
     pub(crate) rooms_missing: Option<u64>,
     pub(crate) watchers_behind: Option<u64>,
@@ -37,6 +38,7 @@ impl Reading {
             Metric::Moved => count(counts.calls_moved),
             Metric::Replaced => count(counts.calls_replaced),
             Metric::Affected => seen(counts.calls_affected),
+            Metric::Recovered => seen(counts.calls_recovered),
             Metric::SfusKilled => seen(counts.sfus_killed),
             Metric::SfusHit => seen(counts.sfus_hit),
             Metric::NewOnHit => seen(counts.calls_new_on_hit),
@@ -51,17 +53,24 @@ impl Reading {
             Metric::AwaitingMax => Some(self.awaiting.max),
             Metric::RecoveryP99 => Some(self.recovery.p99),
             Metric::RecoveryMax => Some(self.recovery.max),
-            Metric::AttemptsPerFirst => self.attempts_per_first,
+            Metric::AttemptsPerFirst => self.attempts_per_first(),
             Metric::RoomsOrphaned => self.rooms_orphaned.and_then(count),
             Metric::RoomsMissing => self.rooms_missing.and_then(count),
             Metric::WatchersBehind => self.watchers_behind.and_then(count),
         }
     }
 
+    /// Placement attempts for each first attempt.
+    pub(crate) fn attempts_per_first(&self) -> Option<f64> {
+        let (attempts, first) = self.attempts;
+        (first > 0).then(|| ratio(attempts, first))
+    }
+
     /// Whether the drill was held without what measures this: no control ports, no media.
     pub(crate) fn is_out_of_view(&self, metric: Metric) -> bool {
         match metric {
             Metric::Affected
+            | Metric::Recovered
             | Metric::SfusKilled
             | Metric::SfusHit
             | Metric::NewOnHit
@@ -69,6 +78,8 @@ impl Reading {
             | Metric::RoomsOrphaned
             | Metric::RoomsMissing => !self.fleet_visible,
             Metric::MediaMissing => !self.media_on,
+            // Every call was placed from before: nothing to divide.
+            Metric::AttemptsPerFirst => self.attempts == (0, 0),
             _ => false,
         }
     }
@@ -81,6 +92,7 @@ impl Reading {
             Metric::Moved
             | Metric::Replaced
             | Metric::Affected
+            | Metric::Recovered
             | Metric::SfusKilled
             | Metric::SfusHit
             | Metric::NewOnHit

@@ -44,6 +44,8 @@ pub struct Report {
     pub calls_replaced: u64,
     /// Calls that were on an SFU when it was broken.
     pub calls_affected: u64,
+    /// Of these: calls placed anew since, wherever.
+    pub calls_recovered: u64,
     /// SFUs broken.
     pub sfus_hit: u64,
     /// SFUs killed.
@@ -52,6 +54,8 @@ pub struct Report {
     pub awaiting_ms: Spread,
     /// Of these: from a lost endpoint to the next.
     pub recovery_ms: Spread,
+    /// Time from the break of a call's SFU to its next endpoint: detection, pace and placement.
+    pub outage_ms: Spread,
     /// Placement attempts for each first attempt, as the syncers count them.
     pub attempts_per_first: Option<f64>,
     /// Room creations over budget, counted at the mocks.
@@ -213,7 +217,9 @@ mod tests {
 
     #[test]
     fn a_failed_or_unmeasured_check_fails_the_drill() {
-        let outcome = |text| judge(&check(text, None), &reading(2), &[]);
+        // Attempts without a first one: a syncer that does not count.
+        let end = Reading { attempts: (3, 0), ..reading(2) };
+        let outcome = |text| judge(&check(text, None), &end, &[]);
         assert_eq!(outcome("calls_moved == 2").outcome, Outcome::Passed);
         assert_eq!(outcome("calls_moved == 0").outcome, Outcome::Failed);
         assert_eq!(outcome("attempts_per_first <= 1").outcome, Outcome::NotMeasured);

@@ -242,7 +242,7 @@ impl Drill {
             counts,
             awaiting,
             recovery,
-            attempts_per_first: self.syncers.attempts_per_first(),
+            attempts: self.syncers.attempts(),
             fleet_visible: self.fleet.is_visible(),
             media_on: self.shared.media.is_on(),
             ..Reading::default()
@@ -273,6 +273,7 @@ impl Drill {
             calls_moved: tally.moved,
             calls_replaced: tally.replaced,
             calls_affected: tally.affected,
+            calls_recovered: tally.recovered,
             calls_new_on_hit: tally.new_on_hit,
             sfus_hit,
             sfus_killed,
@@ -373,9 +374,9 @@ impl Drill {
             checks.push(CheckReport { expect, during: None, outcome: Outcome::Failed, value });
         }
         let stats = &self.shared.stats;
-        let (by_rule, repeats) = {
-            let checker = &self.shared.ledger.lock().checker;
-            (checker.violations().0, checker.tally().repeats)
+        let (by_rule, repeats, outage_ms) = {
+            let ledger = self.shared.ledger.lock();
+            (ledger.checker.violations().0, ledger.checker.tally().repeats, ledger.outages())
         };
         let counts = &end.counts;
         Report {
@@ -392,11 +393,13 @@ impl Drill {
             calls_moved: counts.calls_moved,
             calls_replaced: counts.calls_replaced,
             calls_affected: counts.calls_affected,
+            calls_recovered: counts.calls_recovered,
             sfus_hit: counts.sfus_hit,
             sfus_killed: counts.sfus_killed,
             awaiting_ms: end.awaiting,
             recovery_ms: end.recovery,
-            attempts_per_first: end.attempts_per_first,
+            outage_ms,
+            attempts_per_first: end.attempts_per_first(),
             buckets_overdrawn: counts.buckets_overdrawn,
             invariant_violations: counts.invariant_violations,
             violations: by_rule.into_iter().map(|(rule, n)| (rule.to_string(), n)).collect(),
@@ -419,8 +422,16 @@ impl Drill {
         }
     }
 
-    /// Everyone hangs up, so that the fleet is left as it was found.
+    /// Everyone hangs up, SFUs are healed and levers go back: the fleet is left as it was found.
     async fn leave(&self, cancel: &CancellationToken) {
+        if self.plan.phases.iter().any(|phase| phase.fault.is_some())
+            && let Err(error) = self.fleet.heal().await
+        {
+            tracing::warn!(%error, "the SFUs stay broken");
+        }
+        if let Err(error) = self.syncers.restore_levers().await {
+            tracing::warn!(%error, "the levers stay as the drill set them");
+        }
         self.shared.leaving.store(true, Ordering::Relaxed);
         self.shared.media.stop();
         let begun = Instant::now();

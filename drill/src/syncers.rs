@@ -28,6 +28,8 @@ pub(crate) struct Syncers {
     client: reqwest::Client,
     first: Mutex<BTreeMap<String, SyncerStatus>>,
     last: Mutex<BTreeMap<String, SyncerStatus>>,
+    /// Levers as they were before the drill changed them, by syncer.
+    levers: Mutex<BTreeMap<String, serde_json::Map<String, Value>>>,
 }
 
 // === impl Syncers ===
@@ -40,6 +42,7 @@ impl Syncers {
             client,
             first: Mutex::default(),
             last: Mutex::default(),
+            levers: Mutex::default(),
         }
     }
 
@@ -58,10 +61,11 @@ impl Syncers {
         let started = tokio::time::Instant::now();
         loop {
             let Err(error) = self.poll().await else { return Ok(()) };
-            // A wrong CA will not become right.
-            let hopeless = error.to_string().contains("certificate");
-            let waited = tokio::time::Instant::now().saturating_duration_since(started);
-            if hopeless || waited >= START_MAX {
+            let text = error.to_string();
+            if text.contains("invalid peer certificate") {
+                return Err(Error::ca(format!("it did not sign the certificate: {text}")));
+            }
+            if tokio::time::Instant::now().saturating_duration_since(started) >= START_MAX {
                 return Err(error);
             }
             tokio::time::sleep(START_RETRY).await;
@@ -108,20 +112,37 @@ impl Syncers {
         last.iter().map(added).sum()
     }
 
-    /// Placement attempts for each first attempt since the start.
-    pub(crate) fn attempts_per_first(&self) -> Option<f64> {
-        let first = self.added(|status| status.first_attempts_total);
-        let attempts = self.added(|status| status.attempts_total);
-        (first > 0).then(|| ratio(attempts, first))
+    /// Placement attempts since the start, and first attempts among them.
+    pub(crate) fn attempts(&self) -> (u64, u64) {
+        (self.added(|status| status.attempts_total), self.added(|status| status.first_attempts_total))
     }
 
-    /// Sets levers on every syncer.
+    /// Sets levers on every syncer, and remembers what they were.
     pub(crate) async fn set_levers(&self, levers: &serde_json::Map<String, Value>) -> Result<(), Error> {
         for url in &self.urls {
-            let request = self.client.patch(format!("{url}/v1/levers")).json(levers);
-            self.ask::<Value>(request).await.map_err(|reason| Error::levers(url, reason))?;
+            let before = self.ask::<Value>(self.client.get(format!("{url}/v1/levers"))).await.unwrap_or_default();
+            self.set_levers_of(url, levers).await?;
+            let mut kept = self.levers.lock();
+            let kept = kept.entry(url.clone()).or_default();
+            for (name, value) in levers.keys().filter_map(|name| Some((name, lever_value(&before, name)?))) {
+                kept.entry(name.clone()).or_insert_with(|| value.clone());
+            }
         }
         Ok(())
+    }
+
+    /// Sets the levers back to what they were before the drill.
+    pub(crate) async fn restore_levers(&self) -> Result<(), Error> {
+        let kept = std::mem::take(&mut *self.levers.lock());
+        for (url, levers) in &kept {
+            self.set_levers_of(url, levers).await?;
+        }
+        Ok(())
+    }
+
+    async fn set_levers_of(&self, url: &str, levers: &serde_json::Map<String, Value>) -> Result<(), Error> {
+        let request = self.client.patch(format!("{url}/v1/levers")).json(levers);
+        self.ask::<Value>(request).await.map(drop).map_err(|reason| Error::levers(url, reason))
     }
 
     /// The placement budgets that the levers show, under the values that the plan gives itself.
@@ -177,11 +198,13 @@ impl Syncers {
     }
 }
 
+/// The value of one lever in an answer of `GET /v1/levers`.
+fn lever_value<'a>(answer: &'a Value, name: &str) -> Option<&'a Value> {
+    answer["levers"].as_array()?.iter().find(|lever| lever["name"] == name).map(|lever| &lever["value"])
+}
+
 fn budgets_of(levers: &Value, plan: &Budgets) -> Budgets {
-    let value = |name: String| {
-        let levers = levers["levers"].as_array()?;
-        levers.iter().find(|lever| lever["name"] == name.as_str())?["value"].as_f64()
-    };
+    let value = |name: String| lever_value(levers, &name)?.as_f64();
     let budget = |level: &str| {
         let rate = value(format!("placement.{level}.rate"))?;
         let burst = value(format!("placement.{level}.burst"))?;

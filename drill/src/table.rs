@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use comfy_table::Table;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::NOTHING;
 
 use crate::ledger::Spread;
 use crate::observe::Counts;
@@ -30,7 +30,10 @@ pub fn progress(counts: &Counts) -> String {
 
 fn spread(spread: &Spread) -> String {
     let Spread { p50, p99, max, count } = spread;
-    format!("p50 {p50:.0} ms, p99 {p99:.0} ms, max {max:.0} ms ({count})")
+    if *count == 0 {
+        return "never".to_owned();
+    }
+    format!("p50 {p50:.0} ms, p99 {p99:.0} ms, max {max:.0} ms ({count} times)")
 }
 
 fn measured<T: Display>(value: Option<T>) -> String {
@@ -41,15 +44,17 @@ fn measured<T: Display>(value: Option<T>) -> String {
 #[must_use]
 pub fn summary(report: &Report) -> String {
     let mut numbers = Table::new();
-    numbers.load_style(UTF8_HORIZONTAL_ONLY);
+    numbers.load_style(NOTHING);
     numbers.set_header([report.plan.as_str(), if report.passed { "PASSED" } else { "FAILED" }]);
     let rows = [
         ("calls placed", format!("{} of {}", report.placed, report.calls)),
-        ("calls moved / affected", format!("{} / {}", report.calls_moved, report.calls_affected)),
+        ("calls affected / recovered", format!("{} / {}", report.calls_affected, report.calls_recovered)),
+        ("calls moved", report.calls_moved.to_string()),
         ("calls placed again in place", report.calls_replaced.to_string()),
         ("SFUs killed / broken", format!("{} / {}", report.sfus_killed, report.sfus_hit)),
         ("awaiting endpoint", spread(&report.awaiting_ms)),
-        ("recovery", spread(&report.recovery_ms)),
+        ("of these, after a loss", spread(&report.recovery_ms)),
+        ("from break to endpoint", spread(&report.outage_ms)),
         ("attempts per first attempt", measured(report.attempts_per_first.map(|ratio| format!("{ratio:.3}")))),
         ("creations over budget", measured(report.buckets_overdrawn)),
         ("invariant violations", report.invariant_violations.to_string()),
@@ -58,7 +63,7 @@ pub fn summary(report: &Report) -> String {
         numbers.add_row([name, value.as_str()]);
     }
     let mut checks = Table::new();
-    checks.load_style(UTF8_HORIZONTAL_ONLY);
+    checks.load_style(NOTHING);
     checks.set_header(["check", "during", "value", ""]);
     for check in &report.checks {
         let outcome = match check.outcome {
@@ -70,9 +75,9 @@ pub fn summary(report: &Report) -> String {
         let value = check.value.map_or_else(String::new, |value| format!("{value}"));
         checks.add_row([&check.expect, check.during.as_deref().unwrap_or("all"), &value, outcome]);
     }
-    let mut text = format!("{numbers}\n");
+    let mut text = format!("\n{}\n", numbers.trim_fmt());
     if !report.checks.is_empty() {
-        text.push_str(&format!("{checks}\n"));
+        text.push_str(&format!("\n{}\n", checks.trim_fmt()));
     }
     for finding in report.findings.iter().take(FINDINGS_SHOWN) {
         text.push_str(&format!("  {finding}\n"));
@@ -87,11 +92,11 @@ pub fn summary(report: &Report) -> String {
 #[must_use]
 pub(crate) fn list() -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(NOTHING);
     table.set_header(["plan", "what it does"]);
     for plan in BUILT_IN {
         let about = Plan::parse(plan.text, plan.name).map(|plan| plan.about).unwrap_or_default();
         table.add_row([plan.name, about.as_str()]);
     }
-    format!("{table}\n")
+    format!("{}\n", table.trim_fmt())
 }

@@ -106,11 +106,15 @@ async fn i10_killed_sfus_are_the_only_ones_to_lose_calls() {
         [[phases]]\nname = \"levers\"\nafter = \"10ms\"\nlevers = { \"a.b\" = \"3s\" }\n\
         [[checks]]\nexpect = \"affected > 0\"\n[[checks]]\nexpect = \"moved == affected\"\n\
         [[checks]]\nexpect = \"calls_awaiting == 0\"\n[[checks]]\nexpect = \"violations == 0\"\n";
-    let report = hold(plan(&format!("{POPULATION}{rest}")), targets(&[&one], &[&port])).await;
+    fleet.levers.lock().insert("a.b".to_owned(), serde_json::json!("600s"));
+    let plan = plan(&format!("leave_at_end = true\n{POPULATION}{rest}"));
+    let report = hold(plan, targets(&[&one], &[&port])).await;
     assert!(report.passed, "{report:#?}");
     assert_eq!(report.sfus_killed, 2);
     assert_eq!(report.recovery_ms.count, report.calls_moved);
-    assert_eq!(fleet.levers.lock().get("a.b"), Some(&serde_json::json!("3s")));
+    let changes: Vec<_> = fleet.lever_changes.lock().iter().map(|levers| levers["a.b"].clone()).collect();
+    assert_eq!(changes, ["3s", "600s"], "set, and set back at the end");
+    assert_eq!(fleet.heals.load(Ordering::SeqCst), 1, "healed at the end");
 }
 
 #[tokio::test]

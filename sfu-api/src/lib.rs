@@ -27,6 +27,7 @@
 
 mod error;
 mod fence;
+mod hash;
 mod ids;
 mod openapi;
 mod rooms;
@@ -34,6 +35,7 @@ mod validate;
 
 pub use self::error::{ErrorAnswer, ErrorCode};
 pub use self::fence::{Epoch, Fence, OwnerTerm, SLOTS, Slot};
+pub use self::hash::stable_hash;
 pub use self::ids::{
     BootId, CallId, GatewayId, GuildId, ID_BYTES_MAX, IdError, OpId, RegionId, RoomId, SessionId, SfuId, SyncerId,
 };

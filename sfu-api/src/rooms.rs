@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BootId, Epoch, ErrorAnswer, Fence, GuildId, OpId, OwnerTerm, RoomId, Slot, SyncerId};
+use crate::{BootId, Epoch, ErrorAnswer, Fence, GuildId, OpId, OwnerTerm, RoomId, Slot, SyncerId, stable_hash};
 
 /// Most operations in one [`Batch`]: a body of at most ~64 KiB.
 pub const BATCH_OPERATIONS_MAX: usize = 256;
@@ -259,24 +259,16 @@ pub struct Health {
 
 /// Order-free hash of a set of rooms at their epochs: both sides keep it and compare.
 ///
-/// FNV-1a (64 bit) over the room's bytes, a zero byte and the epoch's text; each finished with
-/// MurmurHash3's 64-bit finaliser and all combined by exclusive or. The empty set hashes to 0.
+/// [`stable_hash`] over the room's bytes, a zero byte and the epoch's text, all combined by exclusive
+/// or. The empty set hashes to 0.
 #[must_use]
 pub fn room_set_hash<'a>(rooms: impl IntoIterator<Item = (&'a RoomId, Epoch)>) -> u64 {
     rooms.into_iter().fold(0, |set, (room, epoch)| set ^ room_hash(room, epoch))
 }
 
 fn room_hash(room: &RoomId, epoch: Epoch) -> u64 {
-    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
     let text = epoch.to_string();
-    let bytes = room.as_str().bytes().chain(std::iter::once(0)).chain(text.bytes());
-    let mut h = bytes.fold(OFFSET, |h, b| (h ^ u64::from(b)).wrapping_mul(PRIME));
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    h ^ (h >> 33)
+    stable_hash(room.as_str().bytes().chain(std::iter::once(0)).chain(text.bytes()))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! The voice syncer: who is in which call, and where each live call is placed.
 //!
 //! Floors from top to ground; a module imports only from lower ones:
-//! `server` and `api` (what the network sees), `watch`, `peer`, `registry`, then `engine` (the shell
-//! around the decisions), `observe` (signs of life, digests), `reconcile` (what is done next),
-//! `context` (what those share), `select` (which SFU), `health` (what we believe of an SFU),
-//! `drivers` (how to tell it), `ownership` (which guilds are ours), and `state` (pure).
+//! `server` and `api` (what the network sees), `watch`, `peer`, then `engine` (the shell around the
+//! decisions), `observe` (signs of life, digests), `reconcile` (what is done next), `context` (what
+//! those share), `select` (which SFU), `health` (what we believe of an SFU), `ownership` (which guilds
+//! are ours), `registry` (what the fleet agrees on), `drivers` (how to tell an SFU), and `state`
+//! (calls; pure).
 
 pub mod api;
 pub mod config;

@@ -88,17 +88,18 @@ async fn r17_hanging_sfus_keep_their_calls_until_suspect_max() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_restarted_sfu_is_refilled_in_place() {
-    let world = World::new(10, 1);
-    placed(&world, 100).await;
-    let before: Vec<_> = (0..100).map(|c| world.sfu_of(c)).collect();
-    world.fleet.restart("sfu-3");
+async fn a_restarted_sfu_is_refilled_in_place_at_its_own_pace() {
+    let world = World::new(3, 1);
+    placed(&world, 300).await;
+    let before: Vec<_> = (0..300).map(|c| world.sfu_of(c)).collect();
+    let held = before.iter().flatten().filter(|s| s.as_str() == "sfu-1").count();
+    assert!(held > 40, "more than the burst of 15, or the test shows nothing: {held}");
+    world.fleet.restart("sfu-1");
     world.wait("the notice", S(30), |s| s.notices_total == 1).await;
-    world.wait("rooms", S(30), |s| s.awaiting == 0).await;
-    assert_eq!(before, (0..100).map(|c| world.sfu_of(c)).collect::<Vec<_>>());
+    world.wait("rooms", S(60), |s| s.awaiting == 0).await;
+    assert_eq!(before, (0..300).map(|c| world.sfu_of(c)).collect::<Vec<_>>());
     assert_eq!(world.engine.status().moves_total, 0);
-    let there = world.fleet.with("sfu-3", |n| n.rooms.len());
-    assert_eq!(there, before.iter().flatten().filter(|s| s.as_str() == "sfu-3").count());
+    assert_eq!(world.fleet.with("sfu-1", |n| n.rooms.len()), held);
 }
 
 #[tokio::test(start_paused = true)]
@@ -177,7 +178,7 @@ async fn a_forgotten_room_is_made_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r19_a_driver_that_panics_costs_one_attempt() {
+async fn r19_a_driver_that_panics_costs_one_attempt_and_no_permit() {
     let world = World::new(4, 1);
     first(&world, 2, 4, Mode::Panics);
     for call in 0..20 {
@@ -186,7 +187,14 @@ async fn r19_a_driver_that_panics_costs_one_attempt() {
     // Its SFU is never suspect (nothing was heard of it), so some calls draw it more than once.
     tokio::time::sleep(S(5)).await;
     world.fleet.each(|_, n| n.mode = Mode::Well);
-    world.wait("placing", S(60), |s| s.placed == 20).await;
+    world.wait("placing", S(60), |s| s.placed == 20 && s.attempts_in_flight == 0).await;
+    let asked = world.fleet.with("sfu-0", |n| n.asked) + world.fleet.with("sfu-1", |n| n.asked);
+    assert!(asked > 0, "no panic happened");
+    // Every permit came back: as many calls as the windows hold go through at once.
+    for call in 20..200 {
+        world.join(call, 0);
+    }
+    world.wait("placing more", S(60), |s| s.placed == 200 && s.attempts_in_flight == 0).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -230,13 +238,148 @@ async fn a_cordoned_sfu_gets_no_new_calls_and_keeps_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r17_an_operators_word_moves_calls_at_once() {
+async fn r17_an_operators_word_moves_calls_and_holds_although_the_sfu_answers() {
     let world = World::new(4, 1);
     placed(&world, 40).await;
     let id = sfu_api::SfuId::new("sfu-2").expect("valid");
-    world.fleet.with("sfu-2", |n| n.mode = Mode::Hangs);
-    let calls = world.engine.sfus().into_iter().find(|s| s.id == id).expect("known").calls;
+    let view = || world.engine.sfus().into_iter().find(|s| s.id == id).expect("known");
+    let calls = view().calls;
     assert!(calls > 0);
     world.engine.declare_dead(&id, Instant::now()).expect("known");
     world.wait("moves", S(10), |s| s.awaiting == 0 && s.moves_total == u64::from(calls)).await;
+    for call in 40..80 {
+        world.join(call, 0);
+    }
+    tokio::time::sleep(S(60)).await;
+    assert_eq!((view().calls, view().verdict.name()), (0, "dead"), "its answers do not overrule the operator");
+    world.engine.cordon(&id, false).expect("known");
+    world.wait("its return", S(60), |s| s.sfus.dead == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn r17_a_catalogue_change_leaves_calls_observed_and_in_place() {
+    let world = World::new(4, 1);
+    world.set("digest.interval", &json!("2s"));
+    placed(&world, 80).await;
+    let before: Vec<_> = (0..80).map(|c| world.sfu_of(c)).collect();
+    // One entry changes, one goes.
+    world.recatalogue(4, 1, |specs| {
+        specs[0].capacity = 5_000;
+        specs.remove(3);
+    });
+    tokio::time::sleep(S(30)).await;
+    assert_eq!(before, (0..80).map(|c| world.sfu_of(c)).collect::<Vec<_>>(), "calls stay");
+    let rooms = |id| world.fleet.with(id, |n| n.rooms.len());
+    assert_eq!(rooms("sfu-0") + rooms("sfu-1") + rooms("sfu-2") + rooms("sfu-3"), 80, "no room was ended");
+    // Both are still looked after: their calls move when they die.
+    world.fleet.with("sfu-0", |n| n.mode = Mode::Refuses);
+    world.fleet.with("sfu-3", |n| n.mode = Mode::Refuses);
+    world.wait("both notices", S(60), |s| s.notices_total == 2).await;
+    world.wait("recovery", S(60), |s| s.awaiting == 0).await;
+    assert!((0..80).all(|c| !["sfu-0", "sfu-3"].contains(&world.sfu_of(c).expect("placed").as_str())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn i05_a_higher_term_for_our_slots_keeps_their_calls() {
+    let world = World::new(4, 1);
+    placed(&world, 40).await;
+    let before: Vec<_> = (0..40).map(|c| world.sfu_of(c)).collect();
+    world.own_everything(9);
+    assert_eq!(before, (0..40).map(|c| world.sfu_of(c)).collect::<Vec<_>>());
+    world.fleet.with("sfu-1", |n| n.mode = Mode::Refuses);
+    world.wait("recovery under the new term", S(60), |s| s.notices_total == 1 && s.awaiting == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn r14_an_sfu_that_rejects_everything_is_no_sinkhole() {
+    let world = World::new(3, 1);
+    placed(&world, 30).await;
+    let before = world.engine.status().attempts_total;
+    world.fleet.with("sfu-1", |n| n.mode = Mode::Rejects);
+    for call in 30..330 {
+        world.join(call, 0);
+    }
+    world.wait("placing", S(60), |s| s.placed == 330).await;
+    let extra = world.engine.status().attempts_total - before - 300;
+    // It is tried again after ever longer pauses, by what its window lets through each time.
+    assert!(extra <= 60, "{extra} attempts were wasted on it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_draining_sfu_sends_calls_elsewhere_at_once() {
+    let world = World::new(3, 1);
+    world.fleet.with("sfu-1", |n| n.mode = Mode::Draining);
+    for call in 0..60 {
+        world.join(call, 0);
+    }
+    let took = world.wait("placing", S(60), |s| s.placed == 60).await;
+    assert!(took < S(10), "its Retry-After of 30 s held up calls that others could take: {took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r17_when_most_of_the_fleet_falls_silent_it_is_probably_us() {
+    let world = World::new(10, 1);
+    placed(&world, 100).await;
+    world.set("health.suspect_max", &json!("5s"));
+    world.fleet.each(|_, n| n.mode = Mode::Hangs);
+    world.wait("the freeze", S(120), |s| s.frozen).await;
+    tokio::time::sleep(S(600)).await;
+    let status = world.engine.status();
+    assert_eq!((status.sfus.dead, status.notices_total), (0, 0), "silence of everything was taken for death");
+    world.fleet.each(|_, n| n.mode = Mode::Well);
+    world.wait("the thaw", S(120), |s| !s.frozen && s.sfus.healthy == 10).await;
+    assert_eq!(world.engine.status().moves_total, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_is_cordoned_whole_hands_its_calls_to_others() {
+    let world = World::new(4, 2);
+    for sfu in ["sfu-0", "sfu-2"] {
+        world.engine.cordon(&sfu_api::SfuId::new(sfu).expect("valid"), true).expect("known");
+    }
+    for call in 0..20 {
+        world.join_in(call, "r0");
+    }
+    world.wait("placing", S(30), |s| s.placed == 20).await;
+    assert!((0..20).all(|c| ["sfu-1", "sfu-3"].contains(&world.sfu_of(c).expect("placed").as_str())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn r08_r20_the_limit_of_new_calls_is_a_lever() {
+    let world = World::new(2, 1);
+    world.set("admission.new_calls.burst", &json!(10));
+    world.set("admission.new_calls.rate", &json!(1.0));
+    tokio::time::sleep(S(1)).await;
+    let admitted = (0..100).filter(|c| world.may_begin(*c)).count();
+    assert!((10..=11).contains(&admitted), "{admitted} of 100 calls began");
+}
+
+#[tokio::test(start_paused = true)]
+async fn i04_two_syncers_share_the_buckets_of_one_fleet() {
+    let one = World::new(6, 2);
+    let other = World::beside(&one, "other");
+    for world in [&one, &other] {
+        world.set("placement.overall.rate", &json!(60.0));
+        world.set("placement.overall.burst", &json!(10));
+        world.set("placement.region.rate", &json!(40.0));
+        world.set("placement.region.burst", &json!(8));
+        world.engine.set_ready_members(2, Instant::now());
+    }
+    tokio::time::sleep(S(1)).await;
+    for call in 0..200 {
+        one.join(call, 0);
+        other.join(call + 1_000, 0);
+    }
+    one.wait("placing", S(120), |s| s.placed == 200).await;
+    other.wait("placing", S(120), |s| s.placed == 200).await;
+    assert_eq!(overdrawn(&one.fleet.made(), 60.0, 10.0 + 2.0), 0, "overall");
+    for region in 0..2 {
+        let mut made = Vec::new();
+        one.fleet.each(|id, n| {
+            let of_region = id.as_str().trim_start_matches("sfu-").parse::<usize>().expect("a number") % 2 == region;
+            made.extend(n.made.iter().copied().filter(|_| of_region));
+        });
+        made.sort();
+        assert_eq!(overdrawn(&made, 40.0, 8.0 + 2.0), 0, "region {region}");
+    }
 }

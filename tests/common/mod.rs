@@ -4,6 +4,7 @@
 //! Use it from a suite with `#[path = "../common/mod.rs"] mod common;`.
 
 #![allow(dead_code, reason = "each suite uses a part of it")]
+#![allow(clippy::print_stderr, reason = "a failed test shows what its processes said last")]
 
 pub(crate) mod mock;
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{CallSeen, Checker, Hit, Rule};
+use super::{Checker, Hit, Rule};
 use crate::population::CallIx;
 
 /// How much later than a move the news of its cause may come. A process killed from outside is
@@ -21,13 +21,18 @@ impl Checker {
     pub fn hit(&mut self, authority: &str, lasting: bool, now: Instant) {
         let node = self.node(authority);
         self.hits.entry(node).or_insert(Hit { since: now, active: lasting }).active = lasting;
-        let left_for_this = |at: Instant| now.saturating_duration_since(at) <= HIT_KNOWN_WITHIN;
-        let affected = |seen: &&mut CallSeen| {
+        for seen in self.calls.iter_mut().filter(|seen| seen.affected.is_none()) {
             let is_on = seen.node == Some(node) && seen.endpoint.is_some();
-            is_on || seen.left.is_some_and(|(from, at)| from == node && left_for_this(at))
-        };
-        for seen in self.calls.iter_mut().filter(affected) {
-            self.tally.affected += u64::from(!std::mem::replace(&mut seen.affected, true));
+            let left = seen.left.filter(|(from, _)| *from == node).map(|(_, at)| at);
+            if !is_on && left.is_none_or(|at| now.saturating_duration_since(at) > HIT_KNOWN_WITHIN) {
+                continue;
+            }
+            seen.affected = Some(now);
+            self.tally.affected += 1;
+            if !is_on && seen.endpoint.is_some() {
+                seen.recovered = true;
+                self.tally.recovered += 1;
+            }
         }
     }
 

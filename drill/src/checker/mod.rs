@@ -15,6 +15,7 @@ mod judge;
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::time::Duration;
 
 use rustc_hash::FxHashMap;
 use sfu_api::Epoch;
@@ -55,10 +56,12 @@ pub enum Change {
     None,
     /// The endpoint went away.
     Lost,
-    /// The call has an endpoint; `first` when it never had one before.
+    /// The call has an endpoint.
     Placed {
-        /// Whether this is the call's first endpoint.
+        /// Whether it never had one before.
         first: bool,
+        /// If its SFU was broken: how long ago.
+        outage: Option<Duration>,
     },
 }
 
@@ -84,6 +87,8 @@ pub struct Tally {
     pub replaced: u64,
     /// Calls that were on an SFU when it was broken.
     pub affected: u64,
+    /// Of these: calls that were placed anew since, wherever.
+    pub recovered: u64,
     /// Calls first placed on an SFU while it was broken.
     pub new_on_hit: u64,
     /// Repeats that were dropped.
@@ -103,7 +108,9 @@ struct CallSeen {
     left: Option<(u32, Instant)>,
     moved: bool,
     replaced: bool,
-    affected: bool,
+    /// Since when its SFU is, or was, broken under it.
+    affected: Option<Instant>,
+    recovered: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -272,13 +279,23 @@ impl Checker {
                 self.moves.push_back(Move { call, from, at: now });
             }
         }
-        if on_hit {
-            self.tally.affected += u64::from(!std::mem::replace(&mut seen.affected, true));
+        let mut outage = None;
+        match seen.affected {
+            None if on_hit => {
+                seen.affected = Some(now);
+                self.tally.affected += 1;
+            }
+            Some(since) if !on_hit && !seen.recovered => {
+                seen.recovered = true;
+                self.tally.recovered += 1;
+                outage = Some(now.saturating_duration_since(since));
+            }
+            _ => {}
         }
         if self.moves.len() > MOVES_PENDING_MAX {
             self.judge_oldest();
         }
-        Change::Placed { first: before.is_none() }
+        Change::Placed { first: before.is_none(), outage }
     }
 
     fn node(&mut self, authority: &str) -> u32 {

@@ -24,9 +24,9 @@ fn rules(checker: &Checker) -> Vec<Rule> {
 fn r16_one_null_then_one_endpoint() {
     let now = Instant::now();
     let mut checker = Checker::new(1, 1);
-    assert_eq!(checker.event(0, 0, news(1, 1, Some(A)), now), Change::Placed { first: true });
+    assert_eq!(checker.event(0, 0, news(1, 1, Some(A)), now), Change::Placed { first: true, outage: None });
     assert_eq!(checker.event(0, 0, news(1, 2, None), now), Change::Lost);
-    assert_eq!(checker.event(0, 0, news(2, 1, Some(B)), now), Change::Placed { first: false });
+    assert_eq!(checker.event(0, 0, news(2, 1, Some(B)), now), Change::Placed { first: false, outage: None });
     assert_eq!(checker.tally().moved, 1);
     assert_eq!(checker.tally().violations, 0);
 }
@@ -106,9 +106,12 @@ fn affected_are_those_on_the_sfu_and_those_placed_on_it_while_broken() {
     assert_eq!(checker.tally().affected, 1);
     checker.event(0, 0, News { call: 2, ..news(1, 1, Some(A)) }, now);
     assert_eq!((checker.tally().affected, checker.tally().new_on_hit), (2, 1));
+    assert_eq!(checker.tally().recovered, 0);
     checker.healed(authority(A));
-    checker.event(0, 0, news(2, 1, Some(A)), now);
-    assert_eq!((checker.tally().affected, checker.tally().replaced), (2, 1));
+    let later = now + Duration::from_secs(3);
+    let change = checker.event(0, 0, news(2, 1, Some(A)), later);
+    assert_eq!(change, Change::Placed { first: false, outage: Some(Duration::from_secs(3)) });
+    assert_eq!((checker.tally().affected, checker.tally().recovered, checker.tally().replaced), (2, 1, 1));
 }
 
 #[test]
@@ -125,6 +128,7 @@ fn affected_are_those_that_left_a_moment_before_the_break_was_known() {
     checker.event(0, 0, News { call: 2, ..news(2, 1, Some(B)) }, later);
     checker.hit(authority(A), true, later + Duration::from_secs(2));
     assert_eq!(checker.tally().affected, 3, "all but the one that moved long ago");
+    assert_eq!(checker.tally().recovered, 1, "one of them is somewhere else already");
 }
 
 #[test]

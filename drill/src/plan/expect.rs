@@ -23,6 +23,8 @@ pub enum Metric {
     Replaced,
     /// Calls that were on an SFU when it was broken.
     Affected,
+    /// Of these: calls that were placed anew since, wherever.
+    Recovered,
     /// SFUs that were killed.
     SfusKilled,
     /// SFUs that were broken in any way.
@@ -66,6 +68,7 @@ const NAMES: &[(&str, Metric)] = &[
     ("calls_moved", Metric::Moved),
     ("calls_replaced", Metric::Replaced),
     ("calls_affected", Metric::Affected),
+    ("calls_recovered", Metric::Recovered),
     ("sfus_killed", Metric::SfusKilled),
     ("sfus_hit", Metric::SfusHit),
     ("calls_new_on_hit", Metric::NewOnHit),
@@ -88,6 +91,7 @@ const NAMES: &[(&str, Metric)] = &[
     ("moved", Metric::Moved),
     ("replaced", Metric::Replaced),
     ("affected", Metric::Affected),
+    ("recovered", Metric::Recovered),
     ("overdrawn", Metric::Overdrawn),
     ("violations", Metric::Violations),
 ];

@@ -50,7 +50,8 @@ pub struct Plan {
     /// How long to wait at the end for quiescence (every call placed, no orphan room).
     #[serde(default = "defaults::settle_max", with = "humantime_serde")]
     pub settle_max: Duration,
-    /// Whether every session leaves once the verdict is known.
+    /// Whether the fleet is left as it was found once the verdict is known: every session leaves,
+    /// SFUs are healed, levers go back.
     #[serde(default)]
     pub leave_at_end: bool,
     /// Who takes part.

@@ -69,6 +69,8 @@ pub struct Fleet {
     pub refused_at: Mutex<HashMap<String, Instant>>,
     pub too_early: AtomicU64,
     pub levers: Mutex<BTreeMap<String, Value>>,
+    pub lever_changes: Mutex<Vec<BTreeMap<String, Value>>>,
+    pub heals: AtomicU64,
     pub gateways: Mutex<HashSet<String>>,
     pub leaves: AtomicU64,
     pub puts: AtomicU64,
@@ -311,7 +313,14 @@ async fn status(State(fleet): State<Arc<Fleet>>) -> Json<Value> {
         "first_attempts_total": attempts, "invariant_violations": 0}))
 }
 
+async fn levers(State(fleet): State<Arc<Fleet>>) -> Json<Value> {
+    let levers = fleet.levers.lock();
+    let list: Vec<_> = levers.iter().map(|(name, value)| json!({"name": name, "value": value})).collect();
+    Json(json!({"levers": list}))
+}
+
 async fn set_levers(State(fleet): State<Arc<Fleet>>, Json(levers): Json<BTreeMap<String, Value>>) -> Json<Value> {
+    fleet.lever_changes.lock().push(levers.clone());
     fleet.levers.lock().extend(levers);
     Json(json!({"levers": []}))
 }
@@ -339,6 +348,12 @@ async fn faults(State(fleet): State<Arc<Fleet>>, Json(body): Json<Value>) -> Jso
         task.kill(&killed);
     });
     Json(json!({"nodes": hit.iter().map(|n| format!("n{n}")).collect::<Vec<_>>()}))
+}
+
+async fn heal(State(fleet): State<Arc<Fleet>>) -> Json<Value> {
+    fleet.heals.fetch_add(1, Ordering::SeqCst);
+    fleet.down.lock().clear();
+    Json(json!({"nodes": []}))
 }
 
 async fn rooms(State(fleet): State<Arc<Fleet>>, Path(id): Path<String>) -> Json<Value> {
@@ -389,7 +404,7 @@ pub async fn syncer(fleet: &Arc<Fleet>) -> Served {
         .route(participant, put(join_one).delete(leave_one))
         .route("/v1/gateways/{id}", put(beat))
         .route("/v1/status", get(status))
-        .route("/v1/levers", patch(set_levers))
+        .route("/v1/levers", patch(set_levers).get(levers))
         .with_state(Arc::clone(fleet));
     serve(fleet, router).await
 }
@@ -400,7 +415,7 @@ pub async fn control(fleet: &Arc<Fleet>) -> Served {
         .route("/control/nodes", get(nodes))
         .route("/control/nodes/{id}/rooms", get(rooms))
         .route("/control/stats", get(|| async { Json(json!({"creates": 1, "overdrawn": {"sfu": 0}})) }))
-        .route("/control/faults", post(faults))
+        .route("/control/faults", post(faults).delete(heal))
         .with_state(Arc::clone(fleet));
     serve(fleet, router).await
 }

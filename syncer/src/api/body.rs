@@ -45,7 +45,17 @@ pub(crate) async fn read(mut body: Body) -> Result<Bytes, ApiError> {
 /// Parses JSON; nothing at all counts as `{}`.
 pub(crate) fn json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
-    serde_json::from_slice(bytes).map_err(|e| ApiError::invalid(format!("the body is not what it should be: {e}")))
+    object(bytes).map_err(|e| ApiError::invalid(format!("the body is not what it should be: {e}")))
+}
+
+/// Parses a JSON object. A list would do for a struct as well (its fields in their order), and an
+/// empty one for a struct of defaults: nobody means that.
+pub(crate) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    let starts = bytes.trim_ascii_start().first();
+    if starts.is_some_and(|b| *b == b'[') {
+        return Err("expected an object, found a list".to_owned());
+    }
+    serde_json::from_slice(bytes).map_err(|e| e.to_string())
 }
 
 /// Cuts a streamed body into lines.

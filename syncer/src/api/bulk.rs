@@ -236,7 +236,7 @@ impl Road {
     }
 
     async fn line(&mut self, line: Bytes) -> Result<(), Gone> {
-        let operation: Operation = match serde_json::from_slice(&line) {
+        let operation: Operation = match super::body::object(&line) {
             Ok(operation) => operation,
             Err(e) => {
                 let e = ApiError::invalid(format!("the line is not an operation: {e}"));

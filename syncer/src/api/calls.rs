@@ -24,6 +24,7 @@ const PAGE_MAX: usize = 1_000;
 
 /// Which calls to list.
 #[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CallParams {
     /// Only calls in this state: placed, awaiting or ending.

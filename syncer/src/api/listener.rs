@@ -11,6 +11,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
 use futures_util::TryFutureExt as _;
@@ -72,7 +73,8 @@ pub(crate) struct Listener {
 /// What a connection needs: not the socket that it came from, which closes when accepting ends.
 #[derive(Clone, Debug)]
 struct Serving {
-    tls: Option<Arc<rustls::ServerConfig>>,
+    /// Looked at for each connection: a renewed certificate serves those to come, and cuts none.
+    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     router: Router,
     metrics: HttpMetrics,
     tracker: TaskTracker,
@@ -95,7 +97,7 @@ impl<F: Future<Output: Send + 'static> + Send + 'static> Executor<F> for Tracked
 impl Listener {
     pub(crate) fn new(
         tcp: TcpListener,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
         router: Router,
         metrics: HttpMetrics,
         tracker: TaskTracker,
@@ -146,7 +148,7 @@ impl Serving {
         match &self.tls {
             None => self.http(stream).await,
             Some(tls) => {
-                let acceptor = TlsAcceptor::from(Arc::clone(tls));
+                let acceptor = TlsAcceptor::from(tls.load_full());
                 match timeout(TLS_MAX, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => self.http(stream).await,
                     Ok(Err(_)) => self.metrics.refused("tls"),

@@ -47,6 +47,7 @@ pub(crate) struct JoinAnswer {
 
 /// Query of a leave.
 #[derive(Clone, Copy, Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LeaveParams {
     /// Order of the session's writes.

@@ -11,6 +11,7 @@ use http::HeaderMap;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::RETRY_BASE;
@@ -25,6 +26,7 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// Query of a watch.
 #[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WatchParams {
     /// `local`: only the calls of this syncer. Default: the fleet's.
@@ -63,7 +65,7 @@ pub(crate) async fn watch(
     if local {
         cursor.0.retain(|id, _| id == me);
     }
-    let watcher = app.hub.watch(&caller.id, cursor.0.get(me).copied())?;
+    let watcher = app.hub.watch(&caller.id, cursor.0.get(me).copied(), Instant::now())?;
     let fleet = Fleet {
         gateway: caller.id,
         watcher,

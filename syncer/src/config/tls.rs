@@ -42,7 +42,7 @@ impl Config {
     ///
     /// Names the file that is unreadable or does not fit.
     pub fn server_tls(&self) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
-        self.tls.as_ref().map(server).transpose()
+        self.tls.as_ref().map(TlsConfig::load).transpose()
     }
 
     /// TLS towards the SFUs.
@@ -106,18 +106,23 @@ fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError
     Ok(Arc::new(config))
 }
 
-fn server(tls: &TlsConfig) -> Result<Arc<ServerConfig>, ConfigError> {
-    let chain = certificates(&tls.cert, "tls.cert")?;
-    let text = read_text(&tls.key).map_err(|e| e.with_key("tls.key"))?;
-    let bad_key = |m: String| ConfigError::file(&tls.key, None, m).with_key("tls.key");
-    let key =
-        PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|e| bad_key(format!("holds no private key: {e}")))?;
-    let mut config = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| ConfigError::new(super::Source::Whole, format!("tls: {e}")))?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|e| bad_key(format!("does not fit {}: {e}", tls.cert.display())))?;
-    config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
-    Ok(Arc::new(config))
+// === impl TlsConfig ===
+
+impl TlsConfig {
+    /// Reads the certificate and its key; both must fit.
+    pub(crate) fn load(&self) -> Result<Arc<ServerConfig>, ConfigError> {
+        let chain = certificates(&self.cert, "tls.cert")?;
+        let text = read_text(&self.key).map_err(|e| e.with_key("tls.key"))?;
+        let bad_key = |m: String| ConfigError::file(&self.key, None, m).with_key("tls.key");
+        let key = PrivateKeyDer::from_pem_slice(text.as_bytes())
+            .map_err(|e| bad_key(format!("holds no private key: {e}")))?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| ConfigError::new(super::Source::Whole, format!("tls: {e}")))?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .map_err(|e| bad_key(format!("does not fit {}: {e}", self.cert.display())))?;
+        config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
+        Ok(Arc::new(config))
+    }
 }

@@ -81,6 +81,9 @@ levers! {
         dead_window: Duration = "health.dead_window" ["duration"] S(2), MS(0) => S(600);
         /// Time without any good sign after which a suspect SFU's calls move; 0 means never.
         suspect_max: Duration = "health.suspect_max" ["duration"] S(600), MS(0) => S(86_400);
+        /// Share of the fleet that may be suspect before silence stops counting as death: then it is
+        /// probably us. Hard evidence still moves calls.
+        freeze_share: f64 = "health.freeze_share" ["share"] 0.5, 0.0 => 1.0;
         /// An answer that takes longer is late; three late ones make an SFU slow.
         slow_after: Duration = "health.slow_after" ["duration"] S(1), MS(10) => S(30);
         /// How often rooms are compared with each SFU.

@@ -8,6 +8,7 @@ mod levers;
 mod metrics;
 mod releases;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -65,8 +66,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Something became ready: the reconciler looks again.
     pub wake: Notify,
-    /// The highest term that fenced us.
-    pub fenced: watch::Sender<Option<OwnerTerm>>,
+    /// Slots for which an SFU has seen a higher term than ours; at most as many as there are slots.
+    pub fenced: watch::Sender<BTreeMap<Slot, OwnerTerm>>,
     /// Every task of the engine.
     pub tracker: TaskTracker,
     /// Ends every task of the engine.
@@ -104,7 +105,7 @@ impl Context {
             announcer,
             metrics: Metrics::default(),
             wake: Notify::new(),
-            fenced: watch::Sender::new(None),
+            fenced: watch::Sender::default(),
             tracker: TaskTracker::new(),
             stop,
             draining: AtomicBool::new(false),
@@ -163,6 +164,15 @@ impl Context {
         }
     }
 
+    /// Whether so much of the fleet is suspect at once that silence proves nothing: it is probably us.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let snapshot = self.catalogue.now();
+        let suspect = snapshot.all.iter().filter(|s| s.verdict() == Verdict::Suspect).count();
+        let share = suspect as f64 / snapshot.all.len().max(1) as f64;
+        share > self.levers.freeze_share.get()
+    }
+
     /// Takes evidence of an SFU and acts on the change of verdict it leads to: one notice, one
     /// pass over its calls; the reconciler paces the rest.
     pub fn observe(&self, sfu: &Arc<Sfu>, evidence: &Evidence, now: Instant) {
@@ -192,6 +202,7 @@ impl Context {
 
     fn lost(&self, sfu: &Arc<Sfu>, cause: Cause, in_place: bool, now: Instant) {
         self.metrics.notices.inc();
+        sfu.count_loss(); // before the pass: see Attempt::made
         let mut calls = 0usize;
         for shard in &self.shards {
             let news = shard.lock().sfu_lost(sfu.idx, cause, in_place, now);
@@ -204,13 +215,17 @@ impl Context {
         self.wake.notify_one();
     }
 
-    /// An SFU has seen this term before: ownership resumes above it, if ours is not above already.
-    pub fn fenced_by(&self, term: OwnerTerm) {
+    /// An SFU has seen `term` for `slot`. Ours may have been raised since the request was sent; then it
+    /// says nothing new.
+    pub fn fenced_by(&self, slot: Slot, term: OwnerTerm) {
         self.metrics.fenced.inc();
+        if self.shard(slot).lock().term(slot).is_none_or(|ours| ours >= term) {
+            return;
+        }
         self.fenced.send_if_modified(|seen| {
-            let newer = seen.is_none_or(|s| s < term);
+            let newer = seen.get(&slot).is_none_or(|s| *s < term);
             if newer {
-                *seen = Some(term);
+                seen.insert(slot, term);
             }
             newer
         });
@@ -235,6 +250,14 @@ impl Context {
         for sfu in &self.catalogue.now().all {
             sfu.bucket.set_quota(share, now);
         }
-        self.new_calls.set_quota(self.levers.new_calls().share(self.budget.parts()), now);
+        self.apply_new_calls(now);
+    }
+
+    /// Hands the present share of new calls to its bucket.
+    pub fn apply_new_calls(&self, now: Instant) {
+        let share = self.levers.new_calls().share(self.budget.parts());
+        if self.new_calls.quota() != share {
+            self.new_calls.set_quota(share, now);
+        }
     }
 }

@@ -158,9 +158,12 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 fn of_pool(error: &pool::Error) -> DriverError {
     let sent = error.sent() == Sent::Maybe;
+    // Waiting in our own queue is not a sign of the SFU, however it ends: dead SFUs that use up the
+    // dials must not make the living look dead.
+    let ours = matches!(error.stage(), Stage::Queue | Stage::DialSlot);
     let kind = if error.is_fail_fast() {
         ErrorKind::FailFast
-    } else if error.is_saturated() {
+    } else if error.is_saturated() || (error.is_timeout() && ours) {
         ErrorKind::Saturated
     } else if error.is_timeout() {
         if sent { ErrorKind::TimedOutAfterSend } else { ErrorKind::TimedOutBeforeSend }
@@ -175,8 +178,7 @@ fn of_pool(error: &pool::Error) -> DriverError {
     } else {
         ErrorKind::Local
     };
-    // Waiting in our own queue is not a sign of the SFU, however it ends.
-    let fresh = !error.reused() && !matches!(error.stage(), Stage::Queue | Stage::DialSlot);
+    let fresh = !error.reused() && !ours;
     DriverError::new(kind, error.to_string()).with_fresh(fresh).with_sent(sent).with_retry_after(error.retry_after())
 }
 

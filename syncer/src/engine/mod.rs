@@ -6,7 +6,7 @@
 mod types;
 mod views;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -25,20 +25,23 @@ use crate::health::Evidence;
 use crate::observe::Observer;
 use crate::ownership::slot_of;
 use crate::reconcile::Reconciler;
-use crate::state::{JoinInput, LeaveInput, Left, SeqCheck};
+use crate::state::{Left, SeqCheck};
 
 pub use self::types::{
-    CallAnswer, CallFilter, CallPage, CallState, CallView, CandidateView, DrainReport, EngineStatus, Explanation, Join,
-    Leave, Refusal, SfuCounts, SfuView,
+    CallAnswer, CallFilter, CallPage, CallState, CallView, CandidateView, DrainReport, EngineStatus, Explanation,
+    Refusal, SfuCounts, SfuView,
 };
 pub use crate::context::{Announcement, Announcer};
-pub use crate::state::Cause;
+pub use crate::state::{Cause, Join, Leave};
 
 /// Refused callers are spread over this long after the moment the limit allows more.
 const SPREAD: Duration = Duration::from_secs(2);
 
 /// Pause before a loop that ended unexpectedly is started again.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
+
+/// How often a drain looks whether everything is done.
+const QUIET_PERIOD: Duration = Duration::from_millis(20);
 
 /// Makes the driver of an SFU.
 pub type DriverFactory = Arc<dyn Fn(&SfuSpec) -> Result<Arc<dyn SfuDriver>, SpecError> + Send + Sync>;
@@ -70,7 +73,7 @@ impl Engine {
         let reconciling = ctx.clone();
         watched(&ctx, "reconciler", move || Reconciler::new(reconciling.clone(), Instant::now()).run());
         let observing = ctx.clone();
-        watched(&ctx, "observer", move || Observer::new(observing.clone()).run());
+        watched(&ctx, "observer", move || Observer::new(observing.clone(), Instant::now()).run());
         Self { ctx, drivers }
     }
 
@@ -83,9 +86,7 @@ impl Engine {
     pub fn join(&self, join: Join, now: Instant) -> Result<CallAnswer, Refusal> {
         let ctx = &self.ctx;
         let slot = slot_of(&join.guild);
-        let Join { guild, call, session, gateway, seq, kind, region } = join;
-        let who = session.clone();
-        let input = JoinInput { guild, call, slot, session, gateway, seq, kind, region };
+        let who = join.session.clone();
         let admit = || {
             if ctx.is_draining() {
                 return Err(Refusal::Draining { retry_after: self.spread(SPREAD) });
@@ -100,7 +101,7 @@ impl Engine {
             return Err(Refusal::NotOwner);
         }
         let too_many = |what, limit| Refusal::TooMany { what, limit };
-        let joined = shard.join(input, &ctx.levers.limits(), now, admit, too_many);
+        let joined = shard.join(slot, join, &ctx.levers.limits(), now, admit, too_many);
         drop(shard);
         let joined = joined.inspect_err(|_| {
             ctx.metrics.shed.inc();
@@ -111,7 +112,7 @@ impl Engine {
         let (epoch, phase) = joined.announced.unzip();
         let mut answer = CallAnswer { epoch, phase, ignored: joined.seq == SeqCheck::Old, ..CallAnswer::default() };
         if let Some((idx, room, endpoint, epoch)) = joined.at {
-            answer.token = ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver, &who, &room, epoch));
+            answer.token = ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), &who, &room, epoch));
             answer.endpoint = Some(endpoint);
         }
         Ok(answer)
@@ -125,12 +126,11 @@ impl Engine {
     pub fn leave(&self, leave: &Leave, now: Instant) -> Result<bool, Refusal> {
         let ctx = &self.ctx;
         let slot = slot_of(&leave.guild);
-        let input = LeaveInput { guild: &leave.guild, call: &leave.call, session: &leave.session, seq: leave.seq };
         let mut shard = ctx.shard(slot).lock();
         if shard.term(slot).is_none() {
             return Err(Refusal::NotOwner);
         }
-        Ok(shard.leave(&input, &ctx.levers.limits(), now) == Left::Removed)
+        Ok(shard.leave(leave, &ctx.levers.limits(), now) == Left::Removed)
     }
 
     /// A gateway says that media failed in a call. Counted as a hint; a gateway alone moves nothing.
@@ -160,6 +160,7 @@ impl Engine {
             let sfus = self.ctx.catalogue.now().all.len();
             tracing::info!(sfus, added = result.added, removed = result.removed, "catalogue changed");
         }
+        self.ctx.apply_shares(now);
         self.ctx.wake.notify_one();
     }
 
@@ -185,9 +186,10 @@ impl Engine {
         }
     }
 
-    /// The highest term that fenced this syncer at an SFU: ownership resumes above it.
+    /// Slots for which an SFU has seen a higher term than ours, and that term: ownership resumes
+    /// above it.
     #[must_use]
-    pub fn highest_fenced(&self) -> watch::Receiver<Option<OwnerTerm>> {
+    pub fn fences(&self) -> watch::Receiver<BTreeMap<Slot, OwnerTerm>> {
         self.ctx.fenced.subscribe()
     }
 
@@ -196,7 +198,7 @@ impl Engine {
     pub fn credential(&self, announcement: &Announcement, session: &SessionId) -> Option<String> {
         let (sfu, room) = announcement.place.as_ref()?;
         let snapshot = self.ctx.catalogue.now();
-        token(&*snapshot.by_id.get(sfu)?.driver, session, room, announcement.epoch)
+        token(&*snapshot.by_id.get(sfu)?.driver(), session, room, announcement.epoch)
     }
 
     /// The levers.
@@ -227,14 +229,17 @@ impl Engine {
         Some(self.sfu_view(&sfu))
     }
 
-    /// Takes no new calls, and waits until nothing is under way or `deadline` has come. The loops
-    /// end with the token given to [`Engine::start`].
+    /// Takes no new calls, finishes what is begun (attempts, releases, calls that await an endpoint)
+    /// until `deadline`, then ends the loops.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future leaves the engine draining.
     pub async fn drain(&self, deadline: Instant) -> DrainReport {
         self.ctx.start_draining();
+        while !self.is_quiet() && Instant::now() < deadline && !self.ctx.stop.is_cancelled() {
+            tokio::time::sleep(QUIET_PERIOD.min(deadline.saturating_duration_since(Instant::now()))).await;
+        }
         self.ctx.stop.cancel();
         self.ctx.tracker.close();
         // Attempts end by their own time-out, so this ends at the latest then.
@@ -243,6 +248,13 @@ impl Engine {
             releases_left: self.ctx.releases.len() as u64,
             attempts_left: if timely { 0 } else { self.ctx.tracker.len() as u64 },
         }
+    }
+
+    fn is_quiet(&self) -> bool {
+        let awaiting: u64 = self.ctx.shards.iter().map(|s| s.lock().counts().awaiting).sum();
+        // Releases that wait for an SFU in doubt are left to whoever compares rooms with it next.
+        let releasing = self.ctx.releases.next_at().is_some_and(|at| at <= Instant::now() + QUIET_PERIOD);
+        awaiting == 0 && self.ctx.window.in_flight() == 0 && !releasing
     }
 
     fn spread(&self, at_least: Duration) -> Duration {

@@ -4,44 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, Load, RegionId, RoomId, SessionId, SfuId};
+use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId};
 
 use crate::drivers::DriverKind;
 use crate::health::Verdict;
-
-/// A session joins a call, or repeats that it is in it.
-#[derive(Clone, Debug)]
-pub struct Join {
-    /// Guild of the call.
-    pub guild: GuildId,
-    /// The call.
-    pub call: CallId,
-    /// The session that joins.
-    pub session: SessionId,
-    /// The gateway that holds the session's socket.
-    pub gateway: GatewayId,
-    /// Order of the session's writes; late and repeated ones are ignored. Absent: taken as new.
-    pub seq: Option<u64>,
-    /// Kind of the call; the first join decides.
-    pub kind: CallKind,
-    /// Region the call should be in; the first join decides. Absent: any.
-    pub region: Option<RegionId>,
-}
-
-/// A session leaves a call.
-#[derive(Clone, Debug)]
-pub struct Leave {
-    /// Guild of the call.
-    pub guild: GuildId,
-    /// The call.
-    pub call: CallId,
-    /// The session that leaves.
-    pub session: SessionId,
-    /// The gateway that says so.
-    pub gateway: GatewayId,
-    /// As in [`Join::seq`].
-    pub seq: Option<u64>,
-}
 
 /// What a join is answered: where the call is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -230,6 +196,10 @@ pub struct EngineStatus {
     pub attempts_total: u64,
     /// Attempts that were the first of their call's need.
     pub first_attempts_total: u64,
+    /// Attempts under way.
+    pub attempts_in_flight: u32,
+    /// So many SFUs are suspect that silence proves nothing: see `health.freeze_share`.
+    pub frozen: bool,
     /// Placements that put a call on another SFU than before.
     pub moves_total: u64,
     /// Notices that an SFU is dead or has restarted.

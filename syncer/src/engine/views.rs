@@ -105,7 +105,7 @@ impl Engine {
             .filter(|s| Some(&s.id) != view.sfu.as_ref())
             .map(|s| CandidateView {
                 sfu: s.id.clone(),
-                region: s.region.clone(),
+                region: s.entry().spec.region.clone(),
                 score: s.score(),
                 excluded: s.fit(now).err().map(|e| e.to_string()),
             })
@@ -134,15 +134,16 @@ impl Engine {
                     .map_or_else(|| format!("answered {ago} ms ago"), |r| format!("{r:?}; last answered {ago} ms ago"))
             }
         });
+        let entry = sfu.entry();
         SfuView {
             id: sfu.id.clone(),
-            region: sfu.region.clone(),
-            url: sfu.spec.url.clone(),
-            driver: sfu.spec.driver,
+            region: entry.spec.region.clone(),
+            url: entry.spec.url.clone(),
+            driver: entry.spec.driver,
             verdict: sfu.verdict(),
             cordoned: sfu.is_cordoned(),
             accepting: sfu.is_accepting(),
-            capacity: sfu.spec.capacity,
+            capacity: entry.spec.capacity,
             load: sfu.load(),
             calls: u32::try_from(calls).unwrap_or(u32::MAX),
             evidence,
@@ -158,6 +159,8 @@ impl Engine {
             placements_total: metrics.placements.get(),
             attempts_total: metrics.attempts.get(),
             first_attempts_total: metrics.first_attempts.get(),
+            attempts_in_flight: self.ctx.window.in_flight(),
+            frozen: self.ctx.is_frozen(),
             moves_total: metrics.moves.get(),
             notices_total: metrics.notices.get(),
             releases_total: metrics.releases.get(),

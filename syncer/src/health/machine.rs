@@ -29,6 +29,8 @@ pub struct Health {
     /// Since when there was no good sign.
     bad_since: Option<Instant>,
     reason: Option<Reason>,
+    /// An operator said that it is dead: its answers do not say otherwise.
+    declared: bool,
 }
 
 // === impl Health ===
@@ -44,6 +46,12 @@ impl Health {
     #[must_use]
     pub fn boot_id(&self) -> Option<&BootId> {
         self.boot_id.as_ref()
+    }
+
+    /// Whether it refuses or resets fresh connections just now.
+    #[must_use]
+    pub fn is_refusing(&self) -> bool {
+        self.unreachable.is_some()
     }
 
     /// When it last answered as it should.
@@ -64,6 +72,11 @@ impl Health {
         matches!(self.verdict, Verdict::Suspect | Verdict::Dead)
     }
 
+    /// Takes back an operator's word that it is dead: the next answer counts again.
+    pub fn forgive(&mut self) {
+        self.declared = false;
+    }
+
     /// Takes one piece of evidence; returns the change of verdict it led to, if any.
     pub fn observe(&mut self, evidence: &Evidence, rules: &Rules, now: Instant) -> Option<Change> {
         match evidence {
@@ -75,6 +88,7 @@ impl Health {
                 self.failed(*failure, *fresh, rules, now)
             }
             Evidence::DeclaredDead => {
+                self.declared = true;
                 self.bad_since.get_or_insert(now);
                 self.become_verdict(Verdict::Dead, Reason::Operator)
             }
@@ -98,7 +112,11 @@ impl Health {
         }
         if restarted {
             self.late = 0;
+            self.declared = false; // that was the one before
             return self.become_verdict(Verdict::Restarted, Reason::NewIncarnation);
+        }
+        if self.declared {
+            return None;
         }
         self.late = if late { self.late.saturating_add(1) } else { 0 };
         if self.late >= LATE_TO_SLOW {

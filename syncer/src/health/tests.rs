@@ -72,6 +72,19 @@ fn a_new_incarnation_is_noticed_each_time() {
 }
 
 #[test]
+fn an_operators_word_outlasts_good_answers_until_it_is_taken_back() {
+    let t = Instant::now();
+    let mut h = Health::default();
+    see(&mut h, &answered("a", t), t);
+    assert_eq!(see(&mut h, &Evidence::DeclaredDead, t), Some(Verdict::Dead));
+    assert_eq!(see(&mut h, &answered("a", t), t), None);
+    h.forgive();
+    assert_eq!(see(&mut h, &answered("a", t), t), Some(Verdict::Healthy));
+    see(&mut h, &Evidence::DeclaredDead, t);
+    assert_eq!(see(&mut h, &answered("b", t), t), Some(Verdict::Restarted), "another incarnation starts anew");
+}
+
+#[test]
 fn the_previous_incarnation_heard_late_is_not_a_restart() {
     let t = Instant::now();
     let mut h = Health::default();

@@ -38,7 +38,10 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
         if error.kind() == ErrorKind::Fenced
             && let Some(term) = error.highest_term()
         {
-            ctx.fenced_by(term);
+            // The answer does not say for which slot. Claiming one again costs its calls nothing.
+            for slot in ours(ctx, sfu).into_iter().filter(|o| o.term < term).map(|o| o.slot) {
+                ctx.fenced_by(slot, term);
+            }
         }
         if let Some(evidence) = evidence(&error, asked, now) {
             ctx.observe(sfu, &evidence, now);
@@ -55,12 +58,12 @@ async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(),
     let asked = Instant::now();
     let named: Vec<Ours> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).take(DIGEST_ROOMS_MAX).collect();
     let mut spec = spec(sfu, &named);
-    let answer = match sfu.driver.digest(spec.clone(), deadline).await? {
+    let answer = match sfu.driver().digest(spec.clone(), deadline).await? {
         DigestOutcome::Unsupported => return compare_list(ctx, sfu, &named, deadline).await,
         DigestOutcome::Answer(answer) if answer.matches => answer,
         DigestOutcome::Answer(_) => {
             spec.named = Some(named.iter().map(|o| RoomRef { room: o.room.clone(), epoch: o.epoch }).collect());
-            match sfu.driver.digest(spec, deadline).await? {
+            match sfu.driver().digest(spec, deadline).await? {
                 DigestOutcome::Answer(answer) => answer,
                 DigestOutcome::Unsupported => return Ok(()),
             }
@@ -69,7 +72,7 @@ async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(),
     let now = Instant::now();
     let took = now.saturating_duration_since(asked);
     ctx.observe(sfu, &Evidence::Answered { boot_id: Some(answer.boot_id), asked, took }, now);
-    sfu.report(answer.load);
+    sfu.report(answer.load, now);
     let Some(differences) = answer.differences else { return Ok(()) };
     let epochs: HashMap<&RoomId, Epoch> = named.iter().map(|o| (&o.room, o.epoch)).collect();
     for room in &differences.missing {
@@ -96,13 +99,13 @@ fn spec(sfu: &Sfu, named: &[Ours]) -> DigestSpec {
 /// For SFUs without digests: the whole list of rooms that carry our names.
 async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[Ours], deadline: Instant) -> Result<(), DriverError> {
     let asked = Instant::now();
-    let list = sfu.driver.list_rooms(deadline).await?;
+    let list = sfu.driver().list_rooms(deadline).await?;
     let now = Instant::now();
     let took = now.saturating_duration_since(asked);
     let boot_id = list.boot_id.clone();
     ctx.observe(sfu, &Evidence::Answered { boot_id, asked, took }, now);
     if let Some(load) = list.load {
-        sfu.report(load);
+        sfu.report(load, now);
     }
     let there: HashSet<&RoomId> = list.rooms.iter().map(|r| &r.room).collect();
     for o in named.iter().filter(|o| !there.contains(&o.room)) {

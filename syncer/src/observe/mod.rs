@@ -7,7 +7,7 @@
 mod digest;
 mod probe;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -24,14 +24,25 @@ use crate::state::SfuIdx;
 /// How often due work is looked for: a twentieth of the default probe interval.
 const PERIOD: Duration = Duration::from_millis(100);
 
-/// Probes in flight. With a 2 s time-out, 256 try 128 silent SFUs a second; a probe is ~10 KiB.
+/// Probes of SFUs in order that are in flight: 2,560 a second can be started.
 const PROBES_MAX: u64 = 256;
+
+/// Probes of SFUs in doubt that are in flight. Separate, so that silent SFUs, which hold a permit for
+/// the whole time-out, cannot keep the others from being looked after; and well below the dials that
+/// the pool has in flight at once.
+const DOUBTS_MAX: u64 = 64;
 
 /// Digests in flight: they carry lists, so fewer.
 const DIGESTS_MAX: u64 = 16;
 
 /// SFUs without calls of ours are asked this much less often.
 const IDLE_FACTOR: u32 = 5;
+
+/// A suspect that stays silent is asked half as often each time, down to this factor (~11 s).
+const SILENCE_FACTOR_MAX: u32 = 16;
+
+/// How often it is counted which SFUs hold calls of ours.
+const COUNT_PERIOD: Duration = Duration::from_secs(1);
 
 /// When something was last started for an SFU, and whether it is under way.
 #[derive(Debug)]
@@ -40,6 +51,8 @@ struct Schedule {
     digested: Instant,
     /// Connections that had ended when it was last probed.
     ended: u64,
+    /// Probes since it became suspect.
+    doubts: u32,
     probing: Arc<AtomicU64>,
     digesting: Arc<AtomicU64>,
 }
@@ -49,17 +62,32 @@ struct Schedule {
 pub struct Observer {
     ctx: Arc<Context>,
     schedules: HashMap<SfuIdx, Schedule>,
+    /// SFUs that hold calls of ours, as counted last.
+    held: HashSet<SfuIdx>,
+    count_at: Instant,
+    /// Where the next walk begins: after the last SFU that got a permit, so that none is for ever last.
+    next: usize,
     probes: Arc<AtomicU64>,
+    doubts: Arc<AtomicU64>,
     digests: Arc<AtomicU64>,
 }
 
 // === impl Observer ===
 
 impl Observer {
-    /// An observer of `ctx`'s catalogue.
+    /// An observer of `ctx`'s SFUs.
     #[must_use]
-    pub fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, schedules: HashMap::new(), probes: Arc::default(), digests: Arc::default() }
+    pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
+        Self {
+            ctx,
+            schedules: HashMap::new(),
+            held: HashSet::new(),
+            count_at: now,
+            next: 0,
+            probes: Arc::default(),
+            doubts: Arc::default(),
+            digests: Arc::default(),
+        }
     }
 
     /// Runs until the context stops.
@@ -78,28 +106,53 @@ impl Observer {
         }
     }
 
+    /// Looks at every SFU of the catalogue, and at those that left it and still hold calls.
     fn walk(&mut self, now: Instant) {
         let snapshot = self.ctx.catalogue.now();
-        // As many entries as the catalogue; SFUs that left it take theirs along.
-        self.schedules
-            .retain(|idx, _| self.ctx.catalogue.get(*idx).is_some_and(|s| snapshot.by_id.contains_key(&s.id)));
-        for sfu in &snapshot.all {
-            self.ctx.observe(sfu, &Evidence::Tick, now);
-            self.look_at(sfu, now);
+        if now >= self.count_at {
+            self.count_at = now + COUNT_PERIOD;
+            self.held = self.ctx.shards.iter().flat_map(|s| s.lock().sfus_in_use()).collect();
         }
+        let looked_after = |sfu: &Arc<Sfu>| self.held.contains(&sfu.idx) || snapshot.by_id.contains_key(&sfu.id);
+        let sfus: Vec<Arc<Sfu>> = snapshot.by_idx.iter().filter(|s| looked_after(s)).cloned().collect();
+        if sfus.is_empty() {
+            return;
+        }
+        let frozen = self.ctx.is_frozen();
+        let start = self.next % sfus.len();
+        for i in (start..sfus.len()).chain(0..start) {
+            let sfu = &sfus[i];
+            if !frozen {
+                self.ctx.observe(sfu, &Evidence::Tick, now);
+            }
+            if self.look_at(sfu, now) {
+                self.next = i + 1;
+            }
+        }
+        // As many entries as SFUs looked after.
+        self.schedules.retain(|idx, _| sfus.iter().any(|s| s.idx == *idx) || self.held.contains(idx));
     }
 
-    fn look_at(&mut self, sfu: &Arc<Sfu>, now: Instant) {
+    /// Starts what is due for one SFU; returns whether it was probed.
+    fn look_at(&mut self, sfu: &Arc<Sfu>, now: Instant) -> bool {
         let ctx = &self.ctx;
         let schedule = self.schedules.entry(sfu.idx).or_insert_with(|| Schedule::spread(ctx, now));
-        // A connection that ends may be the first word of a death: look at once.
-        let ended = sfu.driver.connections_ended();
-        if (ended != schedule.ended || probe_due(ctx, sfu, schedule.probed, now))
+        let verdict = sfu.verdict();
+        let in_doubt = verdict != Verdict::Healthy;
+        if !in_doubt {
+            schedule.doubts = 0;
+        }
+        let ended = sfu.driver().connections_ended();
+        let (permits, max) = if in_doubt { (&self.doubts, DOUBTS_MAX) } else { (&self.probes, PROBES_MAX) };
+        let mut probed = false;
+        if schedule.probe_due(ctx, sfu, ended, self.held.contains(&sfu.idx), now)
             && let Some(mine) = InFlight::enter(&schedule.probing, 1)
-            && let Some(permit) = InFlight::enter(&self.probes, PROBES_MAX)
+            && let Some(permit) = InFlight::enter(permits, max)
         {
+            probed = true;
             schedule.probed = now + jitter(ctx, PERIOD);
             schedule.ended = ended;
+            schedule.doubts = schedule.doubts.saturating_add(u32::from(in_doubt));
             let (ctx, sfu) = (ctx.clone(), sfu.clone());
             ctx.tracker.clone().spawn(async move {
                 probe::run(&ctx, &sfu).await;
@@ -109,7 +162,7 @@ impl Observer {
         let every = ctx.levers.digest_interval.get();
         let due = now.saturating_duration_since(schedule.digested) >= every;
         if due
-            && sfu.verdict().takes_new()
+            && verdict.takes_new()
             && !ctx.levers.digest_paused.get()
             && let Some(mine) = InFlight::enter(&schedule.digesting, 1)
             && let Some(permit) = InFlight::enter(&self.digests, DIGESTS_MAX)
@@ -121,6 +174,7 @@ impl Observer {
                 drop((mine, permit));
             });
         }
+        probed
     }
 }
 
@@ -134,23 +188,33 @@ impl Schedule {
         let ago = |at: Instant, d: Duration| at.checked_sub(d).unwrap_or(at);
         let probed = ago(now, probe.saturating_sub(jitter(ctx, probe.min(Duration::from_secs(1)))));
         let digested = ago(now, jitter(ctx, ctx.levers.digest_interval.get()));
-        Self { probed, digested, ended: 0, probing: Arc::default(), digesting: Arc::default() }
+        Self { probed, digested, ended: 0, doubts: 0, probing: Arc::default(), digesting: Arc::default() }
     }
-}
 
-/// Whether `sfu`, last probed then, is to be probed now.
-fn probe_due(ctx: &Context, sfu: &Sfu, probed: Instant, now: Instant) -> bool {
-    let steady = ctx.levers.probe_interval.get();
-    let eager = ctx.levers.suspect_probe_interval.get().min(steady);
-    let since = now.saturating_duration_since(probed);
-    match sfu.verdict() {
-        Verdict::Slow | Verdict::Suspect | Verdict::Restarted => since >= eager,
-        Verdict::Dead => since >= steady,
-        Verdict::Healthy => {
-            let answered = sfu.with_health(Health::last_good);
-            let quiet = answered.map_or(since, |at| now.saturating_duration_since(at).min(since));
-            let held = || ctx.shards.iter().any(|s| s.lock().calls_on(sfu.idx) > 0);
-            quiet >= steady && (answered.is_none() || quiet >= steady * IDLE_FACTOR || held())
+    /// Whether the SFU is to be probed now.
+    fn probe_due(&self, ctx: &Context, sfu: &Sfu, ended: u64, held: bool, now: Instant) -> bool {
+        let steady = ctx.levers.probe_interval.get();
+        let eager = ctx.levers.suspect_probe_interval.get().min(steady);
+        let since = now.saturating_duration_since(self.probed);
+        if since < eager {
+            return false;
+        }
+        match sfu.verdict() {
+            Verdict::Restarted | Verdict::Slow => true,
+            Verdict::Suspect => {
+                // Refusals are confirmed at once; silence is asked less and less often.
+                let refused = sfu.with_health(Health::is_refusing);
+                let factor = if refused { 1 } else { 1 << self.doubts.min(4) };
+                since >= eager * SILENCE_FACTOR_MAX.min(factor)
+            }
+            Verdict::Dead => since >= steady,
+            // A connection that ended may be the first word of a death: look at once.
+            Verdict::Healthy if ended != self.ended => true,
+            Verdict::Healthy => {
+                let answered = sfu.with_health(Health::last_good);
+                let quiet = answered.map_or(since, |at| now.saturating_duration_since(at).min(since));
+                quiet >= if held || answered.is_none() { steady } else { steady * IDLE_FACTOR }
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::select::Sfu;
 pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
     let asked = Instant::now();
     let fresh = sfu.with_health(Health::wants_fresh_probe);
-    let result = sfu.driver.probe(fresh, asked + ctx.levers.probe_timeout.get()).await;
+    let result = sfu.driver().probe(fresh, asked + ctx.levers.probe_timeout.get()).await;
     let now = Instant::now();
     match result {
         Ok(probe) => {
@@ -22,7 +22,7 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
             let took = now.saturating_duration_since(asked);
             ctx.observe(sfu, &Evidence::Answered { boot_id: probe.boot_id, asked, took }, now);
             if let Some(load) = probe.load {
-                sfu.report(load);
+                sfu.report(load, now);
             }
         }
         Err(error) => {

@@ -34,7 +34,8 @@ pub struct Ownership {
 struct State {
     ranking: Arc<Ranking>,
     held: Held,
-    fenced: Option<OwnerTerm>,
+    /// Terms that SFUs have seen above ours, by slot.
+    fences: Held,
     ready: ReadyCount,
     /// What the sink was told last.
     told: Option<(Vec<(Slot, OwnerTerm)>, u32)>,
@@ -49,7 +50,7 @@ impl Ownership {
         let state = State {
             ranking: Arc::default(),
             held: Held::new(),
-            fenced: None,
+            fences: Held::new(),
             ready: ReadyCount::new(LEASE_TTL),
             told: None,
         };
@@ -97,31 +98,24 @@ impl Ownership {
     /// # Cancel safety
     ///
     /// May be dropped and called again: the next call reads the registry anew.
-    pub async fn run(
-        &self,
-        sink: &dyn SlotSink,
-        mut fenced: watch::Receiver<Option<OwnerTerm>>,
-        cancel: CancellationToken,
-    ) {
+    pub async fn run(&self, sink: &dyn SlotSink, mut fences: watch::Receiver<Held>, cancel: CancellationToken) {
         let mut snapshots = self.registry.watch();
         loop {
             let snapshot = Arc::clone(&snapshots.borrow_and_update());
-            let seen = *fenced.borrow_and_update();
-            let idle = self.step(&snapshot, seen, sink).await;
+            let seen = fences.borrow_and_update().clone();
+            let idle = self.step(&snapshot, &seen, sink).await;
             tokio::select! {
                 () = cancel.cancelled() => return,
                 _ = snapshots.changed() => {}
-                _ = fenced.changed() => {}
+                _ = fences.changed() => {}
                 () = sleep(idle) => {}
             }
         }
     }
 
     /// One pass: returns how long to wait when nothing changes.
-    async fn step(&self, snapshot: &Snapshot, seen: Option<OwnerTerm>, sink: &dyn SlotSink) -> Duration {
-        if let Some(seen) = seen {
-            self.resume_above(seen).await;
-        }
+    async fn step(&self, snapshot: &Snapshot, seen: &Held, sink: &dyn SlotSink) -> Duration {
+        self.resume_above(seen).await;
         let now = Instant::now();
         let (plan, ready) = {
             let mut state = self.state.lock();
@@ -130,7 +124,7 @@ impl Ownership {
             }
             let ready = state.ready.update(snapshot.ready_members(), now);
             self.view.store(Arc::new(View::new(snapshot, &state.ranking, &self.me)));
-            (Plan::make(snapshot, &state.ranking, &self.me, &state.held, state.fenced), ready)
+            (Plan::make(snapshot, &state.ranking, &self.me, &state.held, &state.fences), ready)
         };
         self.tell(&plan.owned, ready, sink, now);
         if plan.claim.is_empty() && plan.release.is_empty() {
@@ -176,17 +170,18 @@ impl Ownership {
         Ok(())
     }
 
-    /// An SFU has seen this term: when ours are not above it, continue above it.
-    async fn resume_above(&self, seen: OwnerTerm) {
-        if self.state.lock().fenced.is_some_and(|f| f >= seen) {
+    /// SFUs have seen these terms: what we claim from now on is above the highest of them.
+    async fn resume_above(&self, seen: &Held) {
+        if self.state.lock().fences == *seen {
             return;
         }
-        match self.registry.resume_above(seen).await {
+        let Some(highest) = seen.values().max().copied() else { return };
+        match self.registry.resume_above(highest).await {
             Ok(()) => {
-                tracing::info!(%seen, "an SFU has seen a higher term, resuming above it");
-                self.state.lock().fenced = Some(seen);
+                tracing::info!(term = %highest, slots = seen.len(), "SFUs have seen higher terms, claiming again above them");
+                self.state.lock().fences.clone_from(seen);
             }
-            Err(error) => tracing::error!(%error, %seen, "cannot resume above the term an SFU has seen"),
+            Err(error) => tracing::error!(%error, term = %highest, "cannot resume above the term an SFU has seen"),
         }
     }
 }

@@ -16,7 +16,7 @@ mod rank;
 mod tests;
 mod view;
 
-use sfu_api::{GuildId, OwnerTerm, SLOTS, Slot};
+use sfu_api::{GuildId, OwnerTerm, SLOTS, Slot, stable_hash};
 use tokio::time::Instant;
 
 pub use self::claims::Ownership;
@@ -33,24 +33,10 @@ pub trait SlotSink: Send + Sync + std::fmt::Debug {
     fn set_ready_members(&self, ready: u32, now: Instant);
 }
 
-/// The slot a guild hashes to: FNV-1a (64 bit) over the id's bytes, finished with MurmurHash3's
-/// 64-bit finaliser, modulo 4,096. Fixed for ever: it is part of every fence.
-///
-/// FNV alone has weak high bits on short, similar ids such as snowflakes; the finaliser spreads them.
+/// The slot a guild hashes to: [`stable_hash`] of the id's bytes, modulo 4,096. Fixed for ever: it is
+/// part of every fence.
 #[must_use]
 pub fn slot_of(guild: &GuildId) -> Slot {
-    let n = hash(guild.as_str().bytes()) % u64::from(SLOTS);
+    let n = stable_hash(guild.as_str().bytes()) % u64::from(SLOTS);
     u16::try_from(n).ok().and_then(Slot::new).expect("a remainder below SLOTS is a slot")
-}
-
-/// FNV-1a, finished with MurmurHash3's finaliser.
-pub(crate) fn hash(bytes: impl Iterator<Item = u8>) -> u64 {
-    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0000_0100_0000_01b3;
-    let mut h = bytes.fold(OFFSET, |h, b| (h ^ u64::from(b)).wrapping_mul(PRIME));
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    h ^ (h >> 33)
 }

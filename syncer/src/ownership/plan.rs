@@ -27,9 +27,10 @@ pub struct Plan {
 // === impl Plan ===
 
 impl Plan {
-    /// Plans for `me`. Terms at or below `fenced` are no longer good: an SFU has seen a higher one.
+    /// Plans for `me`. A slot whose term is not above that of `fences` (an SFU has seen it) is claimed
+    /// again; until then it is still served under the old one, so that its calls are not forgotten.
     #[must_use]
-    pub fn make(snapshot: &Snapshot, ranking: &Ranking, me: &SyncerId, held: &Held, fenced: Option<OwnerTerm>) -> Self {
+    pub fn make(snapshot: &Snapshot, ranking: &Ranking, me: &SyncerId, held: &Held, fences: &Held) -> Self {
         let mut plan = Self::default();
         if !snapshot.roster.contains_key(me) {
             return plan;
@@ -39,12 +40,15 @@ impl Plan {
             let elsewhere = snapshot.roster.get(first).is_some_and(|m| m.listed_only);
             match snapshot.slot(slot) {
                 Some(record) if record.owner == *me => {
-                    let good = held.get(&slot) == Some(&record.term) && fenced.is_none_or(|f| record.term > f);
                     if first != me && elsewhere {
                         plan.release.push((slot, record.term));
-                    } else if good {
+                        continue;
+                    }
+                    let ours = held.get(&slot) == Some(&record.term);
+                    if ours {
                         plan.owned.push((slot, record.term));
-                    } else {
+                    }
+                    if !ours || fences.get(&slot).is_some_and(|seen| record.term <= *seen) {
                         plan.claim.push(Claim { slot, expected: Some(record.term) });
                     }
                 }

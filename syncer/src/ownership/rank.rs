@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 
 use sfu_api::{SLOTS, Slot, SyncerId};
 
-use super::hash;
 use crate::registry::Member;
+use sfu_api::stable_hash;
 
 /// The members that may claim a slot, as indices into [`Ranking::members`].
 pub type Candidates = [Option<u16>; 3];
@@ -77,7 +77,7 @@ fn candidates(slot: u16, members: &[(SyncerId, String, u32)]) -> Candidates {
 }
 
 fn score(slot: u16, member: &SyncerId, weight: u32) -> f64 {
-    let h = hash(slot.to_le_bytes().into_iter().chain(member.as_str().bytes()));
+    let h = stable_hash(slot.to_le_bytes().into_iter().chain(member.as_str().bytes()));
     // 52 bits and a half step: never 0 and never 1.
     #[expect(clippy::cast_precision_loss, reason = "52 bits fit an f64 exactly")]
     let u = ((h >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;

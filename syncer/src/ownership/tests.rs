@@ -110,23 +110,29 @@ fn r12_a_dead_member_keeps_its_rank() {
     all.get_mut(&id("b")).expect("listed").live = false;
     assert!(before.is_of(&all));
     let snapshot = Snapshot { roster: all, ..Snapshot::default() };
-    let plan = Plan::make(&snapshot, &before, &id("a"), &Held::new(), None);
+    let plan = Plan::make(&snapshot, &before, &id("a"), &Held::new(), &Held::new());
     let mine = slots().filter(|s| before.candidates(*s).next() == Some(&id("a"))).count();
     assert_eq!(plan.claim.len(), mine, "the dead member's slots are not taken over");
 }
 
 #[test]
-fn a_plan_serves_only_terms_of_this_process_above_the_fence() {
+fn a_plan_serves_only_terms_of_this_process_and_claims_fenced_ones_again() {
     let roster = roster([member("a", "z", 100)]);
     let ranking = rank(&roster);
     let term = OwnerTerm { generation: 1, revision: 5 };
     let record = crate::registry::SlotRecord { owner: id("a"), standby: None, term };
     let snapshot = Snapshot { roster, slots: vec![Some(record); usize::from(SLOTS)].into(), ..Snapshot::default() };
     let held: Held = slots().map(|s| (s, term)).collect();
-    let plan = |held: &Held, fenced| Plan::make(&snapshot, &ranking, &id("a"), held, fenced);
-    assert_eq!(plan(&held, None).owned.len(), usize::from(SLOTS));
-    assert_eq!(plan(&Held::new(), None).claim.len(), usize::from(SLOTS), "an earlier process' record is claimed anew");
-    assert_eq!(plan(&held, Some(term)).claim.len(), usize::from(SLOTS), "a fenced term is claimed anew");
+    let plan = |held: &Held, fences: &Held| Plan::make(&snapshot, &ranking, &id("a"), held, fences);
+    let (none, all) = (Held::new(), usize::from(SLOTS));
+    assert_eq!((plan(&held, &none).owned.len(), plan(&held, &none).claim.len()), (all, 0));
+    let unknown = plan(&none, &none);
+    assert_eq!((unknown.owned.len(), unknown.claim.len()), (0, all), "an earlier process' record is claimed anew");
+    let fence = slots().take(2).map(|s| (s, term)).collect();
+    let fenced = plan(&held, &fence);
+    assert_eq!((fenced.owned.len(), fenced.claim.len()), (all, 2), "claimed again, and served meanwhile");
+    let below = slots().map(|s| (s, OwnerTerm { generation: 1, revision: 4 })).collect();
+    assert_eq!(plan(&held, &below).claim.len(), 0);
 }
 
 #[test]
@@ -140,11 +146,15 @@ fn r09_a_share_shrinks_at_once_and_grows_one_lease_later() {
 }
 
 #[derive(Debug, Default)]
-struct Sink(Mutex<(Vec<(Slot, OwnerTerm)>, u32)>);
+struct Sink(Mutex<(Vec<(Slot, OwnerTerm)>, u32)>, Mutex<Option<usize>>);
 
 impl SlotSink for Sink {
     fn set_owned(&self, owned: &[(Slot, OwnerTerm)], _: Instant) {
         self.0.lock().0 = owned.to_vec();
+        // Once told to watch: the fewest slots it was ever given.
+        if let Some(fewest) = &mut *self.1.lock() {
+            *fewest = owned.len().min(*fewest);
+        }
     }
     fn set_ready_members(&self, ready: u32, _: Instant) {
         self.0.lock().1 = ready;
@@ -165,7 +175,7 @@ async fn three_members_of_one_registry_share_all_slots_and_a_fence_is_overtaken(
     let names = ["a", "b", "c"];
     registry.list_members(names.iter().map(|n| member(n, "z", 100)).collect()).await.expect("listed");
     let cancel = CancellationToken::new();
-    let (fence, fenced) = tokio::sync::watch::channel(None);
+    let (fence, fenced) = tokio::sync::watch::channel(Held::new());
     let tracker = tokio_util::task::TaskTracker::new();
     let mut sinks = Vec::new();
     for name in names {
@@ -183,9 +193,18 @@ async fn three_members_of_one_registry_share_all_slots_and_a_fence_is_overtaken(
     assert_eq!(view.peers().count(), 2);
 
     let seen = OwnerTerm { generation: 3, revision: 7 };
-    fence.send_replace(Some(seen));
-    let above = || sinks.iter().flat_map(|(s, _)| s.0.lock().0.clone()).filter(|(_, t)| *t > seen).count();
-    until(|| above() == usize::from(SLOTS)).await;
+    let held: Vec<usize> = sinks.iter().map(|(s, _)| s.0.lock().0.len()).collect();
+    for (sink, _) in &sinks {
+        *sink.1.lock() = Some(usize::MAX);
+    }
+    let third = |slot: &Slot| slot.get().is_multiple_of(3);
+    fence.send_replace(slots().filter(third).map(|s| (s, seen)).collect());
+    let above = || sinks.iter().flat_map(|(s, _)| s.0.lock().0.clone()).filter(|(s, t)| third(s) && *t > seen).count();
+    until(|| above() == slots().filter(third).count()).await;
+    let fewest: Vec<usize> = sinks.iter().map(|(s, _)| s.1.lock().expect("watching")).collect();
+    assert_eq!(fewest, held, "I5: no slot was let go of while it was claimed again, so no call was forgotten");
+    let others = sinks.iter().flat_map(|(s, _)| s.0.lock().0.clone()).filter(|(s, t)| !third(s) && *t < seen).count();
+    assert_eq!(others, slots().filter(|s| !third(s)).count(), "only what was fenced is claimed again");
     cancel.cancel();
     tracker.close();
     tracker.wait().await;

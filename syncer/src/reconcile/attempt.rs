@@ -18,9 +18,6 @@ use crate::state::{Committed, PlaceWork, Release};
 /// steps are short; 10 s bounds what a call waits once the fleet is well again.
 const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(10) };
 
-/// Rooms are made for this many participants more than are in the call now.
-const HEADROOM: u32 = 50;
-
 /// Wait before the room of a lost answer is ended: by then the SFU has finished making it.
 const GHOST_AFTER: Duration = Duration::from_secs(2);
 
@@ -45,7 +42,7 @@ impl Attempt {
         let Some(sfu) = self.reservation.as_ref().map(|r| r.sfu().clone()) else { return };
         let asked = Instant::now();
         let deadline = asked + self.ctx.levers.attempt_timeout.get();
-        let result = sfu.driver.ensure_room(self.spec(&sfu), deadline).await;
+        let result = sfu.driver().ensure_room(self.spec(&sfu), deadline).await;
         let now = Instant::now();
         let Some(reservation) = self.reservation.take() else { return };
         match result {
@@ -67,7 +64,8 @@ impl Attempt {
             epoch: self.epoch,
             op_id: self.ctx.op_id("ensure", work.slot, self.epoch, 0),
             boot_id: sfu.with_health(|h| h.boot_id().cloned()),
-            capacity: work.participants.saturating_add(HEADROOM),
+            // What a call may grow to: rooms are not made again when it does.
+            capacity: u32::try_from(self.ctx.levers.participants_per_call_max.get()).unwrap_or(u32::MAX),
         }
     }
 
@@ -78,21 +76,28 @@ impl Attempt {
         let boot_id = ready.boot_id.clone();
         let took = now.saturating_duration_since(asked);
         ctx.observe(sfu, &Evidence::Answered { boot_id, asked, took }, now);
+        sfu.clear_failures();
+        let losses = reservation.losses();
         reservation.settle(Outcome::Success, ready.created, now);
         ctx.window.leave(Outcome::Success, now);
         if let Some(load) = ready.load {
-            sfu.report(load);
+            sfu.report(load, now);
         }
         let current = sfu.with_health(|h| h.boot_id().cloned());
-        if ready.boot_id.is_some() && ready.boot_id != current {
-            // The SFU restarted while the answer was under way: that room is gone.
+        let of_now = ready.boot_id.is_none() || ready.boot_id == current;
+        let limits = ctx.levers.limits();
+        let mut shard = ctx.shard(self.work.slot).lock();
+        // A loss is counted before it passes over the shards. Seen here, under the lock, it happened
+        // while the answer was under way; not seen, the pass is still to come and finds the call.
+        if sfu.losses() != losses || !of_now {
             let not_before = now + ctx.with_rng(|rng| BACKOFF.full_jitter(0, rng));
-            ctx.shard(self.work.slot).lock().fail(self.work.key, self.epoch, true, not_before);
+            shard.fail(self.work.key, self.epoch, true, not_before);
+            drop(shard);
+            ctx.release_later(self.ghost(sfu), now + GHOST_AFTER);
             return;
         }
-        let limits = ctx.levers.limits();
-        let committed =
-            ctx.shard(self.work.slot).lock().commit(self.work.key, self.epoch, ready.endpoint, &limits, now);
+        let committed = shard.commit(self.work.key, self.epoch, ready.endpoint, &limits, now);
+        drop(shard);
         match committed {
             Committed::Placed { news, moved, awaited, class } => {
                 ctx.metrics.placements.inc();
@@ -115,12 +120,14 @@ impl Attempt {
 
     fn failed(&self, sfu: &Arc<Sfu>, taken: Reservation, error: &DriverError, asked: Instant, now: Instant) {
         let ctx = &self.ctx;
-        let sent = !error.is_local();
+        let sent = !error.is_local() || error.room_may_exist();
         ctx.metrics.attempt_ended(error.kind().as_str());
         tracing::debug!(sfu = %sfu.id, call = %self.work.call, epoch = %self.epoch, %error, "attempt failed");
         if sent {
             self.count();
-            taken.settle(if error.is_overload() { Outcome::Overload } else { Outcome::Neutral }, false, now);
+            // One that fails fast must not look idle: its failures count as load until it reports.
+            let outcome = if error.is_overload() { Outcome::Overload } else { Outcome::Neutral };
+            taken.settle(outcome, true, now);
         } else {
             taken.unused(now);
             ctx.budget.overall().give_back(1, now);
@@ -130,7 +137,7 @@ impl Attempt {
         let local = if error.kind() == ErrorKind::Saturated { Outcome::Overload } else { Outcome::Neutral };
         ctx.window.leave(local, now);
         if let Some(load) = error.load() {
-            sfu.report(load);
+            sfu.report(load, now);
         }
         if error.kind() == ErrorKind::Draining {
             sfu.set_accepting(false);
@@ -138,19 +145,27 @@ impl Attempt {
         if error.kind() == ErrorKind::Fenced {
             self.fenced(error);
         }
-        if let Some(after) = error.retry_after() {
-            sfu.hold_until(now + after);
-        }
-        let wait = ctx.with_rng(|rng| {
-            let jitter = BACKOFF.full_jitter(self.work.attempts, rng);
-            error.retry_after().map_or(jitter, |after| after + jitter)
-        });
+        self.hold(sfu, error, now);
+        let wait = ctx.with_rng(|rng| BACKOFF.full_jitter(self.work.attempts, rng));
         ctx.shard(self.work.slot).lock().fail(self.work.key, self.epoch, sent, now + wait);
         if error.room_may_exist() {
             ctx.release_later(self.ghost(sfu), now + GHOST_AFTER);
         }
         if let Some(evidence) = evidence(error, asked, now) {
             ctx.observe(sfu, &evidence, now);
+        }
+    }
+
+    /// Keeps the SFU out of selection for as long as it asked, or longer with every attempt in a row
+    /// that it refuses, although its probes are fine. The call itself goes elsewhere.
+    fn hold(&self, sfu: &Sfu, error: &DriverError, now: Instant) {
+        // A fence or another incarnation concerns one room, not the SFU's ability to serve.
+        let refused = matches!(error.kind(), ErrorKind::Rejected | ErrorKind::Internal | ErrorKind::Overloaded);
+        if let Some(after) = error.retry_after() {
+            sfu.hold_until(now + after);
+        } else if refused {
+            let step = sfu.count_failure().saturating_sub(1);
+            sfu.hold_until(now + self.ctx.with_rng(|rng| BACKOFF.bound(step) / 2 + BACKOFF.full_jitter(step, rng) / 2));
         }
     }
 
@@ -161,7 +176,7 @@ impl Attempt {
             self.ctx.shard(self.work.slot).lock().raise_placements(epoch);
         }
         if let Some(term) = error.highest_term().max(error.highest_epoch().map(|e| e.term)).filter(|t| *t > ours) {
-            self.ctx.fenced_by(term);
+            self.ctx.fenced_by(self.work.slot, term);
         }
     }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::attempt::Attempt;
-use self::placer::SelectPlacer;
+use self::placer::{Barren, SelectPlacer};
 use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};
 use crate::health::{Evidence, Failure};
@@ -43,6 +43,8 @@ const DECISIONS_MAX: usize = 256;
 pub struct Reconciler {
     ctx: Arc<Context>,
     unblock_at: Instant,
+    /// Regions without a fit SFU, since the last time blocked calls were looked at.
+    barren: Barren,
     releasing: Arc<AtomicU64>,
 }
 
@@ -52,7 +54,7 @@ impl Reconciler {
     /// A reconciler of `ctx`.
     #[must_use]
     pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
-        Self { ctx, unblock_at: now, releasing: Arc::default() }
+        Self { ctx, unblock_at: now, barren: Barren::default(), releasing: Arc::default() }
     }
 
     /// Runs until the context stops. Attempts under way go on, on the context's tracker.
@@ -84,6 +86,7 @@ impl Reconciler {
     fn adjust_budget(&self, now: Instant) {
         let ctx = &self.ctx;
         let moved = ctx.budget.set_fleet(ctx.levers.quotas(), now) | ctx.budget.tick(now);
+        ctx.apply_new_calls(now);
         let share = ctx.budget.sfu_share();
         if moved {
             ctx.apply_shares(now);
@@ -96,6 +99,7 @@ impl Reconciler {
         let unblock = now >= self.unblock_at;
         if unblock {
             self.unblock_at = now + UNBLOCK_PERIOD;
+            self.barren.clear();
         }
         let mut next: Option<Instant> = None;
         let mut releases = Vec::new();
@@ -119,14 +123,14 @@ impl Reconciler {
     }
 
     /// Starts attempts while the limits allow. Returns when a limit allows more.
-    fn place(&self, now: Instant) -> Option<Instant> {
-        let ctx = &self.ctx;
+    fn place(&mut self, now: Instant) -> Option<Instant> {
+        let ctx = &self.ctx.clone();
         if ctx.levers.paused.get() {
             return None;
         }
-        let mut placer = SelectPlacer::new(ctx, now);
+        let mut placer = SelectPlacer::new(ctx, &mut self.barren, now);
         for _ in 0..DECISIONS_MAX {
-            let shard = self.most_urgent()?;
+            let shard = most_urgent(ctx)?;
             if let Err(not_yet) = ctx.budget.overall().try_take(1, now) {
                 return Some(not_yet.ready_at);
             }
@@ -153,11 +157,11 @@ impl Reconciler {
         }
         Some(now) // more to do: after the others had a turn
     }
+}
 
-    fn most_urgent(&self) -> Option<usize> {
-        let heads = self.ctx.shards.iter().enumerate();
-        heads.filter_map(|(i, s)| s.lock().dirty().first_ready().map(|(at, _)| (at, i))).min().map(|(_, i)| i)
-    }
+fn most_urgent(ctx: &Context) -> Option<usize> {
+    let heads = ctx.shards.iter().enumerate();
+    heads.filter_map(|(i, s)| s.lock().dirty().first_ready().map(|(at, _)| (at, i))).min().map(|(_, i)| i)
 }
 
 /// What an error proves of the SFU, if anything.

@@ -22,22 +22,48 @@ const BACKOFF: Backoff = Backoff { base: Duration::from_secs(1), max: Duration::
 /// Tries before a room is left to the digests, which come back to it every minute.
 const TRIES_MAX: u32 = 8;
 
+/// Releases in flight on one SFU, so that a slow one does not hold all permits.
+const PER_SFU_MAX: u64 = 4;
+
+/// Wait before a busy SFU's next release is looked at: a few round trips.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// Wait before a release on an SFU in doubt is looked at again.
+const LATER: Duration = Duration::from_secs(5);
+
 /// Starts releases whose moment has come, within their permits. Returns when the next one is due.
 pub(super) fn start(ctx: &Arc<Context>, in_flight: &Arc<AtomicU64>, now: Instant) -> Option<Instant> {
     while let Some(permit) = InFlight::enter(in_flight, ctx.levers.release_in_flight_max.get()) {
         let Some((release, tries)) = ctx.releases.pop(now) else { return ctx.releases.next_at() };
         let Some(sfu) = ctx.catalogue.get(release.sfu) else { continue };
-        if sfu.verdict() == Verdict::Dead {
-            continue; // its rooms are gone, or the digest finds them when it is back
+        match sfu.verdict() {
+            // Its rooms are gone, or the digest finds them when it is back.
+            Verdict::Dead => continue,
+            // Would only hold a permit until its time-out.
+            Verdict::Slow | Verdict::Suspect => {
+                put_back(ctx, release, tries, now + LATER);
+                continue;
+            }
+            Verdict::Healthy | Verdict::Restarted => {}
         }
+        let Some(mine) = InFlight::enter(&sfu.releasing, PER_SFU_MAX) else {
+            put_back(ctx, release, tries, now + BUSY);
+            continue;
+        };
         let ctx = ctx.clone();
         ctx.tracker.clone().spawn(async move {
             run(&ctx, &sfu, release, tries).await;
-            drop(permit);
+            drop((permit, mine));
             ctx.wake.notify_one();
         });
     }
     None // a release that ends wakes the loop
+}
+
+fn put_back(ctx: &Context, release: Release, tries: u32, not_before: Instant) {
+    if !ctx.releases.push(release, tries, not_before) {
+        ctx.metrics.releases_dropped.inc();
+    }
 }
 
 async fn run(ctx: &Context, sfu: &Arc<Sfu>, release: Release, tries: u32) {
@@ -50,7 +76,7 @@ async fn run(ctx: &Context, sfu: &Arc<Sfu>, release: Release, tries: u32) {
         op_id: ctx.op_id("end", release.slot, release.epoch, tries),
         boot_id: None,
     };
-    let result = sfu.driver.end_room(end, false, asked + ctx.levers.attempt_timeout.get()).await;
+    let result = sfu.driver().end_room(end, false, asked + ctx.levers.attempt_timeout.get()).await;
     let now = Instant::now();
     let again = match result {
         Ok(Ended::Destroyed | Ended::WasAbsent) => {
@@ -70,9 +96,7 @@ async fn run(ctx: &Context, sfu: &Arc<Sfu>, release: Release, tries: u32) {
     };
     if again && tries + 1 < TRIES_MAX {
         let wait = BACKOFF.base + ctx.with_rng(|rng| BACKOFF.full_jitter(tries, rng));
-        if !ctx.releases.push(release, tries + 1, now + wait) {
-            ctx.metrics.releases_dropped.inc();
-        }
+        put_back(ctx, release, tries + 1, now + wait);
     } else if again {
         ctx.metrics.releases_dropped.inc();
     }

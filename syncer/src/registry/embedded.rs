@@ -40,7 +40,8 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     member: Member,
-    listed: bool,
+    /// Its weight in the list of static members, when it is in it: the operator's word on its share.
+    listed: Option<u32>,
     /// When its lease runs out; `None` when it never announced itself here.
     lease_until: Option<Instant>,
 }
@@ -122,25 +123,30 @@ impl State {
         }
         (member.live, member.listed_only) = (true, false);
         let id = member.id.clone();
-        let listed = self.members.get(&id).is_some_and(|e| e.listed);
+        let listed = self.members.get(&id).and_then(|e| e.listed);
+        // Otherwise slots would move, and calls with them, when the list is read again.
+        member.weight = listed.unwrap_or(member.weight);
         let entry = Entry { member: member.clone(), listed, lease_until: Some(now + LEASE_TTL) };
         let before = self.members.insert(id, entry);
         Ok(self.expire(now) || before.is_none_or(|b| b.member != member))
     }
 
-    fn list(&mut self, members: Vec<Member>) -> Result<(), RegistryError> {
+    /// Takes over the list; says whether any member changed.
+    fn list(&mut self, members: Vec<Member>) -> Result<bool, RegistryError> {
         if members.len() > MEMBERS_MAX {
             return Err(RegistryError::TooMany { what: "members", limit: MEMBERS_MAX });
         }
+        let roster = |s: &Self| s.members.values().map(|e| e.member.clone()).collect::<Vec<_>>();
+        let before = roster(self);
         for entry in self.members.values_mut() {
-            entry.listed = false;
+            entry.listed = None;
         }
         for mut member in members {
             let entry = self.members.entry(member.id.clone()).or_insert_with(|| {
                 (member.live, member.listed_only) = (true, true);
-                Entry { member: member.clone(), listed: true, lease_until: None }
+                Entry { member: member.clone(), listed: None, lease_until: None }
             });
-            entry.listed = true;
+            entry.listed = Some(member.weight);
             if entry.lease_until.is_none() {
                 entry.member = Member { live: true, listed_only: true, ..member };
             } else {
@@ -148,8 +154,8 @@ impl State {
                 entry.member.weight = member.weight;
             }
         }
-        self.members.retain(|_, e| e.listed || e.lease_until.is_some());
-        Ok(())
+        self.members.retain(|_, e| e.listed.is_some() || e.lease_until.is_some());
+        Ok(before != roster(self))
     }
 
     fn claim(&mut self, owner: &SyncerId, claims: &[Claim]) -> Result<OwnerTerm, RegistryError> {
@@ -226,7 +232,7 @@ impl Registry for Embedded {
     }
 
     fn list_members(&self, members: Vec<Member>) -> Answer<'_, ()> {
-        ready(self.change(|s| Ok((s.list(members)?, true))))
+        ready(self.change(|s| Ok(((), s.list(members)?))))
     }
 
     fn put_sfus(&self, sfus: Vec<SfuSpec>) -> Answer<'_, ()> {

@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,9 +45,13 @@ pub(super) struct Store {
 // === impl Store ===
 
 impl Store {
-    /// A counter that is forgotten with the process.
+    /// A counter that is forgotten with the process. It starts at the time of day in milliseconds, so
+    /// that the terms of the next process are higher all the same; should the clock have been set
+    /// back, SFUs refuse them and say what they have seen.
     pub(super) fn forgetful() -> Self {
-        Self { path: None, generation: 1, revision: 0, bound: u64::MAX }
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let revision = u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX / 2);
+        Self { path: None, generation: 1, revision, bound: u64::MAX }
     }
 
     /// Continues above what the directory remembers.

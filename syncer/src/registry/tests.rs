@@ -34,6 +34,73 @@ async fn listed_members_keep_their_place_until_unlisted() {
     assert_eq!(seen.roster.keys().map(SyncerId::as_str).collect::<Vec<_>>(), ["a"], "announced stays, listed goes");
 }
 
+#[tokio::test]
+async fn r06_reading_the_same_list_again_changes_nothing() {
+    let registry = Embedded::in_memory();
+    let id = |s: &str| SyncerId::new(s).expect("an id");
+    let listed = || vec![Member { weight: 50, ..Member::new(id("a"), "http://a", "z") }];
+    registry.list_members(listed()).await.expect("listed");
+    for state in [MemberState::Warming, MemberState::Ready] {
+        let me = Member { state, ..Member::new(id("a"), "http://127.0.0.1:7", "z") };
+        registry.announce(me, Instant::now()).await.expect("announced");
+        assert_eq!(registry.watch().borrow().roster[&id("a")].weight, 50, "the listed share stands");
+    }
+    let revision = registry.watch().borrow().revision;
+    registry.list_members(listed()).await.expect("listed");
+    assert_eq!(registry.watch().borrow().revision, revision, "nobody is woken, no slot moves");
+}
+
+/// Lists of SFUs as files, one after the other: which are taken?
+#[test]
+fn r06_a_list_that_lost_too_much_is_refused_until_confirmed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("f.toml");
+    let text = |from: usize, to: usize| -> String {
+        (from..to)
+            .map(|n| format!("[[sfus]]\nid = \"s{n}\"\nurl = \"https://h:{}\"\nregion = \"r\"\ncapacity = 1\n", n + 1))
+            .collect()
+    };
+    let allowed = "allow_shrink = true\n";
+    let cases = [
+        (0, String::new(), true, "nothing was there, nothing is lost"),
+        (1, String::new(), false, "truncated"),
+        (1, "sfus = []\n".to_owned(), false, "emptied"),
+        (1, allowed.to_owned(), false, "truncated after the key"),
+        (1, format!("{allowed}sfus = []\n"), true, "emptied on purpose"),
+        (3, text(0, 1), true, "a short list may lose any but the last"),
+        (4, text(0, 2), true, "half of it"),
+        (4, text(0, 1), false, "more than half of it"),
+        (5, text(0, 3), true, "less than half of an odd number"),
+        (5, text(0, 2), false, "more than half of an odd number"),
+        (5, text(0, 2) + &text(10, 20), false, "others in their stead are no comfort"),
+        (200, text(0, 200), true, "unchanged"),
+        (200, text(0, 99), false, "cut off"),
+        (200, text(0, 300), true, "grown"),
+        (200, allowed.to_owned() + &text(0, 1), true, "shrunk on purpose"),
+    ];
+    for (had, after, taken, why) in cases {
+        std::fs::write(&path, text(0, had)).expect("written");
+        let before = read_sfus(&path).expect("reads").ids;
+        std::fs::write(&path, &after).expect("written");
+        let checked = read_sfus(&path).expect("reads").check_after(&path, &before);
+        assert_eq!(checked.is_ok(), taken, "{why}: {checked:?}");
+        if let Err(e) = checked {
+            let text = e.to_string();
+            assert!(
+                text.contains("f.toml") && text.contains("allow_shrink = true"),
+                "says where and what to do: {text}"
+            );
+            assert_eq!(e.key(), Some("sfus"));
+        }
+    }
+
+    std::fs::write(&path, "[[members]]\nid = \"a\"\nurl = \"https://h:1\"\n").expect("written");
+    let before = read_members(&path).expect("reads").ids;
+    std::fs::write(&path, "").expect("written");
+    let e = read_members(&path).expect("reads").check_after(&path, &before).expect_err("truncated");
+    assert!(e.to_string().contains("members = []"), "{e}");
+}
+
 #[test]
 fn files_are_checked_and_errors_name_the_line() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -42,6 +109,7 @@ fn files_are_checked_and_errors_name_the_line() {
 
     write("[[members]]\nid = \"a\"\nurl = \"https://127.0.0.1:1/\"\nzone = \"z9\"\n");
     let members = read_members(&path).expect("reads");
+    let members = members.entries;
     assert_eq!((&*members[0].url, members[0].zone.as_str()), ("https://127.0.0.1:1", "z9"));
 
     write("[[members]]\nid = \"a\"\nurll = \"x\"\n");
@@ -56,5 +124,5 @@ fn files_are_checked_and_errors_name_the_line() {
     write(&format!("{one}{one}"));
     assert!(read_sfus(&path).expect_err("twice").to_string().contains("listed twice"));
     write(one);
-    assert_eq!(read_sfus(&path).expect("reads").len(), 1);
+    assert_eq!(read_sfus(&path).expect("reads").entries.len(), 1);
 }

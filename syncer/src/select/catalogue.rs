@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use sfu_api::{RegionId, SfuId};
 use tokio::time::Instant;
 
-use super::{Budget, Sfu};
+use super::{Budget, Entry, Sfu};
 use crate::drivers::{SfuDriver, SfuSpec};
 use crate::state::SfuIdx;
 
@@ -22,7 +22,7 @@ pub struct Snapshot {
     /// Those of the catalogue, by region.
     pub by_region: HashMap<RegionId, Vec<Arc<Sfu>>>,
     /// Every SFU that was ever in the catalogue, by number: calls may still be on it.
-    by_idx: Vec<Arc<Sfu>>,
+    pub by_idx: Vec<Arc<Sfu>>,
 }
 
 /// The catalogue.
@@ -43,6 +43,33 @@ pub struct Replaced {
     pub refused: Vec<(SfuId, String)>,
 }
 
+// === impl Snapshot ===
+
+impl Snapshot {
+    fn take(&mut self, known: Option<Arc<Sfu>>, entry: Entry, budget: &Budget, now: Instant) {
+        let sfu = match known {
+            Some(sfu) => {
+                sfu.set_entry(entry);
+                sfu
+            }
+            None => {
+                let idx = SfuIdx(u32::try_from(self.by_idx.len()).unwrap_or(u32::MAX));
+                let sfu = Arc::new(Sfu::new(idx, entry.spec.id.clone(), entry, budget.sfu_share(), now));
+                self.by_idx.push(sfu.clone());
+                sfu
+            }
+        };
+        self.list(Some(sfu));
+    }
+
+    fn list(&mut self, sfu: Option<Arc<Sfu>>) {
+        let Some(sfu) = sfu else { return };
+        self.by_id.insert(sfu.id.clone(), sfu.clone());
+        self.by_region.entry(sfu.entry().spec.region.clone()).or_default().push(sfu.clone());
+        self.all.push(sfu);
+    }
+}
+
 // === impl Catalogue ===
 
 impl Catalogue {
@@ -58,9 +85,9 @@ impl Catalogue {
         self.snapshot.load().by_idx.get(idx.0 as usize).cloned()
     }
 
-    /// Takes over a new list. An SFU that was there keeps its number, health, load and buckets; one
-    /// whose entry changed gets a new driver under a new number. Entries that `driver` refuses are
-    /// left out and reported; the rest is taken (R6).
+    /// Takes over a new list. An SFU that was ever there keeps its number, calls, health and buckets,
+    /// also when its entry changed. Entries that `driver` refuses are reported; what was known of
+    /// them stays in force, and the rest is taken (R6).
     pub fn replace<E: std::fmt::Display>(
         &self,
         specs: Vec<SfuSpec>,
@@ -72,32 +99,26 @@ impl Catalogue {
         let old = self.now();
         let mut next = Snapshot { by_idx: old.by_idx.clone(), ..Snapshot::default() };
         let mut result = Replaced::default();
+        let known: HashMap<SfuId, Arc<Sfu>> = old.by_idx.iter().map(|s| (s.id.clone(), s.clone())).collect();
         for spec in specs {
-            if next.by_id.contains_key(&spec.id) {
-                result.refused.push((spec.id.clone(), "the id is in the catalogue twice".to_owned()));
-                continue;
-            }
-            let known = old.by_id.get(&spec.id).or_else(|| old.by_idx.iter().rev().find(|s| s.id == spec.id));
-            let sfu = match known.filter(|sfu| sfu.spec == spec) {
-                Some(sfu) => sfu.clone(),
-                None => match driver(&spec) {
+            let (id, region) = (spec.id.clone(), budget.region(&spec.region, now));
+            let known = known.get(&id).cloned();
+            if next.by_id.contains_key(&id) {
+                result.refused.push((id, "the id is in the catalogue twice".to_owned()));
+            } else if known.as_ref().is_some_and(|sfu| sfu.entry().spec == spec) {
+                next.list(known);
+            } else {
+                match driver(&spec) {
                     Ok(driver) => {
                         result.added += 1;
-                        let idx = SfuIdx(u32::try_from(next.by_idx.len()).unwrap_or(u32::MAX));
-                        let region = budget.region(&spec.region, now);
-                        let sfu = Arc::new(Sfu::new(idx, spec, driver, region, budget.sfu_share(), now));
-                        next.by_idx.push(sfu.clone());
-                        sfu
+                        next.take(known, Entry::new(spec, driver, region), budget, now);
                     }
                     Err(e) => {
-                        result.refused.push((spec.id.clone(), e.to_string()));
-                        continue;
+                        result.refused.push((id, e.to_string()));
+                        next.list(known); // what was good before stays in force
                     }
-                },
-            };
-            next.by_id.insert(sfu.id.clone(), sfu.clone());
-            next.by_region.entry(sfu.region.clone()).or_default().push(sfu.clone());
-            next.all.push(sfu);
+                }
+            }
         }
         result.removed = old.by_id.keys().filter(|id| !next.by_id.contains_key(*id)).count();
         self.snapshot.store(Arc::new(next));

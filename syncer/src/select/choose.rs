@@ -25,20 +25,10 @@ pub fn choose(n: usize, rng: &mut impl Rng, mut score: impl FnMut(usize) -> Opti
     if n == 0 {
         return None;
     }
-    let mut first: Option<(usize, f64)> = None;
-    for _ in 0..DRAWS.min(2 * n) {
-        let i = rng.random_range(0..n);
-        if first.is_some_and(|(f, _)| f == i) {
-            continue;
-        }
-        let Some(s) = score(i) else { continue };
-        match first {
-            None => first = Some((i, s)),
-            Some(f) => return Some(better(f, (i, s))),
-        }
-    }
     let start = rng.random_range(0..n);
-    for i in (start..n).chain(0..start) {
+    let draws = (0..DRAWS.min(2 * n)).map(|_| rng.random_range(0..n));
+    let mut first: Option<(usize, f64)> = None;
+    for i in draws.chain(start..n).chain(0..start) {
         if first.is_some_and(|(f, _)| f == i) {
             continue;
         }

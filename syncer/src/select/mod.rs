@@ -17,4 +17,4 @@ mod tests;
 pub use self::budget::{Budget, Quotas};
 pub use self::catalogue::{Catalogue, Replaced, Snapshot};
 pub use self::choose::{Choice, choose};
-pub use self::sfu::{Excluded, Reservation, Sfu};
+pub use self::sfu::{Entry, Excluded, Reservation, Sfu};

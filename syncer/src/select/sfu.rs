@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
-use sfu_api::{Load, RegionId, SfuId};
+use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
 use crate::drivers::{SfuDriver, SfuSpec};
@@ -17,6 +19,9 @@ use crate::state::SfuIdx;
 /// once is more than any SFU we measured gained from.
 const WINDOW: WindowLimits = WindowLimits { floor: 1, start: 16, max: 64 };
 
+/// Longest time by which an older load report may overtake a newer one: above every time-out.
+const REORDER_MAX: Duration = Duration::from_secs(10);
+
 /// One SFU.
 #[derive(Debug)]
 pub struct Sfu {
@@ -24,26 +29,38 @@ pub struct Sfu {
     pub idx: SfuIdx,
     /// Its id.
     pub id: SfuId,
-    /// Its region.
-    pub region: RegionId,
-    /// What the catalogue says of it.
-    pub spec: SfuSpec,
-    /// How to tell it.
-    pub driver: Arc<dyn SfuDriver>,
     /// Operations in flight on it.
     pub window: Window,
     /// This syncer's share of its creations.
     pub bucket: Bucket,
-    region_bucket: Arc<Bucket>,
+    entry: ArcSwap<Entry>,
     health: Mutex<Health>,
     verdict: AtomicU8,
     cordoned: AtomicBool,
     accepting: AtomicBool,
-    load: Mutex<Option<Load>>,
+    /// The last load report, and when it came.
+    load: Mutex<Option<(Load, Instant)>>,
     /// It asked not to be bothered before then.
     held_until: Mutex<Option<Instant>>,
     /// Reservations since the last load report.
     reserved: AtomicU32,
+    /// Attempts in a row that it did not serve.
+    failures: AtomicU32,
+    /// Times that all of its rooms were lost.
+    losses: AtomicU64,
+    /// Releases in flight on it.
+    pub(crate) releasing: Arc<AtomicU64>,
+}
+
+/// What the catalogue says of an SFU, and what follows from it. Changes with the catalogue.
+#[derive(Debug)]
+pub struct Entry {
+    /// The catalogue's entry.
+    pub spec: SfuSpec,
+    /// How to tell it.
+    pub driver: Arc<dyn SfuDriver>,
+    /// This syncer's share of its region's creations.
+    region_bucket: Arc<Bucket>,
 }
 
 /// Why an SFU cannot be chosen now.
@@ -82,25 +99,24 @@ impl fmt::Display for Excluded {
     }
 }
 
+// === impl Entry ===
+
+impl Entry {
+    pub(super) fn new(spec: SfuSpec, driver: Arc<dyn SfuDriver>, region_bucket: Arc<Bucket>) -> Self {
+        Self { spec, driver, region_bucket }
+    }
+}
+
 // === impl Sfu ===
 
 impl Sfu {
-    pub(super) fn new(
-        idx: SfuIdx,
-        spec: SfuSpec,
-        driver: Arc<dyn SfuDriver>,
-        region_bucket: Arc<Bucket>,
-        quota: Quota,
-        now: Instant,
-    ) -> Self {
+    pub(super) fn new(idx: SfuIdx, id: SfuId, entry: Entry, quota: Quota, now: Instant) -> Self {
         Self {
             idx,
-            id: spec.id.clone(),
-            region: spec.region.clone(),
-            driver,
+            id,
             window: Window::new(WINDOW),
             bucket: Bucket::new(quota, now),
-            region_bucket,
+            entry: ArcSwap::from_pointee(entry),
             health: Mutex::default(),
             verdict: AtomicU8::new(Verdict::Healthy as u8),
             cordoned: AtomicBool::new(false),
@@ -108,8 +124,52 @@ impl Sfu {
             load: Mutex::new(None),
             held_until: Mutex::new(None),
             reserved: AtomicU32::new(0),
-            spec,
+            failures: AtomicU32::new(0),
+            losses: AtomicU64::new(0),
+            releasing: Arc::default(),
         }
+    }
+
+    /// What the catalogue says of it, now.
+    #[must_use]
+    pub fn entry(&self) -> Arc<Entry> {
+        self.entry.load_full()
+    }
+
+    /// How to tell it.
+    #[must_use]
+    pub fn driver(&self) -> Arc<dyn SfuDriver> {
+        self.entry.load().driver.clone()
+    }
+
+    /// The catalogue says something else of it now. Its calls, health and buckets stay; if another
+    /// machine answers under a new URL, its incarnation tells.
+    pub(super) fn set_entry(&self, entry: Entry) {
+        self.entry.store(Arc::new(entry));
+    }
+
+    /// All of its rooms are lost. Counted before any call is told, so that an attempt that was under
+    /// way can tell whether it ended before or after.
+    pub fn count_loss(&self) {
+        self.losses.fetch_add(1, Ordering::SeqCst);
+        *self.load.lock() = None;
+        self.reserved.store(self.window.in_flight(), Ordering::Relaxed);
+    }
+
+    /// Times that all of its rooms were lost.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::SeqCst)
+    }
+
+    /// An attempt was not served; returns how many in a row.
+    pub fn count_failure(&self) -> u32 {
+        self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// An attempt was served.
+    pub fn clear_failures(&self) {
+        self.failures.store(0, Ordering::Relaxed);
     }
 
     /// What we believe of it.
@@ -137,8 +197,12 @@ impl Sfu {
         self.cordoned.load(Ordering::Relaxed)
     }
 
-    /// Takes it out of selection, or puts it back.
+    /// Takes it out of selection, or puts it back; putting it back also takes back an operator's word
+    /// that it is dead.
     pub fn set_cordoned(&self, cordoned: bool) {
+        if !cordoned {
+            self.health.lock().forgive();
+        }
         self.cordoned.store(cordoned, Ordering::Relaxed);
     }
 
@@ -162,14 +226,18 @@ impl Sfu {
     /// The last load report.
     #[must_use]
     pub fn load(&self) -> Option<Load> {
-        *self.load.lock()
+        self.load.lock().map(|(load, _)| load)
     }
 
-    /// Takes a load report. Older ones than the last are ignored: answers overtake each other.
-    pub fn report(&self, load: Load) {
+    /// Takes a load report. Older ones than the last are ignored, since answers overtake each other;
+    /// but not for long, since clocks are set back and a wrong one must not blind us.
+    pub fn report(&self, load: Load, now: Instant) {
         let mut last = self.load.lock();
-        if last.is_none_or(|last| last.sampled_at <= load.sampled_at) {
-            *last = Some(load);
+        let newer = |(old, at): (Load, Instant)| {
+            old.sampled_at <= load.sampled_at || now.saturating_duration_since(at) >= REORDER_MAX
+        };
+        if last.is_none_or(newer) {
+            *last = Some((load, now));
             // What is in flight was reserved and may not be in the report yet.
             self.reserved.store(self.window.in_flight(), Ordering::Relaxed);
         }
@@ -179,9 +247,9 @@ impl Sfu {
     #[must_use]
     pub fn score(&self) -> f64 {
         let load = self.load();
+        let listed = self.entry.load().spec.capacity;
         let reported = load.map_or(0, |l| l.calls);
-        let capacity =
-            load.map(|l| l.capacity).filter(|c| *c > 0).map_or(self.spec.capacity, |c| c.min(self.spec.capacity));
+        let capacity = load.map(|l| l.capacity).filter(|c| *c > 0).map_or(listed, |c| c.min(listed));
         let carried = f64::from(reported) + f64::from(self.reserved.load(Ordering::Relaxed));
         carried / f64::from(capacity.max(1))
     }
@@ -206,7 +274,7 @@ impl Sfu {
             Err(Excluded::Full)
         } else if self.window.in_flight() >= self.window.limit() {
             Err(Excluded::Window)
-        } else if self.region_bucket.available(now) == 0 {
+        } else if self.entry.load().region_bucket.available(now) == 0 {
             Err(Excluded::RegionBucket)
         } else if self.bucket.available(now) == 0 {
             Err(Excluded::SfuBucket)
@@ -219,20 +287,21 @@ impl Sfu {
     /// window, and a reservation that counts until the next load report. All or nothing.
     #[must_use]
     pub fn reserve(self: &Arc<Self>, now: Instant) -> Option<Reservation> {
-        if self.region_bucket.try_take(1, now).is_err() {
+        let region_bucket = self.entry.load().region_bucket.clone();
+        if region_bucket.try_take(1, now).is_err() {
             return None;
         }
         if self.bucket.try_take(1, now).is_err() {
-            self.region_bucket.give_back(1, now);
+            region_bucket.give_back(1, now);
             return None;
         }
         if !self.window.try_enter() {
             self.bucket.give_back(1, now);
-            self.region_bucket.give_back(1, now);
+            region_bucket.give_back(1, now);
             return None;
         }
         self.reserved.fetch_add(1, Ordering::Relaxed);
-        Some(Reservation { sfu: self.clone(), settled: false })
+        Some(Reservation { sfu: self.clone(), region_bucket, losses: self.losses(), settled: false })
     }
 }
 
@@ -241,6 +310,9 @@ impl Sfu {
 #[must_use]
 pub struct Reservation {
     sfu: Arc<Sfu>,
+    region_bucket: Arc<Bucket>,
+    /// [`Sfu::losses`] when it was made.
+    losses: u64,
     settled: bool,
 }
 
@@ -251,6 +323,12 @@ impl Reservation {
     #[must_use]
     pub fn sfu(&self) -> &Arc<Sfu> {
         &self.sfu
+    }
+
+    /// [`Sfu::losses`] when it was made: what was made before a loss is lost.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// The attempt has ended. `made`: the SFU may have a room more than before.
@@ -267,7 +345,7 @@ impl Reservation {
         self.settled = true;
         self.sfu.window.leave(Outcome::Neutral, now);
         self.sfu.bucket.give_back(1, now);
-        self.sfu.region_bucket.give_back(1, now);
+        self.region_bucket.give_back(1, now);
         self.release();
     }
 

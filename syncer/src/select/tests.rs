@@ -70,21 +70,44 @@ proptest! {
         }
     }
 
-    /// Whatever two members believe of each other, their shares never add up to more than the limit.
+    /// Two syncers see each other come and go, each with its own delay below the grow time. Their
+    /// shares never add up to more than the limit while both are there.
     #[test]
-    fn r09_two_views_never_overdraw(changes in prop::collection::vec((0usize..2, 0u64..8), 1..60)) {
-        // Two syncers; one goes and comes, and each sees it with a delay below the grow time.
+    fn r09_two_views_never_overdraw(steps in prop::collection::vec((0usize..2, any::<bool>(), 0u64..8), 1..80)) {
         let mut now = Instant::now();
         let views = [Budget::new(quotas(100.0, 10), now), Budget::new(quotas(100.0, 10), now)];
         for v in &views { v.set_ready(2, now); }
-        for (who, gap_s) in changes {
+        // When each began to believe that the other is gone; a wrong belief is corrected within 9 s.
+        let mut alone: [Option<Instant>; 2] = [None, None];
+        for (who, other_is_there, gap_s) in steps {
             now += Duration::from_secs(gap_s);
-            for v in &views { v.tick(now); }
-            // The other is believed gone, and seen again before the growth was due.
-            views[who].set_ready(1, now);
-            views[who].set_ready(2, now + Duration::from_secs(gap_s.min(9)));
+            for (v, since) in views.iter().zip(&mut alone) {
+                if since.is_some_and(|at| now - at >= Duration::from_secs(9)) {
+                    v.set_ready(2, now.checked_sub(Duration::from_secs(1)).expect("later than the start"));
+                    *since = None;
+                }
+                v.tick(now);
+            }
+            views[who].set_ready(if other_is_there { 2 } else { 1 }, now);
+            alone[who] = if other_is_there { None } else { alone[who].or(Some(now)) };
             let sum: f64 = views.iter().map(|v| v.sfu_share().rate_per_s).sum();
-            prop_assert!(sum <= 100.0 + 1e-9);
+            prop_assert!(sum <= 100.0 + 1e-9, "{sum}");
+        }
+    }
+
+    /// And when one is really gone, the other gets its share, one grow time later and not before.
+    #[test]
+    fn r09_the_survivor_takes_over_one_grow_time_later(waits in prop::collection::vec(1u64..4, 4..20)) {
+        let start = Instant::now();
+        let budget = Budget::new(quotas(100.0, 10), start);
+        budget.set_ready(2, start);
+        budget.set_ready(1, start);
+        let mut now = start;
+        for wait in waits {
+            now += Duration::from_secs(wait);
+            budget.tick(now);
+            let due = now - start >= Duration::from_secs(10);
+            prop_assert_eq!(budget.parts(), if due { 1 } else { 2 });
         }
     }
 }

@@ -1,34 +1,61 @@
-//! The static files: read at the start, and again when they change or on SIGHUP.
+//! The files that are followed: read at the start, and again when they change or on SIGHUP.
+//!
+//! A file is read again once it looked the same twice in a row, so that one which is being written
+//! is not read half; SIGHUP reads at once. Whatever cannot be used changes nothing, is counted, and
+//! is logged once with what to do.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use rustls::ServerConfig;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::StartError;
 use crate::api::HttpMetrics;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, TlsConfig};
 use crate::registry::{Registry, RegistryError, read_members, read_sfus};
 
 /// How often a file is looked at: its directory entry is in memory, and an operator who waits a
-/// second longer than that begins to doubt.
+/// few seconds longer than that begins to doubt.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What a file looked like when it was read.
-type Look = Option<(SystemTime, u64)>;
+/// What files looked like: when each was modified, and its length.
+type Look = Vec<Option<(SystemTime, u64)>>;
 
-/// The static files of one syncer.
+/// The files that one syncer follows.
 #[derive(Debug)]
 pub(super) struct Files {
-    list: Vec<(What, PathBuf, Mutex<Look>)>,
+    list: Vec<Followed>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
+struct Followed {
+    what: What,
+    paths: Vec<PathBuf>,
+    state: Mutex<Followup>,
+}
+
+#[derive(Debug)]
 enum What {
     Members,
     Sfus,
+    /// Certificate and key of the API, and where connections to come take them from.
+    Tls(TlsConfig, Arc<ArcSwap<ServerConfig>>),
+}
+
+#[derive(Debug, Default)]
+struct Followup {
+    /// How the files looked when they were read.
+    read: Look,
+    /// How they looked last.
+    last: Look,
+    /// Ids of the last good list.
+    good: BTreeSet<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -42,17 +69,28 @@ enum LoadError {
 // === impl Files ===
 
 impl Files {
-    pub(super) fn new(config: &Config) -> Self {
-        let named = [(What::Members, &config.members_file), (What::Sfus, &config.sfus_file)];
-        let list = named.into_iter().filter_map(|(what, path)| Some((what, path.clone()?, Mutex::new(None))));
-        Self { list: list.collect() }
+    /// Follows the files that `config` names; `tls` is what new connections use.
+    pub(super) fn new(config: &Config, tls: Option<Arc<ArcSwap<ServerConfig>>>) -> Self {
+        let mut list = Vec::new();
+        let mut follow = |what, paths| list.push(Followed { what, paths, state: Mutex::default() });
+        if let Some(path) = &config.members_file {
+            follow(What::Members, vec![path.clone()]);
+        }
+        if let Some(path) = &config.sfus_file {
+            follow(What::Sfus, vec![path.clone()]);
+        }
+        if let (Some(files), Some(current)) = (&config.tls, tls) {
+            follow(What::Tls(files.clone(), current), vec![files.cert.clone(), files.key.clone()]);
+        }
+        Self { list }
     }
 
     /// Reads all files; at the start each must be good.
     pub(super) async fn load_all(&self, registry: &dyn Registry) -> Result<(), StartError> {
-        for (what, path, look) in &self.list {
-            *look.lock() = look_at(path);
-            load(*what, path, registry).await.map_err(|e| match e {
+        for file in &self.list {
+            let look = file.look();
+            *file.state.lock() = Followup { read: look.clone(), last: look, good: BTreeSet::new() };
+            file.load(registry).await.map_err(|e| match e {
                 LoadError::File(e) => StartError::from(e),
                 LoadError::Registry(e) => StartError::from(e),
             })?;
@@ -75,14 +113,13 @@ impl Files {
                 () = reload.notified() => true,
                 () = hangup.received() => true,
             };
-            for (what, path, look) in &self.list {
-                let now = look_at(path);
-                if !asked && now == *look.lock() {
+            for file in &self.list {
+                let look = file.look();
+                if !file.state.lock().is_due(look, asked) {
                     continue;
                 }
-                *look.lock() = now;
-                match load(*what, path, registry).await {
-                    Ok(()) => tracing::info!(file = %path.display(), "file read again"),
+                match file.load(registry).await {
+                    Ok(()) => tracing::info!(file = %file.paths[0].display(), "file read again"),
                     Err(error) => {
                         metrics.bad_files.inc();
                         tracing::error!(%error, "file cannot be used, the last good one stays in force");
@@ -93,15 +130,57 @@ impl Files {
     }
 }
 
-async fn load(what: What, path: &Path, registry: &dyn Registry) -> Result<(), LoadError> {
-    match what {
-        What::Members => registry.list_members(read_members(path)?).await?,
-        What::Sfus => registry.put_sfus(read_sfus(path)?).await?,
+// === impl Followup ===
+
+impl Followup {
+    /// Whether files that look like this now are to be read now.
+    fn is_due(&mut self, look: Look, asked: bool) -> bool {
+        let settled = self.last == look;
+        self.last = look;
+        let due = asked || (settled && self.read != self.last);
+        if due {
+            self.read.clone_from(&self.last);
+        }
+        due
     }
-    Ok(())
 }
 
-fn look_at(path: &Path) -> Look {
+// === impl Followed ===
+
+impl Followed {
+    fn look(&self) -> Look {
+        self.paths.iter().map(|p| look_at(p)).collect()
+    }
+
+    async fn load(&self, registry: &dyn Registry) -> Result<(), LoadError> {
+        let path = &self.paths[0];
+        let good = match &self.what {
+            What::Members => {
+                let listed = read_members(path)?;
+                listed.check_after(path, &self.state.lock().good)?;
+                registry.list_members(listed.entries).await?;
+                listed.ids
+            }
+            What::Sfus => {
+                let listed = read_sfus(path)?;
+                listed.check_after(path, &self.state.lock().good)?;
+                registry.put_sfus(listed.entries).await?;
+                listed.ids
+            }
+            What::Tls(files, current) => {
+                current.store(files.load()?);
+                return Ok(());
+            }
+        };
+        if good.is_empty() {
+            tracing::warn!(file = %path.display(), "file lists nothing");
+        }
+        self.state.lock().good = good;
+        Ok(())
+    }
+}
+
+fn look_at(path: &Path) -> Option<(SystemTime, u64)> {
     let meta = std::fs::metadata(path).ok()?;
     Some((meta.modified().ok()?, meta.len()))
 }
@@ -130,5 +209,25 @@ impl Hangup {
             return;
         }
         std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r06_a_file_is_read_when_it_has_settled_or_when_asked() {
+        let look = |n: u64| vec![Some((SystemTime::UNIX_EPOCH, n))];
+        let mut file = Followup { read: look(9), last: look(9), ..Followup::default() };
+        assert!(!file.is_due(look(9), false), "unchanged");
+        assert!(!file.is_due(look(0), false), "truncated just now");
+        assert!(!file.is_due(look(4), false), "half written");
+        assert!(!file.is_due(look(8), false), "whole, for all we know");
+        assert!(file.is_due(look(8), false), "settled");
+        assert!(!file.is_due(look(8), false), "read once");
+        assert!(file.is_due(look(8), true), "asked, unchanged or not");
+        assert!(!file.is_due(vec![None], false), "gone just now");
+        assert!(file.is_due(vec![None], false), "gone is a change too");
     }
 }

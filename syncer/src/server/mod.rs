@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use pool::{Lane, LaneLimits};
 use rand::RngExt as _;
@@ -119,7 +120,8 @@ impl Syncer {
         let stop = end.child_token();
         let tracker = TaskTracker::new();
         let app = Arc::new(build(&config, &options, &end, &stop, &tracker)?);
-        let files = Files::new(&config);
+        let tls = config.server_tls()?.map(|tls| Arc::new(ArcSwap::new(tls)));
+        let files = Files::new(&config, tls.clone());
         let me = Member {
             boot_id: Some(format!("{:016x}", app.boot)),
             state: MemberState::Warming,
@@ -142,7 +144,7 @@ impl Syncer {
             me,
         };
         let supervisor = Supervisor::new(tracker, stop, app.http.restarts.clone());
-        running.run_listeners(&supervisor, tcp, admin, config.server_tls()?);
+        running.run_listeners(&supervisor, tcp, admin, tls);
         running.run_background(&supervisor, files);
         tracing::info!(syncer = %config.id, url = running.url, "syncer started");
         Ok(running)
@@ -336,7 +338,7 @@ impl Running {
         supervisor: &Supervisor,
         tcp: TcpListener,
         admin: Option<TcpListener>,
-        tls: Option<Arc<rustls::ServerConfig>>,
+        tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     ) {
         let app = &self.app;
         let listener = |tcp, tls, router| {
@@ -355,6 +357,8 @@ impl Running {
         supervisor.run("ownership", move || wiring::ownership(Arc::clone(&app), stop.clone()));
         let app = Arc::clone(&self.app);
         supervisor.run("catalogue", move || wiring::catalogue(Arc::clone(&app)));
+        let app = Arc::clone(&self.app);
+        supervisor.run("news", move || wiring::news(Arc::clone(&app)));
         let (app, files, reload) = (Arc::clone(&self.app), Arc::new(files), Arc::clone(&self.reload));
         supervisor.run("files", move || {
             let (app, files, reload) = (Arc::clone(&app), Arc::clone(&files), Arc::clone(&reload));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sfu_api::{GatewayId, OwnerTerm, SessionId, Slot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{CATALOGUE, SLOTS};
@@ -13,7 +13,7 @@ use crate::api::App;
 use crate::engine::{Announcement, Engine};
 use crate::ownership::{SlotSink, keep_lease};
 use crate::registry::{Member, MemberState};
-use crate::watch::Source;
+use crate::watch::{SWEEP_EVERY, Source};
 
 /// How often readiness is looked at.
 const READY_LOOK: Duration = Duration::from_millis(20);
@@ -40,7 +40,7 @@ impl Source for Engine {
 
 /// Follows the registry, claims slots, and resumes above terms that SFUs have seen.
 pub(super) async fn ownership(app: Arc<App>, stop: CancellationToken) {
-    app.ownership.run(&app.engine, app.engine.highest_fenced(), stop).await;
+    app.ownership.run(&app.engine, app.engine.fences(), stop).await;
 }
 
 /// Hands the registry's SFUs to the engine.
@@ -57,6 +57,16 @@ pub(super) async fn catalogue(app: Arc<App>) {
         if snapshots.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// Lets old news go.
+pub(super) async fn news(app: Arc<App>) {
+    let mut tick = interval(SWEEP_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let now = tick.tick().await;
+        app.hub.sweep(now);
     }
 }
 

@@ -130,10 +130,13 @@ impl Call {
     }
 
     /// Takes the session out of the call. A leave that is older than the session's last write is
-    /// ignored; one for the same `seq` is not (a leave follows its join).
-    pub(super) fn remove(&mut self, session: &SessionId, seq: Option<u64>) -> bool {
+    /// ignored; one for the same `seq` is not (a leave follows its join). Without a `seq`, only the
+    /// gateway that holds the session is believed: it may have moved.
+    pub(super) fn remove(&mut self, session: &SessionId, gateway: &GatewayId, seq: Option<u64>) -> bool {
         let Some(at) = self.participants.iter().position(|p| p.session == *session) else { return false };
-        if seq.is_some_and(|seq| seq < self.participants[at].seq) {
+        let participant = &self.participants[at];
+        let stale = seq.map_or(participant.gateway != *gateway, |seq| seq < participant.seq);
+        if stale {
             return false;
         }
         self.participants.remove(at);

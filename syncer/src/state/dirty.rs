@@ -11,7 +11,7 @@ use std::time::Duration;
 use sfu_api::RegionId;
 use tokio::time::Instant;
 
-use super::CallKey;
+use super::{CallKey, SfuIdx};
 
 /// Classes of placement work, most urgent first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,6 +53,8 @@ impl Class {
 pub enum Blocker {
     /// No SFU of the region (or of any, with `None`) can take it now.
     NoCandidate(Option<RegionId>),
+    /// The SFU whose rooms are made again in place takes no more for the moment.
+    Busy(SfuIdx),
 }
 
 /// Where a call is in the set.

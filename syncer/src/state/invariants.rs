@@ -5,6 +5,22 @@ use std::fmt;
 
 use super::{Call, CallKey, Dirty, Place, Placement, Shard, ShardCounts};
 
+/// Takes note of a violated invariant: a debug build panics, a release build counts and logs it.
+///
+/// `$count` is a counter to raise, `$found` an `Option` of what is violated, and the rest names what
+/// it was found on.
+macro_rules! check_invariant {
+    ($count:expr, $found:expr, $($field:tt)+) => {
+        if let Some(violation) = $found {
+            $count += 1;
+            tracing::error!(%violation, $($field)+, "invariant violated");
+            debug_assert!(false, "{violation}");
+        }
+    };
+}
+
+pub(crate) use check_invariant;
+
 /// A violated invariant, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {

@@ -11,6 +11,7 @@
 
 mod call;
 mod dirty;
+mod gone;
 pub mod invariants;
 mod placement;
 mod shard;
@@ -19,8 +20,9 @@ mod tests;
 
 pub use self::call::{Call, Participant, SeqCheck};
 pub use self::dirty::{Blocker, Class, Dirty, Place};
+pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
 pub use self::placement::{Cause, Placement, SfuIdx};
 pub use self::shard::{
-    CallKey, Committed, Decision, JoinInput, Joined, LeaveInput, Left, Limits, News, Next, PlaceWork, Placer, Release,
-    Shard, ShardCounts,
+    CallKey, Committed, Decision, Join, Joined, Leave, Left, Limits, News, Next, PlaceWork, Placer, Release, Shard,
+    ShardCounts,
 };

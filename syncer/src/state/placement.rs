@@ -66,6 +66,8 @@ pub enum Placement {
         epoch: Epoch,
         /// Where the call was last placed, to tell a move from a first placement.
         last: Option<SfuIdx>,
+        /// The room is made again where it was.
+        in_place: bool,
     },
     /// In a room on an SFU.
     Placed {

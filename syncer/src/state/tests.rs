@@ -27,11 +27,10 @@ fn shard() -> Shard {
     shard
 }
 
-fn join_of(call: u8, session: u8, seq: Option<u64>) -> JoinInput {
-    JoinInput {
+fn join_of(call: u8, session: u8, seq: Option<u64>) -> Join {
+    Join {
         guild: GuildId::new("g").expect("valid"),
         call: CallId::new(format!("c{call}")).expect("valid"),
-        slot: slot(),
         session: SessionId::new(format!("s{session}")).expect("valid"),
         gateway: GatewayId::new(format!("gw{}", session % 2)).expect("valid"),
         seq,
@@ -42,13 +41,16 @@ fn join_of(call: u8, session: u8, seq: Option<u64>) -> JoinInput {
 
 fn join(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Result<Joined, String> {
     let admit = || Ok(());
-    shard.join(join_of(call, session, None), &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
+    shard.join(slot(), join_of(call, session, None), &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
+}
+
+fn leave_of(join: Join, seq: Option<u64>) -> Leave {
+    let Join { guild, call, session, gateway, .. } = join;
+    Leave { guild, call, session, gateway, seq }
 }
 
 fn leave(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Left {
-    let input = join_of(call, session, None);
-    let leave = LeaveInput { guild: &input.guild, call: &input.call, session: &input.session, seq: None };
-    shard.leave(&leave, &LIMITS, now)
+    shard.leave(&leave_of(join_of(call, session, None), None), &LIMITS, now)
 }
 
 /// Places on the SFU it is told to, or blocks.
@@ -185,19 +187,29 @@ fn late_and_repeated_writes_change_nothing() {
     let ok = || Ok::<(), String>(());
     let too_many = |what: &str, _| what.to_owned();
     let seq = |n| join_of(0, 0, Some(n));
-    assert_eq!(shard.join(seq(5), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
-    assert_eq!(shard.join(seq(5), &LIMITS, t, ok, too_many).expect("repeats").seq, SeqCheck::Old);
-    assert_eq!(shard.join(seq(4), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
-    let input = seq(4);
-    let late = LeaveInput { guild: &input.guild, call: &input.call, session: &input.session, seq: Some(4) };
-    assert_eq!(shard.leave(&late, &LIMITS, t), Left::Nothing);
+    assert_eq!(shard.join(slot(), seq(5), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
+    assert_eq!(shard.join(slot(), seq(5), &LIMITS, t, ok, too_many).expect("repeats").seq, SeqCheck::Old);
+    assert_eq!(shard.join(slot(), seq(4), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
+    let leave = |seq| leave_of(join_of(0, 0, None), seq);
+    assert_eq!(shard.leave(&leave(Some(4)), &LIMITS, t), Left::Nothing);
+    // What arrives after the leave that followed it brings nobody back.
+    assert_eq!(shard.leave(&leave(Some(6)), &LIMITS, t), Left::Removed);
+    assert_eq!(shard.join(slot(), seq(5), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
+    assert_eq!(shard.counts(), ShardCounts::default());
+    assert_eq!(shard.join(slot(), seq(7), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
+    // A gateway that the session has left is not believed, unless it can say which write it means.
+    let elsewhere = GatewayId::new("elsewhere").expect("valid");
+    let stale = Leave { gateway: elsewhere, ..leave(None) };
+    assert_eq!(shard.leave(&stale, &LIMITS, t), Left::Nothing);
+    assert_eq!(shard.leave(&leave(None), &LIMITS, t), Left::Removed);
 }
 
 #[test]
 fn r08_a_refused_child_leaves_nothing_behind() {
     let t = Instant::now();
     let mut shard = shard();
-    let refused = shard.join(join_of(0, 0, None), &LIMITS, t, || Err("limited".to_owned()), |w, _| w.to_owned());
+    let refused =
+        shard.join(slot(), join_of(0, 0, None), &LIMITS, t, || Err("limited".to_owned()), |w, _| w.to_owned());
     assert_eq!(refused.err().as_deref(), Some("limited"));
     for call in 0..3 {
         join(&mut shard, call, 0, t).expect("three fit");

@@ -8,8 +8,9 @@ use sfu_api::{CallId, Epoch, GatewayId, GuildId, SessionId};
 use super::Source;
 use crate::engine::Announcement;
 
-/// Most credentials in one event: ~100 KiB of tokens; a larger call comes in parts.
-pub(crate) const CREDENTIALS_PER_EVENT_MAX: usize = 256;
+/// Most credentials in one event: ~25 KiB of tokens and ~1.5 ms of signing; a larger call comes in
+/// parts.
+pub(crate) const CREDENTIALS_PER_EVENT_MAX: usize = 64;
 
 /// News of a call's endpoint.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -63,41 +64,50 @@ pub(crate) enum Item {
     },
 }
 
-/// The events that tell `gateway` of `news`.
-pub(crate) fn endpoint_items(
-    news: &Announcement,
-    gateway: &GatewayId,
+/// News on its way to becoming items, a part at a time.
+#[derive(Debug)]
+pub(crate) struct Telling {
+    news: Arc<Announcement>,
+    /// Where the watcher stands after the last part.
     seq: Option<u64>,
-    source: &dyn Source,
-) -> Vec<Item> {
-    let sessions = news.sessions.iter().find(|(g, _)| g == gateway).map_or(&[][..], |(_, s)| s);
-    let wanted = if news.endpoint.is_some() { sessions } else { &[] };
-    let chunks: Vec<&[SessionId]> =
-        if wanted.is_empty() { vec![&[]] } else { wanted.chunks(CREDENTIALS_PER_EVENT_MAX).collect() };
-    let parts = u32::try_from(chunks.len()).unwrap_or(u32::MAX);
-    (1..=parts)
-        .zip(chunks)
-        .map(|(part, chunk)| {
-            let credentials = chunk
+    told: usize,
+}
+
+// === impl Telling ===
+
+impl Telling {
+    pub(crate) fn new(news: Arc<Announcement>, seq: Option<u64>) -> Self {
+        Self { news, seq, told: 0 }
+    }
+
+    /// The next part for `gateway`, how many credentials were made for it, and whether it is the last.
+    pub(crate) fn next(&mut self, gateway: &GatewayId, source: &dyn Source) -> (Item, usize, bool) {
+        let news = &*self.news;
+        let sessions = news.sessions.iter().find(|(g, _)| g == gateway).map_or(&[][..], |(_, s)| s);
+        let wanted = if news.endpoint.is_some() { sessions } else { &[] };
+        let parts = wanted.len().div_ceil(CREDENTIALS_PER_EVENT_MAX).max(1);
+        let from = self.told * CREDENTIALS_PER_EVENT_MAX;
+        let chunk = &wanted[from.min(wanted.len())..(from + CREDENTIALS_PER_EVENT_MAX).min(wanted.len())];
+        self.told += 1;
+        let last = self.told >= parts;
+        let number = |n: usize| (parts > 1).then(|| u32::try_from(n).unwrap_or(u32::MAX));
+        let event = EndpointEvent {
+            guild: news.guild.clone(),
+            call: news.call.clone(),
+            epoch: news.epoch,
+            phase: news.phase,
+            endpoint: news.endpoint.clone(),
+            cause: news.cause.name(),
+            credentials: chunk
                 .iter()
                 .filter_map(|s| Some(Credential { session: s.clone(), token: source.credential(news, s)? }))
-                .collect();
-            let several = parts > 1;
-            let event = EndpointEvent {
-                guild: news.guild.clone(),
-                call: news.call.clone(),
-                epoch: news.epoch,
-                phase: news.phase,
-                endpoint: news.endpoint.clone(),
-                cause: news.cause.name(),
-                credentials,
-                part: several.then_some(part),
-                parts: several.then_some(parts),
-            };
-            let data = serde_json::to_string(&event).unwrap_or_default();
-            Item::Endpoint { data, seq: seq.filter(|_| part == parts) }
-        })
-        .collect()
+                .collect(),
+            part: number(self.told),
+            parts: number(parts),
+        };
+        let data = serde_json::to_string(&event).unwrap_or_default();
+        (Item::Endpoint { data, seq: self.seq.filter(|_| last) }, chunk.len(), last)
+    }
 }
 
 /// An event in `text/event-stream` form. `data` and `id` hold no line breaks: they are JSON and base64.

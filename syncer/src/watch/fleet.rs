@@ -125,7 +125,7 @@ impl Fleet {
                     self.metrics.sent.inc();
                 }
             }
-            next = if text.len() < WRITE_BYTES { self.watcher.poll(&*self.source) } else { None };
+            next = if text.len() < WRITE_BYTES { self.watcher.rendered() } else { None };
         }
         text
     }

@@ -3,11 +3,18 @@
 //! A later announcement of a call replaces the earlier one wherever it stands, so a watcher that
 //! comes late sees only the last, and memory is bounded by calls, not by events. Watchers keep
 //! nothing here but a number, so a slow one costs only itself.
+//!
+//! News that was let go takes its place in [`Log::push`]'s memory along: from then on the log would
+//! take that call's past for news. Nothing tells it: announcing follows the change at once, and what
+//! is let go is a minute old or one of a million behind.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sfu_api::{CallId, Epoch, GuildId};
+
+use tokio::time::Instant;
 
 use crate::engine::Announcement;
 
@@ -17,11 +24,21 @@ pub(crate) type CallKey = (GuildId, CallId);
 /// The log of one gateway.
 #[derive(Debug)]
 pub(crate) struct Log {
-    ring: BTreeMap<u64, Arc<Announcement>>,
+    ring: BTreeMap<u64, Kept>,
     latest: HashMap<CallKey, (u64, Epoch, u8)>,
     /// Everything up to here may have been dropped: whoever stands below has missed news.
     floor: u64,
     events_max: usize,
+    /// When news came or a watcher went.
+    touched: Instant,
+    /// Taken out of the hub: nobody will read it.
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Kept {
+    at: Instant,
+    news: Arc<Announcement>,
 }
 
 /// A watcher stands below what the log still has.
@@ -32,13 +49,13 @@ pub(crate) struct Behind;
 
 impl Log {
     /// An empty log whose past, up to `floor`, is unknown.
-    pub(crate) fn new(floor: u64, events_max: usize) -> Self {
-        Self { ring: BTreeMap::new(), latest: HashMap::new(), floor, events_max }
+    pub(crate) fn new(floor: u64, events_max: usize, now: Instant) -> Self {
+        Self { ring: BTreeMap::new(), latest: HashMap::new(), floor, events_max, touched: now, closed: false }
     }
 
     /// Takes news under the next number. News that does not grow in (epoch, phase) is dropped:
     /// it was overtaken on its way here.
-    pub(crate) fn push(&mut self, seq: u64, news: Arc<Announcement>) -> bool {
+    pub(crate) fn push(&mut self, seq: u64, news: Arc<Announcement>, now: Instant) -> bool {
         let key = (news.guild.clone(), news.call.clone());
         let state = (news.epoch, news.phase);
         if let Some(&(at, epoch, phase)) = self.latest.get(&key) {
@@ -47,12 +64,11 @@ impl Log {
             }
             self.ring.remove(&at);
         }
+        self.touched = now;
         self.latest.insert(key, (seq, state.0, state.1));
-        self.ring.insert(seq, news);
+        self.ring.insert(seq, Kept { at: now, news });
         while self.ring.len() > self.events_max {
-            let Some((dropped, old)) = self.ring.pop_first() else { break };
-            self.floor = dropped;
-            self.latest.remove(&(old.guild.clone(), old.call.clone()));
+            self.drop_oldest();
         }
         true
     }
@@ -62,11 +78,62 @@ impl Log {
         if seq < self.floor {
             return Err(Behind);
         }
-        Ok(self.ring.range(seq.saturating_add(1)..).take(limit).map(|(n, a)| (*n, Arc::clone(a))).collect())
+        Ok(self.ring.range(seq.saturating_add(1)..).take(limit).map(|(n, k)| (*n, Arc::clone(&k.news))).collect())
     }
 
     /// Whether a watcher that has seen everything up to `seq` can go on.
     pub(crate) const fn reaches(&self, seq: u64) -> bool {
         seq >= self.floor
+    }
+
+    /// Number of the oldest news.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.ring.keys().next().copied()
+    }
+
+    /// How much news it holds.
+    pub(crate) fn len(&self) -> usize {
+        self.ring.len()
+    }
+
+    /// Lets news go that is as old as `age`.
+    pub(crate) fn drop_older(&mut self, age: Duration, now: Instant) {
+        while self.ring.first_key_value().is_some_and(|(_, k)| now.saturating_duration_since(k.at) >= age) {
+            self.drop_oldest();
+        }
+    }
+
+    /// Lets news go up to this number.
+    pub(crate) fn drop_through(&mut self, seq: u64) {
+        while self.oldest().is_some_and(|at| at <= seq) {
+            self.drop_oldest();
+        }
+    }
+
+    /// A watcher went.
+    pub(crate) fn touch(&mut self, now: Instant) {
+        self.touched = now;
+    }
+
+    /// Whether it is empty and nothing happened for `age`.
+    pub(crate) fn is_idle(&self, age: Duration, now: Instant) -> bool {
+        self.ring.is_empty() && now.saturating_duration_since(self.touched) >= age
+    }
+
+    /// Lets everything go; the log is of no more use.
+    pub(crate) fn close(&mut self) {
+        self.drop_through(u64::MAX);
+        self.closed = true;
+    }
+
+    /// Whether it was closed: whoever holds it has to ask the hub again.
+    pub(crate) const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some((seq, kept)) = self.ring.pop_first() else { return };
+        self.floor = seq;
+        self.latest.remove(&(kept.news.guild.clone(), kept.news.call.clone()));
     }
 }

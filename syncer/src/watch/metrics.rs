@@ -11,6 +11,10 @@ pub struct WatchMetrics {
     pub announced: Counter,
     /// Announcements for a gateway beyond the bound.
     pub dropped: Counter,
+    /// News held for watchers to come.
+    pub held: Gauge,
+    /// News let go before its time, for lack of room.
+    pub overflowed: Counter,
     /// Logs of unwatched gateways dropped for others.
     pub logs_dropped: Counter,
     /// Events sent.
@@ -30,6 +34,12 @@ impl WatchMetrics {
     pub fn register(&self, registry: &mut Registry) {
         registry.register("watch_announced", "Announcements taken", self.announced.clone());
         registry.register("watch_dropped", "Announcements for gateways beyond the bound", self.dropped.clone());
+        registry.register("watch_news_held", "News held for all gateways", self.held.clone());
+        registry.register(
+            "watch_news_overflowed",
+            "News let go before its time for lack of room",
+            self.overflowed.clone(),
+        );
         registry.register("watch_logs_dropped", "Logs of unwatched gateways dropped", self.logs_dropped.clone());
         registry.register("watch_events_sent", "Events sent to watchers", self.sent.clone());
         registry.register("watch_resyncs", "Watchers told to resync", self.resyncs.clone());

@@ -13,6 +13,10 @@
 //! The engine never waits: announcing is one map look-up and one insert per gateway. A watcher is
 //! a position in its gateway's [`log::Log`]; credentials are made when an event is delivered, so
 //! that thousands of tokens for a gateway that is not there cost nothing.
+//!
+//! News is kept for [`RESUME_WINDOW`] and no longer, whether the call lives on or not: it is what a
+//! gateway missed, not what is. Beyond [`EVENTS_MAX`] the oldest of the whole hub goes first. Either
+//! way the log's floor rises, so an older cursor gets 410, and a watcher that slow a `resync`.
 
 mod cursor;
 mod event;
@@ -27,10 +31,12 @@ mod watcher;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use sfu_api::{GatewayId, SessionId};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::engine::{Announcement, Announcer};
 
@@ -43,8 +49,21 @@ pub(crate) use self::watcher::Watcher;
 use self::log::Log;
 
 /// News kept per gateway, one per call: a gateway that holds sessions of 32,768 calls is ten times
-/// the largest; 300 bytes each make 10 MiB at worst.
+/// the largest.
 pub const EVENTS_PER_GATEWAY_MAX: usize = 32_768;
+/// News kept for all gateways: the largest syncer has 1 M calls with sessions on 2 to 3 gateways
+/// each, and losing one zone of three at once leaves about that much after coalescing. At ~400 bytes
+/// (the entry, its index, a share of the announcement) 400 MiB at worst, 2 % of a 24 GiB machine.
+pub const EVENTS_MAX: usize = 1 << 20;
+/// The part of all news that goes when there is no room: 16,384 of them pay for one look at each of
+/// the 4,096 logs.
+const ROOM_DIVISOR: usize = 64;
+/// How long news is kept. A gateway whose connection broke is back within seconds, behind a proxy
+/// that restarts within a minute; one that comes later reads everything anew, which costs it less
+/// than it has missed.
+pub const RESUME_WINDOW: Duration = Duration::from_secs(120);
+/// How often old news is let go: a tenth more memory than the window alone would need.
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Gateways with news kept: 2.6 M users on 650 per gateway.
 pub const GATEWAYS_MAX: usize = 4_096;
 
@@ -63,8 +82,21 @@ pub struct Hub {
     /// One numbering for all gateways: a log that was dropped and made anew cannot be mistaken.
     seq: AtomicU64,
     logs: RwLock<HashMap<GatewayId, Arc<GatewayLog>>>,
-    events_max: usize,
+    /// News in all logs together.
+    held: AtomicUsize,
+    /// Whoever makes room; others wait for it instead of doing it again.
+    making_room: Mutex<()>,
+    bounds: Bounds,
     metrics: WatchMetrics,
+}
+
+/// How much a hub keeps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// News per gateway.
+    pub(crate) per_gateway: usize,
+    /// News of all gateways. As many more as there are threads that announce at this moment.
+    pub(crate) all: usize,
 }
 
 #[derive(Debug)]
@@ -72,6 +104,7 @@ struct GatewayLog {
     log: Mutex<Log>,
     /// The number of the last news: watchers sleep on it.
     head: watch::Sender<u64>,
+    /// Grows only under the log's lock, so that a log with watchers is never closed.
     watchers: AtomicUsize,
 }
 
@@ -81,15 +114,17 @@ impl Hub {
     /// An empty hub; `boot` tells its cursors from those of an earlier process.
     #[must_use]
     pub fn new(boot: u64) -> Arc<Self> {
-        Self::bounded(boot, EVENTS_PER_GATEWAY_MAX)
+        Self::bounded(boot, Bounds { per_gateway: EVENTS_PER_GATEWAY_MAX, all: EVENTS_MAX })
     }
 
-    pub(crate) fn bounded(boot: u64, events_max: usize) -> Arc<Self> {
+    pub(crate) fn bounded(boot: u64, bounds: Bounds) -> Arc<Self> {
         Arc::new(Self {
             boot,
             seq: AtomicU64::new(0),
             logs: RwLock::default(),
-            events_max,
+            held: AtomicUsize::new(0),
+            making_room: Mutex::default(),
+            bounds,
             metrics: WatchMetrics::default(),
         })
     }
@@ -100,7 +135,57 @@ impl Hub {
         &self.metrics
     }
 
-    fn log(&self, gateway: &GatewayId) -> Option<Arc<GatewayLog>> {
+    /// Lets news go that is older than [`RESUME_WINDOW`], and the logs of gateways that have been
+    /// away for as long.
+    pub fn sweep(&self, now: Instant) {
+        let mut idle = Vec::new();
+        for (gateway, log) in self.all_logs() {
+            self.edit(&log, |ring| ring.drop_older(RESUME_WINDOW, now));
+            if log.is_idle(now) {
+                idle.push(gateway);
+            }
+        }
+        if idle.is_empty() {
+            return;
+        }
+        let mut logs = self.logs.write();
+        for gateway in idle {
+            if logs.get(&gateway).is_some_and(|log| self.close(log, |ring| ring.is_idle(RESUME_WINDOW, now))) {
+                logs.remove(&gateway);
+            }
+        }
+    }
+
+    /// Keeps news for its gateways and wakes their watchers.
+    pub(crate) fn take(&self, announcement: &Announcement, now: Instant) {
+        let news = Arc::new(announcement.clone());
+        for (gateway, _) in &news.sessions {
+            while let Some(log) = self.log(gateway, now) {
+                let taken = self.edit(&log, |ring| {
+                    if ring.is_closed() {
+                        return false; // just now; the next one is new
+                    }
+                    // Numbered under the log's lock, so that numbers grow within it.
+                    let seq = self.seq.fetch_add(1, Ordering::AcqRel) + 1;
+                    if ring.push(seq, Arc::clone(&news), now) {
+                        log.head.send_replace(seq);
+                    }
+                    true
+                });
+                if taken {
+                    break;
+                }
+            }
+            // After it: what was overtaken on its way needs no room.
+            if self.held.load(Ordering::Relaxed) > self.bounds.all {
+                self.make_room();
+            }
+        }
+        self.metrics.announced.inc();
+    }
+
+    /// The gateway's log, made if need be; `None` when there are too many and all are watched.
+    fn log(&self, gateway: &GatewayId, now: Instant) -> Option<Arc<GatewayLog>> {
         if let Some(log) = self.logs.read().get(gateway) {
             return Some(Arc::clone(log));
         }
@@ -110,36 +195,84 @@ impl Hub {
         }
         if logs.len() >= GATEWAYS_MAX {
             // Any gateway that nobody watches for; when it comes back it is told to resync.
-            let idle = logs.iter().find(|(_, l)| l.watchers.load(Ordering::Relaxed) == 0).map(|(g, _)| g.clone())?;
+            let Some(idle) = logs.iter().find(|(_, log)| self.close(log, |_| true)).map(|(g, _)| g.clone()) else {
+                self.metrics.dropped.inc();
+                return None;
+            };
             logs.remove(&idle);
             self.metrics.logs_dropped.inc();
         }
         let seq = self.seq.load(Ordering::Acquire);
         let log = Arc::new(GatewayLog {
-            log: Mutex::new(Log::new(seq, self.events_max)),
+            log: Mutex::new(Log::new(seq, self.bounds.per_gateway, now)),
             head: watch::Sender::new(seq),
             watchers: AtomicUsize::new(0),
         });
         logs.insert(gateway.clone(), Arc::clone(&log));
         Some(log)
     }
+
+    fn all_logs(&self) -> Vec<(GatewayId, Arc<GatewayLog>)> {
+        self.logs.read().iter().map(|(g, log)| (g.clone(), Arc::clone(log))).collect()
+    }
+
+    /// Closes a log that nobody watches, if `also` holds of it. The caller holds the map for writing
+    /// and takes it out.
+    fn close(&self, log: &GatewayLog, also: impl FnOnce(&Log) -> bool) -> bool {
+        self.edit(log, |ring| {
+            let closes = log.watchers.load(Ordering::Acquire) == 0 && also(ring);
+            if closes {
+                ring.close();
+            }
+            closes
+        })
+    }
+
+    /// Lets the oldest of all news go until there is room.
+    fn make_room(&self) {
+        let _one = self.making_room.lock();
+        let goal = self.bounds.all - (self.bounds.all / ROOM_DIVISOR).max(1);
+        let logs = self.all_logs();
+        while self.held.load(Ordering::Relaxed) > goal {
+            let Some(oldest) = logs.iter().filter_map(|(_, l)| l.log.lock().oldest()).min() else { return };
+            let range = self.seq.load(Ordering::Acquire).saturating_sub(oldest);
+            let cut = oldest + range / ROOM_DIVISOR as u64;
+            for (_, log) in &logs {
+                self.edit(log, |ring| {
+                    let before = ring.len();
+                    ring.drop_through(cut);
+                    self.metrics.overflowed.inc_by((before - ring.len()) as u64);
+                });
+            }
+        }
+    }
+
+    /// Changes a log and counts what that did to the whole.
+    fn edit<T>(&self, log: &GatewayLog, change: impl FnOnce(&mut Log) -> T) -> T {
+        let mut ring = log.log.lock();
+        let before = ring.len();
+        let value = change(&mut ring);
+        let after = ring.len();
+        if after >= before {
+            self.held.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.held.fetch_sub(before - after, Ordering::Relaxed);
+        }
+        self.metrics.held.inc_by(i64::try_from(after).unwrap_or(i64::MAX) - i64::try_from(before).unwrap_or(i64::MAX));
+        value
+    }
 }
 
 impl Announcer for Hub {
     fn announce(&self, announcement: &Announcement) {
-        let news = Arc::new(announcement.clone());
-        for (gateway, _) in &news.sessions {
-            let Some(log) = self.log(gateway) else {
-                self.metrics.dropped.inc();
-                continue;
-            };
-            let mut ring = log.log.lock();
-            // Numbered under the log's lock, so that numbers grow within it.
-            let seq = self.seq.fetch_add(1, Ordering::AcqRel) + 1;
-            if ring.push(seq, Arc::clone(&news)) {
-                log.head.send_replace(seq);
-            }
-        }
-        self.metrics.announced.inc();
+        self.take(announcement, Instant::now());
+    }
+}
+
+// === impl GatewayLog ===
+
+impl GatewayLog {
+    fn is_idle(&self, now: Instant) -> bool {
+        self.watchers.load(Ordering::Acquire) == 0 && self.log.lock().is_idle(RESUME_WINDOW, now)
     }
 }

@@ -9,6 +9,7 @@ use sfu_api::{CallId, Epoch, GatewayId, GuildId, OwnerTerm, SessionId};
 
 use super::cursor::Position;
 use super::event::{CREDENTIALS_PER_EVENT_MAX, Item};
+use super::watcher::STEP_COST_MAX;
 use super::*;
 use crate::state::Cause;
 
@@ -30,6 +31,23 @@ fn news(call: u8, (n, phase): State, gateways: &[u8], sessions: usize) -> Announ
         place: None,
         sessions: gateways.iter().map(|g| (gateway(*g), sessions(*g))).collect(),
     }
+}
+
+fn watch(hub: &Arc<Hub>, n: u8, from: Option<Position>) -> Result<Watcher, CursorError> {
+    hub.watch(&gateway(n), from, Instant::now())
+}
+
+fn poll(watcher: &mut Watcher, engine: &Engine) -> Option<Item> {
+    watcher.poll(engine, Instant::now())
+}
+
+fn bounds(per_gateway: usize, all: usize) -> Bounds {
+    Bounds { per_gateway, all }
+}
+
+/// How much the logs really hold.
+fn counted(hub: &Hub) -> usize {
+    hub.all_logs().iter().map(|(_, log)| log.log.lock().len()).sum()
 }
 
 /// The engine as the hub sees it: what each call's last news was.
@@ -60,13 +78,13 @@ struct Client {
 
 impl Client {
     fn new(hub: &Arc<Hub>, n: u8) -> Self {
-        let watcher = hub.watch(&gateway(n), None).expect("watches");
+        let watcher = hub.watch(&gateway(n), None, Instant::now()).expect("watches");
         Self { gateway: n, watcher, seen: HashMap::new(), last: None }
     }
 
     fn read(&mut self, source: &Engine, limit: usize) -> Result<(), TestCaseError> {
         for _ in 0..limit {
-            let Some(item) = self.watcher.poll(source) else { break };
+            let Some(item) = self.watcher.poll(source, Instant::now()) else { break };
             match item {
                 Item::Resync { .. } => self.seen.clear(),
                 Item::Endpoint { data, seq } => {
@@ -88,16 +106,16 @@ impl Client {
     /// Reconnects from the last id, as EventSource does.
     fn reconnect(&mut self, hub: &Arc<Hub>) {
         let g = gateway(self.gateway);
-        match self.last.map(|at| hub.watch(&g, Some(at))) {
+        match self.last.map(|at| hub.watch(&g, Some(at), Instant::now())) {
             Some(Ok(watcher)) => self.watcher = watcher,
             Some(Err(e)) => {
                 assert_eq!(e, CursorError::TooOld, "its own cursor is never from the future");
                 (self.seen, self.last) = (HashMap::new(), None);
-                self.watcher = hub.watch(&g, None).expect("watches");
+                self.watcher = hub.watch(&g, None, Instant::now()).expect("watches");
             }
             None => {
                 self.seen.clear();
-                self.watcher = hub.watch(&g, None).expect("watches");
+                self.watcher = hub.watch(&g, None, Instant::now()).expect("watches");
             }
         }
     }
@@ -109,6 +127,8 @@ enum Op {
     Late(u8),
     Read(usize, usize),
     Reconnect(usize),
+    /// Time passes, and old news goes.
+    Pass(u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -117,38 +137,73 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0_u8..12).prop_map(Op::Late),
         3 => (0_usize..3, 1_usize..9).prop_map(|(c, n)| Op::Read(c, n)),
         1 => (0_usize..3).prop_map(Op::Reconnect),
+        1 => (1_u64..150).prop_map(Op::Pass),
     ]
+}
+
+#[derive(Clone, Debug)]
+enum LateOp {
+    /// A call changes; its news is under way.
+    Change(u8),
+    /// One of the news under way arrives.
+    Arrive(usize),
+    Open(usize),
+    Read(usize, usize),
+}
+
+fn late_op() -> impl Strategy<Value = LateOp> {
+    prop_oneof![
+        4 => (0_u8..4).prop_map(LateOp::Change),
+        4 => any::<usize>().prop_map(LateOp::Arrive),
+        1 => (0_usize..2).prop_map(LateOp::Open),
+        2 => (0_usize..2, 1_usize..9).prop_map(|(c, n)| LateOp::Read(c, n)),
+    ]
+}
+
+fn next_state((n, phase): State) -> State {
+    if phase == 1 { (n, 2) } else { (n + 1, 1) }
 }
 
 proptest! {
     /// Whatever is read when, dropped from the log, resumed or overtaken: per watcher and call the
     /// state strictly grows, and the last state always arrives.
     #[test]
-    fn i07_states_grow_and_the_last_one_arrives(ops in proptest::collection::vec(op(), 1..200), events_max in 2_usize..8) {
-        let (hub, engine) = (Hub::bounded(7, events_max), Engine::default());
+    fn i07_states_grow_and_the_last_one_arrives(
+        ops in proptest::collection::vec(op(), 1..200),
+        per_gateway in 2_usize..8,
+        all in 2_usize..16,
+    ) {
+        let (hub, engine) = (Hub::bounded(7, bounds(per_gateway, all)), Engine::default());
+        let mut now = Instant::now();
         let mut clients = [Client::new(&hub, 0), Client::new(&hub, 0), Client::new(&hub, 1)];
         for op in ops {
             match op {
                 Op::News(call) => {
                     let old = engine.0.lock().get(&call).map_or((0, 2), |(s, _)| *s);
-                    let state = if old.1 == 1 { (old.0, 2) } else { (old.0 + 1, 1) };
+                    let state = next_state(old);
                     let gateways: &[u8] = if call % 3 == 0 { &[0, 1] } else { &[0] };
                     engine.0.lock().insert(call, (state, gateways.to_vec()));
-                    hub.announce(&news(call, state, gateways, 1));
+                    hub.take(&news(call, state, gateways, 1), now);
                 }
                 Op::Late(call) => {
                     // Told again, or overtaken: the hub has to drop it while it knows the call.
                     let known = engine.0.lock().get(&call).cloned();
                     if let Some((state, gateways)) = known {
-                        let held = hub.log(&gateway(0)).expect("a log").log.lock().after(0, 100).is_ok();
+                        let held = hub.log(&gateway(0), Instant::now()).expect("a log").log.lock().after(0, 100).is_ok();
                         if held {
-                            hub.announce(&news(call, (state.0, 1), &gateways, 1));
+                            hub.take(&news(call, (state.0, 1), &gateways, 1), now);
                         }
                     }
                 }
                 Op::Read(c, n) => clients[c].read(&engine, n)?,
                 Op::Reconnect(c) => clients[c].reconnect(&hub),
+                Op::Pass(s) => {
+                    now += Duration::from_secs(s);
+                    hub.sweep(now);
+                }
             }
+            prop_assert!(hub.held.load(Ordering::Relaxed) <= all);
+            prop_assert_eq!(hub.held.load(Ordering::Relaxed), counted(&hub));
         }
         for client in &mut clients {
             client.read(&engine, 10_000)?;
@@ -161,40 +216,198 @@ proptest! {
     }
 }
 
+proptest! {
+    /// News is made under a lock and told after it: a snapshot may be ahead of what is under way,
+    /// and two news of one call may arrive in either order.
+    #[test]
+    fn i07_news_that_a_snapshot_overtook_is_not_told_after_it(ops in proptest::collection::vec(late_op(), 1..120)) {
+        let (hub, engine) = (Hub::new(7), Engine::default());
+        let mut clients = [Client::new(&hub, 0), Client::new(&hub, 0)];
+        let mut under_way = Vec::new();
+        for op in ops {
+            match op {
+                LateOp::Change(call) => {
+                    let state = next_state(engine.0.lock().get(&call).map_or((0, 2), |(s, _)| *s));
+                    engine.0.lock().insert(call, (state, vec![0]));
+                    under_way.push(news(call, state, &[0], 1));
+                }
+                LateOp::Arrive(_) if under_way.is_empty() => {}
+                LateOp::Arrive(n) => hub.announce(&under_way.swap_remove(n % under_way.len())),
+                LateOp::Open(c) => clients[c] = Client::new(&hub, 0),
+                LateOp::Read(c, n) => clients[c].read(&engine, n)?,
+            }
+        }
+        under_way.iter().for_each(|n| hub.announce(n));
+        for client in &mut clients {
+            client.read(&engine, 10_000)?;
+            for (call, (state, _)) in engine.0.lock().iter() {
+                prop_assert_eq!(client.seen.get(&format!("c-{call}")), Some(state));
+            }
+        }
+    }
+}
+
+#[test]
+fn i07_equal_news_after_overtaken_news_is_not_told_again() {
+    let (hub, engine) = (Hub::new(1), Engine::default());
+    engine.0.lock().insert(1, ((2, 1), vec![0]));
+    let mut watcher = watch(&hub, 0, None).expect("watches");
+    let Some(Item::Endpoint { data, .. }) = poll(&mut watcher, &engine) else { panic!("no snapshot") };
+    assert!(data.contains("\"n\":2"), "{data}");
+    for state in [(1, 1), (1, 2), (2, 1)] {
+        hub.announce(&news(1, state, &[0], 1));
+        assert_eq!(poll(&mut watcher, &engine), None, "{state:?} after (2, 1)");
+    }
+    hub.announce(&news(1, (2, 2), &[0], 1));
+    assert!(poll(&mut watcher, &engine).is_some(), "what is greater is told");
+}
+
+#[test]
+fn news_is_let_go_after_the_resume_window_and_older_cursors_with_it() {
+    let (hub, start) = (Hub::new(1), Instant::now());
+    let before = watch(&hub, 0, None).expect("watches").now();
+    hub.take(&news(1, (1, 1), &[0, 1], 1), start);
+    hub.take(&news(2, (1, 1), &[0], 1), start + Duration::from_secs(60));
+    let mut mine = watch(&hub, 0, Some(before)).expect("all is there");
+    let Some(Item::Endpoint { seq: Some(first), .. }) = poll(&mut mine, &Engine::default()) else { panic!("news") };
+    let middle = mine.position(first);
+    assert!(poll(&mut mine, &Engine::default()).is_some());
+    let mut slow = watch(&hub, 0, Some(middle)).expect("all is there");
+    hub.sweep(start + RESUME_WINDOW - Duration::from_millis(1));
+    assert_eq!(counted(&hub), 3, "nothing is old yet");
+
+    hub.sweep(start + RESUME_WINDOW);
+    assert_eq!((counted(&hub), hub.held.load(Ordering::Relaxed)), (1, 1), "both logs let the first go");
+    assert_eq!(watch(&hub, 0, Some(before)).err(), Some(CursorError::TooOld));
+    assert!(watch(&hub, 0, Some(middle)).is_ok(), "whoever has seen it goes on");
+    assert_eq!(hub.logs.read().len(), 1, "the log of a gateway that is away goes with its last news");
+
+    hub.sweep(start + 10 * RESUME_WINDOW);
+    assert_eq!((counted(&hub), hub.logs.read().len()), (0, 1), "a log that is watched stays");
+    hub.take(&news(3, (1, 1), &[0], 1), start + 10 * RESUME_WINDOW);
+    assert!(matches!(poll(&mut mine, &Engine::default()), Some(Item::Endpoint { .. })), "it has seen the others");
+    assert_eq!(poll(&mut slow, &Engine::default()), Some(Item::Resync { reason: "fell_behind" }), "it has not");
+    drop((mine, slow));
+    hub.sweep(Instant::now() + 20 * RESUME_WINDOW);
+    assert_eq!((hub.logs.read().len(), hub.metrics.held.get()), (0, 0), "and goes when it is not");
+}
+
+#[test]
+fn i09_all_news_together_is_bounded_and_the_oldest_goes_first() {
+    let (hub, now) = (Hub::bounded(1, bounds(1_000, 640)), Instant::now());
+    let quiet = watch(&hub, 0, None).expect("watches").now();
+    hub.take(&news(0, (1, 1), &[0], 1), now);
+    for n in 0..2_000_u32 {
+        let busy = 1 + u8::try_from(n % 7).expect("small");
+        let mut one = news(0, (1, 1), &[busy], 1);
+        one.call = CallId::new(format!("c-{n}")).expect("an id");
+        hub.take(&one, now);
+        assert!(hub.held.load(Ordering::Relaxed) <= 640);
+    }
+    assert_eq!(hub.held.load(Ordering::Relaxed), counted(&hub));
+    assert!(counted(&hub) > 500, "no more goes than has to: {} left", counted(&hub));
+    assert_eq!(hub.metrics.overflowed.get(), 2_001 - counted(&hub) as u64);
+    let oldest = hub.all_logs().iter().filter_map(|(_, l)| l.log.lock().oldest()).min().expect("news");
+    assert_eq!(oldest + counted(&hub) as u64, 2_002, "what is left is the newest of all gateways");
+    assert_eq!(watch(&hub, 0, Some(quiet)).err(), Some(CursorError::TooOld), "also of a quiet one");
+}
+
+#[test]
+fn i09_counts_hold_while_logs_come_and_go() {
+    let hub = Hub::bounded(1, bounds(50, 300));
+    std::thread::scope(|scope| {
+        for t in 0..4_u8 {
+            let hub = &hub;
+            scope.spawn(move || {
+                for n in 0..2_000_u64 {
+                    hub.announce(&news(t, (n, 1), &[t, (n % 9) as u8], 1));
+                    if n % 50 == 0 {
+                        hub.sweep(Instant::now() + 2 * RESUME_WINDOW);
+                        let watcher = watch(hub, t, None).expect("watches");
+                        assert!(hub.logs.read().contains_key(&gateway(t)), "a watched log stays");
+                        drop(watcher);
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(hub.held.load(Ordering::Relaxed), counted(&hub));
+    assert!(counted(&hub) <= 304);
+}
+
+/// Counts the credentials it makes.
+struct Counting<'a>(&'a Engine, AtomicUsize);
+
+impl Source for Counting<'_> {
+    fn current(&self, to: &GatewayId) -> Vec<Announcement> {
+        self.0.current(to)
+    }
+    fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.credential(news, session)
+    }
+}
+
+#[tokio::test]
+async fn r16_a_snapshot_is_rendered_in_bounded_steps_with_a_yield_between() {
+    let (hub, engine) = (Hub::new(1), Engine::default());
+    engine.0.lock().extend((0..200).map(|call| (call, ((1, 1), vec![0]))));
+    let source = Counting(&engine, AtomicUsize::new(0));
+    let mut watcher = watch(&hub, 0, None).expect("watches");
+    let (mut seen, mut made) = (0, 0);
+    for turn in 0..100 {
+        if turn == 1 {
+            // The snapshot was taken in the first turn: this comes by the log.
+            hub.announce(&news(251, (1, 1), &[0], 5 * CREDENTIALS_PER_EVENT_MAX));
+        }
+        let item = futures_util::poll!(std::pin::pin!(watcher.next(&source)));
+        let now_made = source.1.load(Ordering::Relaxed);
+        let step = now_made - made;
+        assert!(step < STEP_COST_MAX + CREDENTIALS_PER_EVENT_MAX, "{step} credentials without a yield");
+        made = now_made;
+        seen += usize::from(item.is_ready());
+        while watcher.rendered().is_some() {
+            seen += 1;
+            assert_eq!(source.1.load(Ordering::Relaxed), made, "what is rendered costs nothing");
+        }
+    }
+    assert_eq!((seen, made), (205, 200 + 5 * CREDENTIALS_PER_EVENT_MAX));
+}
+
 #[test]
 fn r16_a_late_reader_sees_only_the_last_state_of_a_call() {
     let (hub, engine) = (Hub::new(1), Engine::default());
-    let mut watcher = hub.watch(&gateway(0), None).expect("watches");
-    assert_eq!(watcher.poll(&engine), None);
+    let mut watcher = watch(&hub, 0, None).expect("watches");
+    assert_eq!(poll(&mut watcher, &engine), None);
     for state in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)] {
         hub.announce(&news(1, state, &[0], 1));
     }
-    let Some(Item::Endpoint { data, .. }) = watcher.poll(&engine) else { panic!("no event") };
+    let Some(Item::Endpoint { data, .. }) = poll(&mut watcher, &engine) else { panic!("no event") };
     assert!(data.contains("\"n\":3") && data.contains("token-of-s-0-0"), "{data}");
-    assert_eq!(watcher.poll(&engine), None);
+    assert_eq!(poll(&mut watcher, &engine), None);
     hub.announce(&news(1, (2, 1), &[0], 1));
-    assert_eq!(watcher.poll(&engine), None, "overtaken news is dropped");
+    assert_eq!(poll(&mut watcher, &engine), None, "overtaken news is dropped");
 }
 
 #[test]
 fn r16_a_null_carries_no_credentials_and_others_see_nothing() {
     let (hub, engine) = (Hub::new(1), Engine::default());
-    let mut mine = hub.watch(&gateway(0), None).expect("watches");
-    let mut others = hub.watch(&gateway(1), None).expect("watches");
-    assert_eq!((mine.poll(&engine), others.poll(&engine)), (None, None), "nothing to tell yet");
+    let mut mine = watch(&hub, 0, None).expect("watches");
+    let mut others = watch(&hub, 1, None).expect("watches");
+    assert_eq!((poll(&mut mine, &engine), poll(&mut others, &engine)), (None, None), "nothing to tell yet");
     hub.announce(&news(1, (1, 2), &[0], 3));
-    let Some(Item::Endpoint { data, .. }) = mine.poll(&engine) else { panic!("no event") };
+    let Some(Item::Endpoint { data, .. }) = poll(&mut mine, &engine) else { panic!("no event") };
     assert!(data.contains("\"endpoint\":null") && data.contains("\"credentials\":[]"), "{data}");
-    assert_eq!(others.poll(&engine), None, "a gateway sees only its own sessions' events");
+    assert_eq!(poll(&mut others, &engine), None, "a gateway sees only its own sessions' events");
 }
 
 #[test]
 fn large_calls_come_in_parts_and_only_the_last_moves_the_cursor() {
     let (hub, engine) = (Hub::new(1), Engine::default());
-    let mut watcher = hub.watch(&gateway(0), None).expect("watches");
-    assert_eq!(watcher.poll(&engine), None);
+    let mut watcher = watch(&hub, 0, None).expect("watches");
+    assert_eq!(poll(&mut watcher, &engine), None);
     hub.announce(&news(1, (1, 1), &[0], 2 * CREDENTIALS_PER_EVENT_MAX + 1));
-    let parts: Vec<_> = std::iter::from_fn(|| watcher.poll(&engine)).collect();
+    let parts: Vec<_> = std::iter::from_fn(|| poll(&mut watcher, &engine)).collect();
     let seqs: Vec<_> = parts
         .iter()
         .map(|p| match p {
@@ -207,26 +420,26 @@ fn large_calls_come_in_parts_and_only_the_last_moves_the_cursor() {
 
 #[test]
 fn cursors_of_the_future_and_of_the_past_are_told_apart() {
-    let (hub, engine) = (Hub::bounded(1, 2), Engine::default());
-    let at = hub.watch(&gateway(0), None).expect("watches").now();
+    let (hub, engine) = (Hub::bounded(1, bounds(2, 100)), Engine::default());
+    let at = watch(&hub, 0, None).expect("watches").now();
     let future = Position { seq: 10, ..at };
-    assert_eq!(hub.watch(&gateway(0), Some(future)).err(), Some(CursorError::Invalid));
+    assert_eq!(watch(&hub, 0, Some(future)).err(), Some(CursorError::Invalid));
     for call in 0..5 {
         hub.announce(&news(call, (1, 1), &[0], 1));
     }
-    assert_eq!(hub.watch(&gateway(0), Some(at)).err(), Some(CursorError::TooOld));
+    assert_eq!(watch(&hub, 0, Some(at)).err(), Some(CursorError::TooOld));
     let restarted = Position { boot: 9, seq: 1 };
-    let mut watcher = hub.watch(&gateway(0), Some(restarted)).expect("watches");
-    assert_eq!(watcher.poll(&engine), Some(Item::Resync { reason: "syncer_restarted" }));
+    let mut watcher = watch(&hub, 0, Some(restarted)).expect("watches");
+    assert_eq!(poll(&mut watcher, &engine), Some(Item::Resync { reason: "syncer_restarted" }));
 }
 
 #[test]
 fn i09_logs_are_bounded_in_events_and_gateways() {
-    let hub = Hub::bounded(1, 3);
+    let hub = Hub::bounded(1, bounds(3, 100_000));
     for call in 0..20 {
         hub.announce(&news(call, (1, 1), &[0], 1));
     }
-    assert!(hub.log(&gateway(0)).expect("a log").log.lock().after(17, 100).expect("held").len() <= 3);
+    assert!(hub.log(&gateway(0), Instant::now()).expect("a log").log.lock().after(17, 100).expect("held").len() <= 3);
     for n in 0..=GATEWAYS_MAX {
         let mut a = news(1, (1, 1), &[0], 1);
         a.sessions[0].0 = GatewayId::new(format!("many-{n}")).expect("an id");

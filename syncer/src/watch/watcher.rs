@@ -1,4 +1,7 @@
 //! One watcher of this syncer's own calls: a position in its gateway's log.
+//!
+//! Making credentials is what costs, so a watcher works in steps of about a millisecond and yields
+//! between them: a thousand gateways that come back at once share the threads with everyone else.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -6,14 +9,18 @@ use std::sync::atomic::Ordering;
 
 use sfu_api::{Epoch, GatewayId};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::cursor::Position;
-use super::event::{Item, endpoint_items};
+use super::event::{Item, Telling};
 use super::log::{Behind, CallKey};
-use super::{CursorError, GatewayLog, Hub, Source};
+use super::{CursorError, GatewayLog, Hub, RESUME_WINDOW, Source};
 
-/// News rendered at a time: one lock and up to ~1 ms of signing, then others get their turn.
+/// News taken from the log at a time: one lock.
 const BATCH: usize = 64;
+/// Events or credentials made in one step, whichever are more; a large call's last part may add as
+/// many again. Signing takes ~20 µs each.
+pub(super) const STEP_COST_MAX: usize = 64;
 
 /// One watcher of this syncer's own calls.
 #[derive(Debug)]
@@ -23,8 +30,14 @@ pub(crate) struct Watcher {
     head: watch::Receiver<u64>,
     gateway: GatewayId,
     seq: u64,
-    /// What the last snapshot told, so that news made before it is not told again after it.
+    /// What the last snapshot told of each call that had no greater news since: news made before
+    /// the snapshot may still come after it, and must not be told.
     told: HashMap<CallKey, (Epoch, u8)>,
+    /// When `told` may be forgotten: nothing is on its way to the log for that long.
+    told_until: Option<Instant>,
+    /// To be rendered.
+    work: VecDeque<Telling>,
+    /// Rendered.
     ready: VecDeque<Item>,
     /// A snapshot is due, for this reason (`None`: the watcher is new, nothing was missed).
     snapshot: Option<Option<&'static str>>,
@@ -34,34 +47,50 @@ pub(crate) struct Watcher {
 
 impl Hub {
     /// Starts watching for `gateway`: from a position, or with the present state.
-    pub(crate) fn watch(self: &Arc<Self>, gateway: &GatewayId, from: Option<Position>) -> Result<Watcher, CursorError> {
-        let log = self.log(gateway).ok_or(CursorError::TooOld)?;
-        let latest = self.seq.load(Ordering::Acquire);
-        let (seq, snapshot) = match from {
-            None => (latest, Some(None)),
-            Some(p) if p.boot != self.boot => (latest, Some(Some("syncer_restarted"))),
-            Some(p) if p.seq > latest => return Err(CursorError::Invalid),
-            Some(p) if !log.log.lock().reaches(p.seq) => return Err(CursorError::TooOld),
-            Some(p) => (p.seq, None),
-        };
-        log.watchers.fetch_add(1, Ordering::Relaxed);
-        self.metrics.watchers.inc();
-        Ok(Watcher {
-            hub: Arc::clone(self),
-            head: log.head.subscribe(),
-            log,
-            gateway: gateway.clone(),
-            seq,
-            told: HashMap::new(),
-            ready: VecDeque::new(),
-            snapshot,
-        })
+    pub(crate) fn watch(
+        self: &Arc<Self>,
+        gateway: &GatewayId,
+        from: Option<Position>,
+        now: Instant,
+    ) -> Result<Watcher, CursorError> {
+        loop {
+            let log = self.log(gateway, now).ok_or(CursorError::TooOld)?;
+            let ring = log.log.lock();
+            if ring.is_closed() {
+                continue;
+            }
+            let latest = self.seq.load(Ordering::Acquire);
+            let (seq, snapshot) = match from {
+                None => (latest, Some(None)),
+                Some(p) if p.boot != self.boot => (latest, Some(Some("syncer_restarted"))),
+                Some(p) if p.seq > latest => return Err(CursorError::Invalid),
+                Some(p) if !ring.reaches(p.seq) => return Err(CursorError::TooOld),
+                Some(p) => (p.seq, None),
+            };
+            log.watchers.fetch_add(1, Ordering::AcqRel);
+            drop(ring);
+            self.metrics.watchers.inc();
+            return Ok(Watcher {
+                hub: Arc::clone(self),
+                head: log.head.subscribe(),
+                log,
+                gateway: gateway.clone(),
+                seq,
+                told: HashMap::new(),
+                told_until: None,
+                work: VecDeque::new(),
+                ready: VecDeque::new(),
+                snapshot,
+            });
+        }
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.log.watchers.fetch_sub(1, Ordering::Relaxed);
+        // From now on the gateway has the resume window to come back.
+        self.log.log.lock().touch(Instant::now());
+        self.log.watchers.fetch_sub(1, Ordering::AcqRel);
         self.hub.metrics.watchers.dec();
     }
 }
@@ -87,33 +116,54 @@ impl Watcher {
     /// Nothing is lost when dropped.
     pub(crate) async fn next(&mut self, source: &dyn Source) -> Item {
         loop {
-            if let Some(item) = self.poll(source) {
+            if let Some(item) = self.ready.pop_front() {
                 return item;
             }
-            if self.head.changed().await.is_err() {
+            if self.step(source, Instant::now()) {
+                tokio::task::yield_now().await;
+            } else if self.head.changed().await.is_err() {
                 // The hub holds the sender for as long as we hold the log.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// The next item, if there is one now.
-    pub(crate) fn poll(&mut self, source: &dyn Source) -> Option<Item> {
-        while self.ready.is_empty() {
-            match self.snapshot.take() {
-                Some(reason) => self.fill_snapshot(reason, source),
-                None => {
-                    if !self.fill(source) {
-                        return None;
-                    }
-                }
-            }
-        }
+    /// The next item, if it costs nothing.
+    pub(crate) fn rendered(&mut self) -> Option<Item> {
         self.ready.pop_front()
     }
 
-    /// Renders the next news of the log; `false` when there is none.
-    fn fill(&mut self, source: &dyn Source) -> bool {
+    /// The next item, if there is one now.
+    #[cfg(test)]
+    pub(crate) fn poll(&mut self, source: &dyn Source, now: Instant) -> Option<Item> {
+        while self.ready.is_empty() {
+            if !self.step(source, now) {
+                return None;
+            }
+        }
+        self.rendered()
+    }
+
+    /// One bounded step towards the next items; `false` when there is nothing to do.
+    fn step(&mut self, source: &dyn Source, now: Instant) -> bool {
+        if !self.work.is_empty() {
+            self.render(source);
+            return true;
+        }
+        match self.snapshot.take() {
+            Some(reason) => {
+                self.take_snapshot(reason, source, now);
+                true
+            }
+            None => self.read_log(now),
+        }
+    }
+
+    /// Takes the next news from the log; `false` when there is none.
+    fn read_log(&mut self, now: Instant) -> bool {
+        if self.told_until.is_some_and(|until| now >= until) {
+            (self.told, self.told_until) = (HashMap::new(), None);
+        }
         drop(self.head.borrow_and_update());
         let news = match self.log.log.lock().after(self.seq, BATCH) {
             Ok(news) => news,
@@ -126,28 +176,44 @@ impl Watcher {
         for (seq, news) in news {
             self.seq = seq;
             let key = (news.guild.clone(), news.call.clone());
-            if self.told.remove(&key).is_some_and(|told| told >= (news.epoch, news.phase)) {
-                continue;
+            if let Some(told) = self.told.get(&key) {
+                if *told >= (news.epoch, news.phase) {
+                    continue;
+                }
+                self.told.remove(&key);
             }
-            self.ready.extend(endpoint_items(&news, &self.gateway, Some(seq), source));
+            self.work.push_back(Telling::new(news, Some(seq)));
         }
         any
     }
 
     /// The present state of all calls. Its last event carries the position from before it was
     /// taken: whoever is cut off in the middle starts again.
-    fn fill_snapshot(&mut self, reason: Option<&'static str>, source: &dyn Source) {
+    fn take_snapshot(&mut self, reason: Option<&'static str>, source: &dyn Source, now: Instant) {
         self.seq = self.hub.seq.load(Ordering::Acquire);
         if let Some(reason) = reason {
             self.hub.metrics.resyncs.inc();
             self.ready.push_back(Item::Resync { reason });
         }
-        self.told.clear();
         let all = source.current(&self.gateway);
-        for (n, news) in all.iter().enumerate() {
-            self.told.insert((news.guild.clone(), news.call.clone()), (news.epoch, news.phase));
-            let seq = (n + 1 == all.len()).then_some(self.seq);
-            self.ready.extend(endpoint_items(news, &self.gateway, seq, source));
+        let last = all.len();
+        self.told = all.iter().map(|n| ((n.guild.clone(), n.call.clone()), (n.epoch, n.phase))).collect();
+        self.told_until = Some(now + RESUME_WINDOW);
+        let seq = |n| (n == last).then_some(self.seq);
+        self.work = (1..).zip(all).map(|(n, news)| Telling::new(Arc::new(news), seq(n))).collect();
+    }
+
+    fn render(&mut self, source: &dyn Source) {
+        let mut cost = 0;
+        while cost < STEP_COST_MAX
+            && let Some(telling) = self.work.front_mut()
+        {
+            let (item, credentials, last) = telling.next(&self.gateway, source);
+            cost += credentials.max(1);
+            self.ready.push_back(item);
+            if last {
+                self.work.pop_front();
+            }
         }
     }
 }

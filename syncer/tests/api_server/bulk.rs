@@ -34,6 +34,7 @@ async fn a_bad_line_fails_that_line_only() {
         line("o7", "leave", "g", "c", "s1"),
         "\n".to_owned(),
         line("o8", "leave", "g", "nowhere", "s1"),
+        "[\"o9\",\"join\",\"g\",\"list\",\"s\"]\n".to_owned(),
     ];
     let sent = fleet.request(0, Method::POST, "/v1/voice-states").body(body.concat()).send();
     let results = results(sent.await.expect("an answer")).await;
@@ -47,6 +48,7 @@ async fn a_bad_line_fails_that_line_only() {
         (Some("o6"), 200),
         (Some("o7"), 200),
         (Some("o8"), 200),
+        (None, 400),
     ];
     assert_eq!(seen, want, "{results:?}");
     let (_, call) = fleet.get(0, "/v1/guilds/g/calls/c").await;

@@ -161,6 +161,64 @@ async fn a_changed_catalogue_is_taken_over_and_a_bad_one_is_not() {
     assert_eq!(sfus().await, 1);
 }
 
+/// Bad files so far, as the metrics count them.
+async fn bad_files(url: &str) -> u64 {
+    let metrics = Client::new().get(format!("{url}/metrics")).send().await.expect("an answer");
+    let text = metrics.text().await.expect("text");
+    let line = text.lines().find_map(|l| l.strip_prefix("trunkline_bad_files_total "));
+    line.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("not counted in\n{text}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r06_an_emptied_catalogue_is_refused_and_calls_stay() {
+    let fleet = Fleet::start(1, 5).await;
+    let path = fleet.dir.path().join("sfus.toml");
+    let all = std::fs::read_to_string(&path).expect("readable");
+    let first = format!("[[sfus]]{}", all.split("[[sfus]]").nth(1).expect("an entry"));
+    let sfus = || async { fleet.get(0, "/v1/sfus").await.1["sfus"].as_array().expect("sfus").len() };
+    let before = fleet.join_until_placed(0, "g", "c", "s").await;
+    for (n, text) in ["", "sfus = []\n", "allow_shrink = true\n", &first].into_iter().enumerate() {
+        std::fs::write(&path, text).expect("written");
+        fleet.syncers[0].reload();
+        let url = fleet.syncers[0].url();
+        until("the refusal is counted", || async { bad_files(url).await > n as u64 }).await;
+        assert_eq!(sfus().await, 5, "the last good list stays in force: {text:?}");
+    }
+    assert_eq!(fleet.join_until_placed(0, "g", "c", "s").await["epoch"], before["epoch"], "the call was left alone");
+    fleet.join_until_placed(0, "g", "c2", "s").await;
+
+    std::fs::write(&path, format!("allow_shrink = true\n{first}")).expect("written");
+    until("confirmed, it is taken, without being asked", || async { sfus().await == 1 }).await;
+    std::fs::write(&path, &all).expect("written");
+    until("and all come back", || async { sfus().await == 5 }).await;
+    assert_eq!(fleet.join_until_placed(0, "g", "c", "s").await["epoch"], before["epoch"], "all the while");
+}
+
+/// A member that is only listed is gone with its line, and its slots move: with them calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn r06_a_truncated_list_of_members_moves_no_slot() {
+    install_provider();
+    let dir = tempfile::tempdir().expect("a directory");
+    let sfus = sfus(1, dir.path()).await;
+    let members = dir.path().join("members.toml");
+    let list: String =
+        (1..5).map(|n| format!("[[members]]\nid = \"syncer-{n}\"\nurl = \"http://127.0.0.1:{n}\"\n")).collect();
+    std::fs::write(&members, &list).expect("written");
+    let mut config = config("syncer-1", dir.path());
+    config.members_file = Some(members.clone());
+    let syncer = Syncer::start(config, Options::default()).await.expect("starts");
+    until("ready", || async { syncer.is_ready() }).await;
+    let view = || async { answer(Client::new().get(format!("{}/v1/members", syncer.url()))).await.1 };
+    let before = view().await;
+    for (n, text) in ["", "members = []\n", "[[members]]\nid = \"syncer-1\"\n"].into_iter().enumerate() {
+        std::fs::write(&members, text).expect("written");
+        syncer.reload();
+        until("the refusal is counted", || async { bad_files(syncer.url()).await > n as u64 }).await;
+        assert_eq!(view().await["members"], before["members"], "{text:?}");
+    }
+    drop(sfus);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn r12_a_removed_member_learns_it_and_stops_serving() {
     let fleet = Fleet::start(2, 1).await;

@@ -1,5 +1,6 @@
 //! The syncer from outside: real sockets, real TLS, mock SFUs over real HTTPS.
 
+mod bad_input;
 mod bulk;
 mod calls;
 mod fleet;

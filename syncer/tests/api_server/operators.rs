@@ -173,8 +173,17 @@ fn openapi_is_the_golden_file_and_holds_together() {
     let mut ids = std::collections::BTreeSet::new();
     for (path, item) in document["paths"].as_object().expect("paths") {
         for (method, operation) in item.as_object().expect("operations") {
-            assert!(!operation["responses"].as_object().expect("responses").is_empty(), "{method} {path}");
+            let responses = operation["responses"].as_object().expect("responses");
+            assert!(!responses.is_empty(), "{method} {path}");
+            for (status, response) in responses {
+                let described = response["description"].as_str().is_some_and(|d| !d.is_empty());
+                assert!(described, "{method} {path} {status} has no description");
+            }
             let declared: Vec<_> = operation["parameters"].as_array().into_iter().flatten().collect();
+            for parameter in declared.iter().filter(|p| p["in"] == "path") {
+                let place = format!("{{{}}}", parameter["name"].as_str().expect("a name"));
+                assert!(path.contains(&place), "{method} {path}: {place} has no place in the path");
+            }
             for name in path.split(['{', '}']).skip(1).step_by(2) {
                 assert!(declared.iter().any(|p| p["name"] == name && p["in"] == "path"), "{method} {path}: {name}");
             }

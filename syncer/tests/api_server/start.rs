@@ -58,19 +58,27 @@ async fn wrong_files_and_levers_are_configuration_errors_that_name_them() {
     drop(sfus);
 }
 
+type Authority = rcgen::Issuer<'static, rcgen::KeyPair>;
+
 /// A certificate authority, and a certificate for 127.0.0.1 signed by it.
-fn certificates(dir: &Path) {
+fn certificates(dir: &Path) -> Authority {
     let ca_key = rcgen::KeyPair::generate().expect("a key");
     let mut ca = rcgen::CertificateParams::new(vec![]).expect("parameters");
     ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let ca_cert = ca.self_signed(&ca_key).expect("a certificate");
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
-    let issuer = rcgen::Issuer::new(ca, ca_key);
-    let leaf = leaf.signed_by(&key, &issuer).expect("a certificate");
-    for (name, text) in [("api-ca.pem", ca_cert.pem()), ("api.pem", leaf.pem()), ("api-key.pem", key.serialize_pem())] {
+    let authority = rcgen::Issuer::new(ca, ca_key);
+    let (leaf, key) = leaf(&authority);
+    for (name, text) in [("api-ca.pem", ca_cert.pem()), ("api.pem", leaf.pem()), ("api-key.pem", key)] {
         std::fs::write(dir.join(name), text).expect("written");
     }
+    authority
+}
+
+/// A certificate for 127.0.0.1 and its key.
+fn leaf(authority: &Authority) -> (rcgen::Certificate, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+    (leaf.signed_by(&key, authority).expect("a certificate"), key.serialize_pem())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -122,5 +130,56 @@ async fn over_tls_alpn_decides_and_peers_forward() {
     }
     let counts: Vec<u64> = syncers.iter().map(|s| s.engine().status().calls).collect();
     assert!(counts.iter().all(|c| *c > 0) && counts.iter().sum::<u64>() == 8, "{counts:?}");
+    drop(sfus);
+}
+
+/// The certificate that a server shows to a new connection.
+async fn shown(addr: std::net::SocketAddr, ca: &[u8]) -> Vec<u8> {
+    use rustls::pki_types::pem::PemObject as _;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_slice(ca).expect("a certificate")).expect("an authority");
+    let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let tcp = tokio::net::TcpStream::connect(addr).await.expect("connects");
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let name = rustls::pki_types::ServerName::from(addr.ip());
+    let stream = connector.connect(name, tcp).await.expect("a trusted certificate");
+    stream.get_ref().1.peer_certificates().expect("certificates")[0].to_vec()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_serves_new_connections_and_cuts_none() {
+    install_provider();
+    let dir = tempfile::tempdir().expect("a directory");
+    let sfus = sfus(1, dir.path()).await;
+    let authority = certificates(dir.path());
+    let mut config = config("syncer-1", dir.path());
+    let file = |name: &str| dir.path().join(name);
+    config.tls = Some(syncer::config::TlsConfig { cert: file("api.pem"), key: file("api-key.pem") });
+    let syncer = Syncer::start(config, Options::default()).await.expect("starts");
+    until("ready", || async { syncer.is_ready() }).await;
+    let ca = std::fs::read(file("api-ca.pem")).expect("readable");
+    let builder = Client::builder().tls_certs_only([reqwest::Certificate::from_pem(&ca).expect("a certificate")]);
+    let (client, url) = (builder.build().expect("a client"), syncer.url());
+    let mut events = Events::open(client.get(format!("{url}/v1/watch")).bearer_auth("gw-1")).await;
+    let old = shown(syncer.addr(), &ca).await;
+
+    // A certificate without its key, as between two writes, changes nothing.
+    let (renewed, key) = leaf(&authority);
+    std::fs::write(file("api.pem"), renewed.pem()).expect("written");
+    syncer.reload();
+    let misfit = || async {
+        let metrics = client.get(format!("{url}/metrics")).send().await.expect("an answer");
+        !metrics.text().await.expect("text").contains("trunkline_bad_files_total 0")
+    };
+    until("the misfit is counted", misfit).await;
+    assert_eq!(shown(syncer.addr(), &ca).await, old);
+
+    std::fs::write(file("api-key.pem"), key).expect("written");
+    until("the new one is shown", || async { shown(syncer.addr(), &ca).await != old }).await;
+    assert_eq!(shown(syncer.addr(), &ca).await, renewed.der().to_vec());
+    // The connection of old goes on, and so does what it carries.
+    let put = client.put(format!("{url}/v1/guilds/g/calls/c/participants/s")).bearer_auth("gw-1").body("{}");
+    assert_eq!(answer(put).await.0, StatusCode::OK);
+    assert_eq!(events.of_call("g", "c").await["phase"], 1);
     drop(sfus);
 }

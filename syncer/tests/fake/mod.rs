@@ -33,6 +33,10 @@ pub(crate) enum Mode {
     LosesAnswers,
     /// Answers 503.
     Overloaded,
+    /// Says no, at once and for good.
+    Rejects,
+    /// Is draining, for half a minute.
+    Draining,
     /// The driver panics.
     Panics,
 }
@@ -135,6 +139,10 @@ impl FakeSfu {
                 }
                 Mode::Overloaded => {
                     Err(DriverError::new(ErrorKind::Overloaded, "503").with_retry_after(Some(Duration::from_secs(1))))
+                }
+                Mode::Rejects => Err(DriverError::new(ErrorKind::Rejected, "422")),
+                Mode::Draining => {
+                    Err(DriverError::new(ErrorKind::Draining, "503").with_retry_after(Some(Duration::from_secs(30))))
                 }
                 Mode::Panics => panic!("a driver with a bug"),
             }
@@ -302,7 +310,18 @@ pub(crate) struct World {
 impl World {
     /// An engine that owns every slot, and `sfus` SFUs in `regions` regions.
     pub(crate) fn new(sfus: usize, regions: usize) -> Self {
-        let (fleet, ear, stop) = (Arc::new(Fleet::default()), Arc::new(Ear::default()), CancellationToken::new());
+        Self::on(Arc::new(Fleet::default()), "s", sfus, regions)
+    }
+
+    /// Another engine on the same fleet.
+    pub(crate) fn beside(world: &Self, id: &str) -> Self {
+        let specs = world.engine.sfus();
+        let regions = specs.iter().map(|s| &s.region).collect::<std::collections::HashSet<_>>().len();
+        Self::on(world.fleet.clone(), id, specs.len(), regions)
+    }
+
+    fn on(fleet: Arc<Fleet>, id: &str, sfus: usize, regions: usize) -> Self {
+        let (ear, stop) = (Arc::new(Ear::default()), CancellationToken::new());
         let specs: Vec<SfuSpec> = (0..sfus).map(|i| spec(i, i % regions)).collect();
         for spec in &specs {
             let node = Node {
@@ -317,18 +336,31 @@ impl World {
         }
         let of = fleet.clone();
         let engine = Engine::start(
-            SyncerId::new("s").expect("valid"),
+            SyncerId::new(id).expect("valid"),
             Levers::new(),
             ear.clone(),
             Arc::new(move |spec: &SfuSpec| Ok(Arc::new(FakeSfu { id: spec.id.clone(), fleet: of.clone() }) as Arc<_>)),
-            7,
+            7 + id.len() as u64,
             stop.clone(),
         );
         let now = Instant::now();
         engine.set_catalogue(specs, now);
-        let term = OwnerTerm { generation: 1, revision: 1 };
-        engine.set_owned(&(0..4096).filter_map(Slot::new).map(|s| (s, term)).collect::<Vec<_>>(), now);
-        Self { fleet, ear, engine, stop }
+        let world = Self { fleet, ear, engine, stop };
+        world.own_everything(1);
+        world
+    }
+
+    /// Takes over a catalogue that `change` made of the first one.
+    pub(crate) fn recatalogue(&self, sfus: usize, regions: usize, change: impl Fn(&mut Vec<SfuSpec>)) {
+        let mut specs = (0..sfus).map(|i| spec(i, i % regions)).collect();
+        change(&mut specs);
+        self.engine.set_catalogue(specs, Instant::now());
+    }
+
+    /// All slots are ours, under this term.
+    pub(crate) fn own_everything(&self, revision: u64) {
+        let term = OwnerTerm { generation: 1, revision };
+        self.engine.set_owned(&(0..4096).filter_map(Slot::new).map(|s| (s, term)).collect::<Vec<_>>(), Instant::now());
     }
 
     pub(crate) fn set(&self, lever: &str, value: &serde_json::Value) {
@@ -337,6 +369,17 @@ impl World {
 
     pub(crate) fn join(&self, call: usize, session: usize) {
         self.engine.join(join(call, session), Instant::now()).expect("joins");
+    }
+
+    /// Joins a call that wants to be in this region.
+    pub(crate) fn join_in(&self, call: usize, region: &str) {
+        let region = Some(RegionId::new(region).expect("valid"));
+        self.engine.join(Join { region, ..join(call, 0) }, Instant::now()).expect("joins");
+    }
+
+    /// Whether a call may begin.
+    pub(crate) fn may_begin(&self, call: usize) -> bool {
+        self.engine.join(join(call, 0), Instant::now()).is_ok()
     }
 
     pub(crate) fn leave(&self, call: usize, session: usize) {

@@ -16,9 +16,10 @@ use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, 
 use slab::Slab;
 use tokio::time::Instant;
 
-use super::{Call, Cause, Class, Dirty, Place, Placement, SfuIdx, invariants};
+use super::invariants::{self, check_invariant};
+use super::{Call, Cause, Class, Dirty, Gone, Place, Placement, SfuIdx};
 
-pub use self::people::{JoinInput, Joined, LeaveInput, Left};
+pub use self::people::{Join, Joined, Leave, Left};
 pub use self::placing::{Committed, Decision, Next, PlaceWork, Placer};
 
 /// Names a call within its shard. The generation tells a reused entry from the one meant.
@@ -97,6 +98,7 @@ pub struct Shard {
     pub(super) by_sfu: HashMap<SfuIdx, BTreeSet<CallKey>>,
     pub(super) terms: HashMap<Slot, OwnerTerm>,
     pub(super) dirty: Dirty,
+    gone: Gone,
     pub(super) counts: ShardCounts,
     generation: u32,
     /// Counter of placements; one for the shard, so that a call that comes again grows too.
@@ -190,11 +192,7 @@ impl Shard {
             }
         }
         let found = invariants::of_call(key, call, &self.dirty);
-        if let Some(violation) = found {
-            self.violations += 1;
-            debug_assert!(false, "{violation}: {call:?}");
-            tracing::error!(%violation, guild = %call.guild, call = %call.id, "invariant violated");
-        }
+        check_invariant!(self.violations, found, guild = %call.guild, call = %call.id, placement = ?call.placement, place = ?call.place);
         Some(result)
     }
 

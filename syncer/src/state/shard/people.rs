@@ -3,24 +3,22 @@
 use super::*;
 use crate::state::SeqCheck;
 
-/// A join, as the shard takes it.
+/// A session joins a call, or repeats that it is in it.
 #[derive(Clone, Debug)]
-pub struct JoinInput {
+pub struct Join {
     /// Guild of the call.
     pub guild: GuildId,
     /// The call.
     pub call: CallId,
-    /// Slot of the guild.
-    pub slot: Slot,
-    /// The session.
+    /// The session that joins.
     pub session: SessionId,
-    /// Its gateway.
+    /// The gateway that holds the session's socket.
     pub gateway: GatewayId,
-    /// Order of the session's writes.
+    /// Order of the session's writes; late and repeated ones are ignored. Absent: taken as new.
     pub seq: Option<u64>,
-    /// Kind, for a new call.
+    /// Kind of the call; the first join decides.
     pub kind: CallKind,
-    /// Region, for a new call.
+    /// Region the call should be in; the first join decides. Absent: any.
     pub region: Option<RegionId>,
 }
 
@@ -37,16 +35,18 @@ pub struct Joined {
     pub marked: bool,
 }
 
-/// A leave, as the shard takes it.
+/// A session leaves a call.
 #[derive(Clone, Debug)]
-pub struct LeaveInput<'a> {
+pub struct Leave {
     /// Guild of the call.
-    pub guild: &'a GuildId,
+    pub guild: GuildId,
     /// The call.
-    pub call: &'a CallId,
-    /// The session.
-    pub session: &'a SessionId,
-    /// Order of the session's writes.
+    pub call: CallId,
+    /// The session that leaves.
+    pub session: SessionId,
+    /// The gateway that says so.
+    pub gateway: GatewayId,
+    /// As in [`Join::seq`].
     pub seq: Option<u64>,
 }
 
@@ -67,13 +67,21 @@ impl Shard {
     /// What `admit` or `too_many(what, limit)` returns; nothing has changed then.
     pub fn join<E>(
         &mut self,
-        input: JoinInput,
+        slot: Slot,
+        join: Join,
         limits: &Limits,
         now: Instant,
         admit: impl FnOnce() -> Result<(), E>,
         too_many: impl FnOnce(&'static str, u64) -> E,
     ) -> Result<Joined, E> {
-        let JoinInput { guild, call: id, slot, session, gateway, seq, kind, region } = input;
+        let Join { guild, call: id, session, gateway, seq, kind, region } = join;
+        if let Some(seq) = seq
+            && self.gone.is_late(&(guild.clone(), id.clone(), session.clone()), seq)
+        {
+            let call = self.find(&guild, &id).and_then(|key| self.get(key));
+            let (announced, at) = call.map_or((None, None), |c| (c.announced, at(&c.placement)));
+            return Ok(Joined { seq: SeqCheck::Old, announced, at, marked: false });
+        }
         let key = match self.find(&guild, &id) {
             Some(key) => {
                 let call = self.get(key).expect("the index names calls that exist");
@@ -114,10 +122,16 @@ impl Shard {
 
     /// Takes a leave. An empty call keeps its place for the empty grace, so that a reconnect storm
     /// finds it where it was.
-    pub fn leave(&mut self, input: &LeaveInput<'_>, limits: &Limits, now: Instant) -> Left {
-        let Some(key) = self.find(input.guild, input.call) else { return Left::Nothing };
+    pub fn leave(&mut self, leave: &Leave, limits: &Limits, now: Instant) -> Left {
+        let found = self.find(&leave.guild, &leave.call);
+        let present = found.and_then(|key| self.get(key)).and_then(|call| call.participant(&leave.session));
+        if let Some(seq) = leave.seq.filter(|seq| present.is_none_or(|p| p.seq <= *seq)) {
+            // Also when it was not there: its join may still be under way.
+            self.gone.note((leave.guild.clone(), leave.call.clone(), leave.session.clone()), seq, now);
+        }
+        let Some(key) = found else { return Left::Nothing };
         let removed = self.edit(key, |call, dirty| {
-            let removed = call.remove(input.session, input.seq);
+            let removed = call.remove(&leave.session, &leave.gateway, leave.seq);
             if removed && !call.is_live() {
                 empty(key, call, dirty, limits, now);
             }

@@ -30,6 +30,8 @@ pub struct PlaceWork {
     pub in_place: Option<SfuIdx>,
     /// Where it was last.
     pub last: Option<SfuIdx>,
+    /// Since when it has wanted a place.
+    pub since: Option<Instant>,
 }
 
 /// What shall become of a [`PlaceWork`].
@@ -119,7 +121,8 @@ impl Shard {
         let epoch = self.next_epoch(work.term);
         let room = placer.room(sfu, &work, epoch);
         self.edit(work.key, |call, dirty| {
-            call.placement = Placement::Reserving { sfu, room: room.clone(), epoch, last: work.last };
+            let in_place = work.in_place == Some(sfu);
+            call.placement = Placement::Reserving { sfu, room: room.clone(), epoch, last: work.last, in_place };
             call.attempts = call.attempts.saturating_add(1);
             call.decision = Some(why);
             dirty.put(work.key, &mut call.place, Place::InFlight);
@@ -150,6 +153,7 @@ impl Shard {
             attempts: call.attempts,
             in_place: last.filter(|_| in_place),
             last,
+            since: call.awaiting_since,
         })
     }
 
@@ -163,7 +167,7 @@ impl Shard {
         now: Instant,
     ) -> Committed {
         let committed = self.edit(key, |call, dirty| {
-            let Placement::Reserving { sfu, ref room, epoch: reserved, last } = call.placement else { return None };
+            let Placement::Reserving { sfu, ref room, epoch: reserved, last, .. } = call.placement else { return None };
             if reserved != epoch {
                 return None;
             }
@@ -196,11 +200,12 @@ impl Shard {
     /// count as an attempt.
     pub fn fail(&mut self, key: CallKey, epoch: Epoch, sent: bool, not_before: Instant) {
         let failed = self.edit(key, |call, dirty| {
-            let Placement::Reserving { epoch: reserved, last, .. } = call.placement else { return false };
+            let Placement::Reserving { epoch: reserved, last, in_place, .. } = call.placement else { return false };
             if reserved != epoch {
                 return false;
             }
-            call.placement = last.map_or(Placement::Unplaced, |last| Placement::Lost { last, in_place: false });
+            let in_place = in_place && !sent;
+            call.placement = last.map_or(Placement::Unplaced, |last| Placement::Lost { last, in_place });
             call.attempts = call.attempts.saturating_sub(u32::from(!sent));
             let to = if call.is_live() { Place::Waiting(not_before) } else { Place::Clean };
             dirty.put(key, &mut call.place, to);

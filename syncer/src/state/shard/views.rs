@@ -21,6 +21,12 @@ impl Shard {
             .collect()
     }
 
+    /// The SFUs that calls are on.
+    #[must_use]
+    pub fn sfus_in_use(&self) -> Vec<SfuIdx> {
+        self.by_sfu.keys().copied().collect()
+    }
+
     /// Calls placed or being placed on `sfu`.
     #[must_use]
     pub fn calls_on(&self, sfu: SfuIdx) -> usize {
