@@ -49,6 +49,8 @@ enum Message<K, C> {
 
 type Connecting<C> = Pin<Box<dyn Future<Output = Result<C>> + Send>>;
 
+type Connect<K, C> = Box<dyn Fn(&K) -> Connecting<C> + Send>;
+
 // === impl Supervisor ===
 
 impl<K, C> Supervisor<K, C>
@@ -137,7 +139,7 @@ impl<K: fmt::Debug, C: Connection> fmt::Debug for Checked<K, C> {
 
 async fn run<K, C>(
     mut inbox: mpsc::UnboundedReceiver<Message<K, C>>,
-    connect: Box<dyn Fn(&K) -> Connecting<C> + Send>,
+    connect: Connect<K, C>,
     cost: ScanCost,
     gauges: Arc<Gauges>,
     tasks: TaskTracker,

@@ -40,6 +40,9 @@ pub(crate) enum Parker {
 /// A caller in line.
 type Parked = Pin<Box<dyn Future<Output = ()> + Send>>;
 
+/// Makes another caller.
+type Make = Box<dyn FnMut() -> Parked + Send>;
+
 struct Nothing;
 
 // === impl Parker ===
@@ -59,7 +62,7 @@ impl Parker {
     }
 
     /// A maker of callers that will wait for ever, and the lane they wait in if it is ours.
-    fn start(self, most: usize) -> Result<(Box<dyn FnMut() -> Parked + Send>, Option<Lane>)> {
+    fn start(self, most: usize) -> Result<(Make, Option<Lane>)> {
         Ok(match self {
             Self::Ours => {
                 let (lane, handle, deadline) = ours(most)?;

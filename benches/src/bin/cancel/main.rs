@@ -4,6 +4,8 @@
 //! operation grows with N others in line, next to the single supervisor, whose every start searches its
 //! mailbox.
 
+#![allow(clippy::print_stderr)]
+
 mod contestants;
 mod supervisor;
 

@@ -113,7 +113,7 @@ async fn run(fleets: &[Fleet], connections: usize, scenario: &str, seed: u64, re
     // Then all in a circle, which is the worst order there is, and all in random order.
     let mut order: Vec<usize> = (0..run.handles.len()).collect();
     visit(&run, order.clone()).await?;
-    let evicted_cyclic = counter(&registry, "evicted")?;
+    let evicted_cyclic = counter(&registry, "spilled")?;
     order.shuffle(&mut StdRng::seed_from_u64(seed));
     visit(&run, order).await?;
     let took = Instant::now().saturating_duration_since(began);
@@ -128,7 +128,7 @@ async fn run(fleets: &[Fleet], connections: usize, scenario: &str, seed: u64, re
     add("p50", "ms", latencies.ms(0.5));
     add("p99", "ms", latencies.ms(0.99));
     add("evicted_cyclic", "", evicted_cyclic);
-    add("evicted", "", counter(&registry, "evicted")?);
+    add("evicted", "", counter(&registry, "spilled")?);
     add("live_max", "", live_max.load(Ordering::Relaxed) as f64);
     add("fds_max", "", fds_max.load(Ordering::Relaxed) as f64);
     add("rss", "MiB", machine::rss_peak_bytes() / f64::from(1 << 20));
