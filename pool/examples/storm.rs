@@ -63,7 +63,8 @@ async fn run() -> Result<(), BoxError> {
 
     let began = Instant::now();
     let mut requests = JoinSet::new();
-    for handle in handles.iter().cycle().take(REQUESTS).cloned() {
+    for handle in handles.iter().cycle().take(REQUESTS) {
+        let handle = handle.clone();
         requests.spawn(async move {
             let result = get(&handle, began + Duration::from_secs(5)).await;
             (how(result), Instant::now().saturating_duration_since(began))

@@ -167,6 +167,11 @@ impl Error {
         Self::new(Kind::Timeout, Stage::Response).with_sent(Sent::Maybe)
     }
 
+    /// The deadline came before the request was sent: not a byte of it left.
+    pub(crate) fn too_late_to_send() -> Self {
+        Self::new(Kind::Timeout, Stage::Queue)
+    }
+
     pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
         self.inner.source = Some(Arc::from(source.into()));
         self

@@ -9,6 +9,9 @@ use crate::error::Error;
 /// Most partitions a lane can have: beyond this the per-partition budgets become too small to be useful.
 pub const PARTITIONS_MAX: usize = 256;
 
+/// Longest duration a limit may have. Longer ones mean "never", and would overflow the clock they are added to.
+const DURATION_MAX: Duration = Duration::from_hours(24 * 365);
+
 /// The limits of one lane. All but `partitions` can be changed while the lane runs:
 /// [`Lane::set_limits`](crate::Lane::set_limits).
 ///
@@ -120,11 +123,22 @@ impl LaneLimits {
             return fail("handshakes_max must not be 0".to_owned());
         }
         self.dial_quota()?;
-        if [self.dial_timeout, self.idle_timeout, self.age_max, self.backoff_base, self.backoff_max]
-            .iter()
-            .any(Duration::is_zero)
-        {
-            return fail("durations must not be 0".to_owned());
+        for (name, span) in [
+            ("dial_timeout", self.dial_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("age_max", self.age_max),
+            ("backoff_base", self.backoff_base),
+            ("backoff_max", self.backoff_max),
+            ("request_timeout", self.request_timeout),
+            ("ping_interval", self.ping_interval),
+            ("ping_timeout", self.ping_timeout),
+        ] {
+            if span.is_zero() || span > DURATION_MAX {
+                return fail(format!(
+                    "{name} must be more than 0 and at most {} days",
+                    DURATION_MAX.as_secs() / 86_400
+                ));
+            }
         }
         Ok(())
     }
@@ -138,5 +152,22 @@ impl LaneLimits {
     pub(crate) fn dial_quota(&self) -> Result<Quota, Error> {
         let quota = Quota::new(self.dial_rate_per_s, self.dial_burst).map_err(Error::config)?;
         Ok(quota.share(u32::try_from(self.partitions).unwrap_or(u32::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r19_durations_that_would_spin_or_overflow_a_clock_are_refused() {
+        assert!(LaneLimits::default().validate().is_ok());
+        for wrong in [Duration::ZERO, Duration::MAX] {
+            let refused = |limits: LaneLimits| limits.validate().is_err();
+            assert!(refused(LaneLimits { age_max: wrong, ..LaneLimits::default() }));
+            assert!(refused(LaneLimits { request_timeout: wrong, ..LaneLimits::default() }));
+            assert!(refused(LaneLimits { ping_interval: wrong, ..LaneLimits::default() }));
+            assert!(refused(LaneLimits { ping_timeout: wrong, ..LaneLimits::default() }));
+        }
     }
 }

@@ -169,6 +169,9 @@ impl RegistryLane {
                 Err(_) => return Err(Error::new(Kind::Timeout, Stage::Queue)),
             };
             let reused = Object::metrics(&connection).recycle_count > 0;
+            if Instant::now() >= deadline {
+                return Err(Error::too_late_to_send());
+            }
             fit(&mut request, &connection, origin)?;
             let mut sending = Sending { connection: Some(connection) };
             let failure = match timeout_at(deadline, sending.link()?.try_send(request)).await {

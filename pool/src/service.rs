@@ -166,6 +166,11 @@ impl OriginHandle {
             let lease = self.cell.acquire(fresh, deadline).await?;
             let reused = lease.reused();
             let began = Instant::now();
+            // A connection may be had without a wait, and a wait may end late: no request starts too late.
+            if began >= deadline {
+                drop(lease);
+                return Err(Error::too_late_to_send());
+            }
             match exchange(lease, request, self.origin(), deadline).await {
                 Ok((response, lease)) => {
                     metrics.answered(reused, Instant::now().saturating_duration_since(began));

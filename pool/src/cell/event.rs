@@ -37,8 +37,8 @@ pub(crate) enum Event<C, W, E> {
     Slot,
     /// A dial worked. `jitter` is drawn evenly from 0 to 1.
     Connected { fresh: bool, channel: C, shared: bool, took: Duration, jitter: f64 },
-    /// A dial failed. `jitter` is drawn evenly from 0 to 1.
-    DialFailed { fresh: bool, error: E, took: Duration, jitter: f64 },
+    /// A dial failed.
+    DialFailed { dial: FailedDial<E>, took: Duration },
     /// A request is done with its connection, which it held so long (if that was measured).
     Return { key: ConnKey, channel: Option<C>, verdict: Verdict, keep_alive: Option<Duration>, held: Option<Duration> },
     /// The exchange on an HTTP/1.1 connection is over; its return follows at once, or its end.
@@ -57,11 +57,35 @@ pub(crate) enum Event<C, W, E> {
     Drain(Intake),
 }
 
+/// A dial that failed.
+#[derive(Debug)]
+pub(crate) struct FailedDial<E> {
+    pub(crate) fresh: bool,
+    /// The epoch it began in, from [`Action::Dial`].
+    pub(crate) epoch: u32,
+    pub(crate) error: E,
+    /// Drawn evenly from 0 to 1.
+    pub(crate) jitter: f64,
+}
+
+/// What a caller waited for when its deadline came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// A connection in use.
+    Turn,
+    /// A slot to dial.
+    Slot,
+    /// A dial, and this is the first caller who is told of it.
+    Dial,
+    /// A dial of which somebody else has been told.
+    SharedDial,
+}
+
 /// Why a waiter gets no connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Refusal<E> {
-    /// Its deadline came. Whether a dial was under way, or at least waited for a slot.
-    Expired { dialling: bool, queued: bool },
+    /// Its deadline came.
+    Expired(Awaited),
     /// The line is full.
     Saturated,
     /// The line would take longer than its deadline allows, by so much.
@@ -92,6 +116,7 @@ pub(crate) enum Action<C, W, E> {
     /// Answer to [`Event::Slot`]: dial.
     Dial {
         fresh: bool,
+        epoch: u32,
     },
     /// Answer to [`Event::Slot`]: nobody needs it any more.
     SlotUnused,

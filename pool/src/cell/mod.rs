@@ -25,6 +25,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use self::breaker::Breaker;
@@ -32,7 +33,9 @@ pub use self::breaker::BreakerState;
 use self::conns::Conns;
 pub(crate) use self::conns::{Channel, CloseReason, ConnKey, Taken, Verdict};
 use self::estimate::Estimates;
-pub(crate) use self::event::{Action, Actions, CellCounts, CellLearnt, Event, Intake, Refusal, Ticket};
+pub(crate) use self::event::{
+    Action, Actions, Awaited, CellCounts, CellLearnt, Event, FailedDial, Intake, Refusal, Ticket,
+};
 pub(crate) use self::tuning::Tuning;
 use self::waiters::Waiters;
 
@@ -57,6 +60,9 @@ pub(crate) struct CellState<C, W, E> {
     permits: usize,
     dialling: usize,
     dialling_fresh: usize,
+    /// Dials under way of which no caller has been told first hand: ordinary and fresh ones.
+    untold: usize,
+    untold_fresh: usize,
     /// Dials allowed at once: 1 until one worked, then doubling.
     dial_window: usize,
     /// The last dial worked.
@@ -67,7 +73,11 @@ pub(crate) struct CellState<C, W, E> {
     queued: bool,
     /// No newcomers.
     draining: Option<Intake>,
-    armed: Option<Instant>,
+    /// Rings that were asked for and have not come, the earliest last. All of them are remembered: a later
+    /// one does its work when it comes, and is not asked for twice.
+    rings: SmallVec<[Instant; 1]>,
+    /// A connection expires sooner than `rings` knows.
+    look_again: bool,
     estimates: Estimates,
     /// Whether the origin speaks HTTP/2, as the last dial found.
     h2: Option<bool>,
@@ -85,12 +95,15 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             permits: 0,
             dialling: 0,
             dialling_fresh: 0,
+            untold: 0,
+            untold_fresh: 0,
             dial_window: 1,
             proven: false,
             carries: 1,
             queued: false,
             draining: None,
-            armed: None,
+            rings: SmallVec::new(),
+            look_again: false,
             estimates: Estimates::default(),
             h2: None,
             tuning,
@@ -112,7 +125,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         if !self.line.is_empty() || self.draining.is_some() {
             return false;
         }
-        let Some(armed) = self.armed else { return false };
+        let Some(armed) = self.rings.last().copied() else { return false };
         self.conns.put_back(key, channel, armed, now)
     }
 
@@ -130,9 +143,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 self.estimates.dial.learn(took);
                 self.connected(fresh, channel, shared, jitter, now, &mut out);
             }
-            Event::DialFailed { fresh, error, took, jitter } => {
+            Event::DialFailed { dial, took } => {
                 self.estimates.dial.learn(took);
-                self.dial_failed(fresh, error, jitter, now, &mut out);
+                self.dial_failed(dial, now, &mut out);
             }
             Event::Return { key, channel, verdict, keep_alive, held } => {
                 self.given_back(key, channel, verdict, keep_alive, held, now, &mut out);
@@ -192,7 +205,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return out.push(refuse(waiter, why));
         }
         if deadline <= now {
-            return out.push(refuse(waiter, Refusal::Expired { dialling: false, queued: false }));
+            return out.push(refuse(waiter, Refusal::Expired(Awaited::Turn)));
         }
         if !fresh {
             if let Some(taken) = self.checkout(&mut |channel| out.push(Action::Close(channel))) {
@@ -220,7 +233,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.permits += 1;
         self.dialling += 1;
         self.dialling_fresh += usize::from(fresh);
-        out.push(Action::Dial { fresh });
+        *(if fresh { &mut self.untold_fresh } else { &mut self.untold }) += 1;
+        out.push(Action::Dial { fresh, epoch: self.breaker.epoch() });
     }
 
     fn connected(
@@ -232,8 +246,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         now: Instant,
         out: &mut Actions<C, W, E>,
     ) {
-        self.dialling -= 1;
-        self.dialling_fresh -= usize::from(fresh);
+        self.dial_over(fresh);
         self.breaker.succeed();
         self.proven = true;
         self.dial_window = (self.dial_window * 2).min(self.tuning.dials_max());
@@ -251,17 +264,30 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
     }
 
-    fn dial_failed(&mut self, fresh: bool, error: E, jitter: f64, now: Instant, out: &mut Actions<C, W, E>) {
-        self.permits -= 1;
+    /// One dial fewer. Returns whether nobody has been told of it first hand.
+    fn dial_over(&mut self, fresh: bool) -> bool {
+        let before = if fresh { self.dialling_fresh } else { self.dialling - self.dialling_fresh };
         self.dialling -= 1;
         self.dialling_fresh -= usize::from(fresh);
-        self.breaker.fail(error.clone(), jitter, self.tuning.backoff(), now);
-        self.proven = false;
-        self.dial_window = 1;
+        let untold = if fresh { &mut self.untold_fresh } else { &mut self.untold };
+        // When some have been told of, this is taken to be one of those.
+        let news = *untold == before;
+        *untold -= usize::from(news);
+        news
+    }
+
+    fn dial_failed(&mut self, failed: FailedDial<E>, now: Instant, out: &mut Actions<C, W, E>) {
+        let FailedDial { fresh, epoch, error, jitter } = failed;
+        self.permits -= 1;
+        let news = self.dial_over(fresh);
+        if self.breaker.fail(epoch, error.clone(), jitter, self.tuning.backoff(), now) {
+            self.proven = false;
+            self.dial_window = 1;
+        }
         // Exactly one caller learns of the failure first hand.
         let owner = if fresh {
             self.fresh_line.pop_front()
-        } else if self.hopeless(now).is_some() {
+        } else if news && self.hopeless(now).is_some() {
             self.line.pop_front()
         } else {
             None
@@ -270,17 +296,30 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     fn tick(&mut self, at: Instant, now: Instant, out: &mut Actions<C, W, E>) {
-        if self.armed != Some(at) {
-            return; // An earlier time was armed since; this ring is a leftover.
-        }
-        self.armed = None;
+        self.rings.retain(|ring| *ring != at);
         self.conns.retire_idle(None, now, &mut |channel| out.push(Action::Close(channel)));
-        let dialling = self.dialling > 0;
-        let queued = self.queued;
-        for line in [&mut self.line, &mut self.fresh_line] {
-            while let Some(waiter) = line.pop_expired(now) {
-                out.push(Action::Refuse { waiter, why: Refusal::Expired { dialling, queued } });
-            }
+        self.expire(now, out);
+    }
+
+    /// Tells those whose deadline has come what they waited for. A dial is evidence for one of them: the
+    /// others would report the same silence once more.
+    fn expire(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
+        let ours = if self.queued { Awaited::Slot } else { Awaited::Turn };
+        // With connections in use the dial under way is not what these waited for.
+        let dialling = self.dialling > self.dialling_fresh && self.conns.usable() == 0;
+        while let Some(waiter) = self.line.pop_expired(now) {
+            let awaited = match (dialling, self.untold > 0) {
+                (false, _) => ours,
+                (true, true) => Awaited::Dial,
+                (true, false) => Awaited::SharedDial,
+            };
+            self.untold -= usize::from(awaited == Awaited::Dial);
+            out.push(Action::Refuse { waiter, why: Refusal::Expired(awaited) });
+        }
+        while let Some(waiter) = self.fresh_line.pop_expired(now) {
+            let awaited = if self.untold_fresh > 0 { Awaited::Dial } else { ours };
+            self.untold_fresh -= usize::from(awaited == Awaited::Dial);
+            out.push(Action::Refuse { waiter, why: Refusal::Expired(awaited) });
         }
     }
 
@@ -309,7 +348,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     ) {
         if let Some(keep_alive) = keep_alive {
             self.conns.set_idle_timeout(key, keep_alive.min(self.tuning.idle_timeout.get()));
-            self.armed = self.armed.filter(|armed| *armed <= now + keep_alive);
+            self.look_again = true;
         }
         if let Some(held) = held
             && matches!(verdict, Verdict::Answered | Verdict::TimedOut)
@@ -360,14 +399,18 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
         // A connection that falls idle now expires after `idle_timeout` at the earliest: with a ring before
         // that, looking is left to the tick.
-        if self.armed.is_none_or(|armed| armed > now + self.tuning.idle_timeout.get())
+        // A ring that is due is on its way, or was lost: nothing may rely on it.
+        self.rings.retain(|ring| *ring > now);
+        let armed = self.rings.last().copied();
+        let look_again = std::mem::take(&mut self.look_again);
+        if (look_again || armed.is_none_or(|armed| armed > now + self.tuning.idle_timeout.get()))
             && let Some(expiry) = self.conns.next_expiry()
         {
             next = Some(next.map_or(expiry, |next| next.min(expiry)));
         }
         let Some(next) = next else { return };
-        if self.armed.is_none_or(|armed| next < armed) {
-            self.armed = Some(next);
+        if armed.is_none_or(|armed| next < armed) {
+            self.rings.push(next);
             out.push(Action::Arm(next));
         }
     }

@@ -87,7 +87,7 @@ struct Model {
     next_waiter: u32,
     /// Who is in line, in order, with deadline; normal and fresh apart.
     lines: [VecDeque<(u32, Ticket, Instant)>; 2],
-    dials: Vec<bool>,
+    dials: Vec<(bool, u32)>,
     conns: HashMap<ConnKey, Pipe>,
     leases: Vec<(ConnKey, Pipe, bool)>,
     queued: usize,
@@ -150,7 +150,7 @@ impl Model {
             }
             Op::DialWorks { at, shared } => {
                 if let Some(at) = pick(at, self.dials.len()) {
-                    let fresh = self.dials.swap_remove(at);
+                    let (fresh, _) = self.dials.swap_remove(at);
                     let channel = Pipe { shared, open: Arc::new(AtomicBool::new(true)) };
                     self.last_dial_failed = false;
                     let event =
@@ -160,9 +160,10 @@ impl Model {
             }
             Op::DialFails { at, jitter } => {
                 if let Some(at) = pick(at, self.dials.len()) {
-                    let fresh = self.dials.swap_remove(at);
+                    let (fresh, epoch) = self.dials.swap_remove(at);
                     self.last_dial_failed = true;
-                    self.step(Event::DialFailed { fresh, error: "refused", took: DIAL_TIME, jitter }, None, None);
+                    let dial = FailedDial { fresh, epoch, error: "refused", jitter };
+                    self.step(Event::DialFailed { dial, took: DIAL_TIME }, None, None);
                 }
             }
             Op::Answer { at, verdict } => {
@@ -246,9 +247,9 @@ impl Model {
                 Action::Give { waiter, taken } => self.given(waiter, &taken, joining),
                 Action::Refuse { waiter, why } => self.refused(waiter, &why, joining),
                 Action::Left(waiter) => assert!(self.answered.contains(&waiter), "{waiter} left by itself"),
-                Action::Dial { fresh } => {
+                Action::Dial { fresh, epoch } => {
                     spoke = true;
-                    self.dials.push(fresh);
+                    self.dials.push((fresh, epoch));
                 }
                 Action::SlotUnused => spoke = true,
                 Action::Opened(key) => {
@@ -297,7 +298,7 @@ impl Model {
         let deadline = self.lines.iter().flatten().find(|(other, ..)| *other == waiter).map(|(.., at)| *at);
         self.leave(waiter, joining);
         match why {
-            Refusal::Expired { .. } => {
+            Refusal::Expired(_) => {
                 let deadline = deadline.or(joining.map(|(_, deadline, _)| deadline)).expect("known");
                 assert!(deadline <= self.now, "expired too early");
             }
@@ -392,7 +393,7 @@ async fn one_dial_is_made_for_a_thousand_callers_of_an_unknown_origin() {
         model.apply(Op::Wait { fresh: false, patience_ms: 1_000 });
         model.apply(Op::GrantSlot);
     }
-    assert_eq!(model.dials, [false]);
+    assert_eq!(model.dials.len(), 1);
     model.apply(Op::DialFails { at: 0, jitter: 1.0 });
     assert_eq!(model.cell.counts().waiters, 0, "all share the failure");
     assert_eq!(model.queued, 0, "nobody dials during the back-off");

@@ -31,6 +31,9 @@ const H1_ONLY: [HeaderName; 6] = [
 /// Taken off a server's `Keep-Alive: timeout`, so that we close first and no request meets its FIN.
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
 
+/// Longest `Keep-Alive: timeout` that is believed. What a peer says must not overflow a clock.
+const KEEP_ALIVE_MAX: Duration = Duration::from_hours(1);
+
 /// A request's hold on a connection. Dropping it at any moment leaves the cell correct.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -238,7 +241,7 @@ fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("keep-alive")?.to_str().ok()?;
     let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
     let told = Duration::from_secs(seconds.trim().parse().ok()?);
-    Some(told.saturating_sub(KEEP_ALIVE_MARGIN).max(KEEP_ALIVE_MARGIN / 2))
+    Some(told.min(KEEP_ALIVE_MAX).saturating_sub(KEEP_ALIVE_MARGIN).max(KEEP_ALIVE_MARGIN / 2))
 }
 
 #[cfg(test)]
@@ -256,5 +259,7 @@ mod tests {
         assert_eq!(told("max=100,timeout=0"), Some(Duration::from_millis(500)));
         assert_eq!(told("max=100"), None);
         assert_eq!(told("timeout=-1"), None);
+        let longest = told("timeout=10000000000000000000").expect("a number");
+        assert!(longest <= KEEP_ALIVE_MAX, "what a peer says must not overflow a clock");
     }
 }

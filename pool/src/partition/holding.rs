@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 
 use super::Cell;
-use crate::cell::{ConnKey, Event};
+use crate::cell::{ConnKey, Event, FailedDial};
 use crate::conn::Link;
 use crate::dial::scheduler::Class;
 use crate::error::{Error, Kind, Stage};
@@ -26,7 +26,7 @@ pub(crate) struct Holding {
 
 #[derive(Debug, Clone, Copy)]
 enum State {
-    Dialling { fresh: bool },
+    Dialling { fresh: bool, epoch: u32 },
     Live(ConnKey),
     Failed,
 }
@@ -34,13 +34,13 @@ enum State {
 // === impl Holding ===
 
 impl Holding {
-    pub(super) fn new(cell: Arc<Cell>, class: Class, fresh: bool) -> Self {
-        Self { cell, class, state: Mutex::new(State::Dialling { fresh }) }
+    pub(super) fn new(cell: Arc<Cell>, class: Class, fresh: bool, epoch: u32) -> Self {
+        Self { cell, class, state: Mutex::new(State::Dialling { fresh, epoch }) }
     }
 
     /// The dial worked: the permit is now the connection's.
     pub(super) fn connected(&self, link: Link, took: Duration) {
-        let State::Dialling { fresh } = *self.state.lock() else { return };
+        let State::Dialling { fresh, .. } = *self.state.lock() else { return };
         let shared = link.is_shared();
         let event = Event::Connected { fresh, channel: link, shared, took, jitter: rand::rng().random() };
         if let Some(key) = self.cell.open(event, |key| *self.state.lock() = State::Live(key)) {
@@ -52,9 +52,10 @@ impl Holding {
     /// The dial failed.
     pub(super) fn failed(&self, error: Error, took: Duration) {
         let before = std::mem::replace(&mut *self.state.lock(), State::Failed);
-        if let State::Dialling { fresh } = before {
+        if let State::Dialling { fresh, epoch } = before {
             tracing::debug!(origin = %self.cell.origin(), %error, "dial failed");
-            self.cell.apply(Event::DialFailed { fresh, error, took, jitter: rand::rng().random() });
+            let dial = FailedDial { fresh, epoch, error, jitter: rand::rng().random() };
+            self.cell.apply(Event::DialFailed { dial, took });
             self.release_slot();
         }
     }

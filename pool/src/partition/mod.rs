@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use self::holding::Holding;
 pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
-use self::timers::Timers;
+use self::timers::{Timers, Whom};
 use crate::cell::{CellCounts, Event, Intake, Tuning};
 use crate::debug::{OriginDebug, busiest};
 use crate::dial::Dialer;
@@ -332,7 +332,7 @@ impl Partition {
                 }
                 Turn::NotYet(at) => {
                     if !self.paced.swap(true, Ordering::AcqRel) {
-                        self.timers.arm_pump(at);
+                        self.timers.push(at, Whom::Pace);
                     }
                     return;
                 }
@@ -340,7 +340,7 @@ impl Partition {
                 Turn::NoRoom => {
                     self.starved.store(true, Ordering::Release);
                     if !self.make_room() && !self.searching.swap(true, Ordering::AcqRel) {
-                        self.timers.arm_pump(Instant::now() + EVICT_RETRY);
+                        self.timers.push(Instant::now() + EVICT_RETRY, Whom::Search);
                     }
                     return; // The end of the closed connection, or the timer, pumps again.
                 }
@@ -376,11 +376,14 @@ impl Partition {
     }
 
     fn ring(&self, now: Instant) -> Option<Instant> {
-        while let Some((at, cell)) = self.timers.pop_due(now) {
-            match cell.and_then(|cell| cell.upgrade()) {
-                Some(cell) => cell.apply(Event::Tick { at }),
-                None => {
+        while let Some((at, whom)) = self.timers.pop_due(now) {
+            match whom {
+                Whom::Cell(cell) => cell.upgrade().into_iter().for_each(|cell| cell.apply(Event::Tick { at })),
+                Whom::Search => {
                     self.searching.store(false, Ordering::Release);
+                    self.pump();
+                }
+                Whom::Pace => {
                     self.paced.store(false, Ordering::Release);
                     self.pump();
                 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Holding, Partition};
 use crate::cell::{
-    Action, Actions, BreakerState, CellCounts, CellState, ConnKey, Event, Refusal, Ticket, Tuning, Verdict,
+    Action, Actions, Awaited, BreakerState, CellCounts, CellState, ConnKey, Event, Refusal, Ticket, Tuning, Verdict,
 };
 use crate::conn::{Driver, Lease, Link, Pulse, TaskExecutor};
 use crate::debug::{self, OriginDebug};
@@ -59,7 +59,7 @@ struct Place(Arc<Partition>);
 #[derive(Debug, Default)]
 struct Left {
     ticket: Option<Ticket>,
-    dial_fresh: Option<bool>,
+    dial: Option<(bool, u32)>,
     pump: bool,
 }
 
@@ -228,8 +228,8 @@ impl Cell {
     pub(super) fn take_slot(self: &Arc<Self>, class: Class) -> bool {
         let actions = self.state.lock().step(Event::Slot, Instant::now());
         let left = self.execute(actions);
-        let Some(fresh) = left.dial_fresh else { return false };
-        let holding = Arc::new(Holding::new(Arc::clone(self), class, fresh));
+        let Some((fresh, epoch)) = left.dial else { return false };
+        let holding = Arc::new(Holding::new(Arc::clone(self), class, fresh, epoch));
         let cell = Arc::clone(self);
         self.partition.spawner.spawn_under(self.token(), async move { cell.dial(holding).await });
         true
@@ -302,7 +302,7 @@ impl Cell {
                     let error = self.explain(why);
                     waiter.answer(Err(error));
                 }
-                Action::Dial { fresh } => left.dial_fresh = Some(fresh),
+                Action::Dial { fresh, epoch } => left.dial = Some((fresh, epoch)),
                 Action::Left(waiter) => drop(waiter),
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
                 Action::Opened(_) => {}
@@ -322,14 +322,15 @@ impl Cell {
     fn explain(&self, why: Refusal<Error>) -> Error {
         let metrics = &self.partition.metrics;
         match why {
-            Refusal::Expired { dialling, queued } => {
+            Refusal::Expired(awaited) => {
                 metrics.shed(&Kind::Timeout);
-                let stage = match (dialling, queued) {
-                    (true, _) => self.progress.stage(),
-                    (false, true) => Stage::DialSlot,
-                    (false, false) => Stage::Queue,
-                };
-                Error::new(Kind::Timeout, stage)
+                let late = |stage| Error::new(Kind::Timeout, stage);
+                match awaited {
+                    Awaited::Turn => late(Stage::Queue),
+                    Awaited::Slot => late(Stage::DialSlot),
+                    Awaited::Dial => late(self.progress.stage()),
+                    Awaited::SharedDial => late(self.progress.stage()).shared(),
+                }
             }
             Refusal::Saturated => {
                 metrics.shed(&Kind::Saturated);

@@ -1,7 +1,8 @@
 //! One timer for all deadlines of a partition.
 //!
 //! A cell asks to be rung at its earliest deadline only, so a thousand waiters of one origin are one
-//! entry here. Entries are not removed when a cell asks for an earlier time: the late ring is ignored.
+//! entry here. Entries are not removed when a cell asks for an earlier time: the cell knows of the late ring and
+//! does not ask for it again.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
@@ -27,8 +28,17 @@ pub(crate) struct Timers {
 #[derive(Debug)]
 struct Entry {
     at: Instant,
-    /// Whom to ring; nobody means that the partition looks for dials to start.
-    cell: Option<Weak<Cell>>,
+    whom: Whom,
+}
+
+/// Whom to ring. The partition's two are apart, so that the ring of one is not taken for the other's.
+#[derive(Debug)]
+pub(super) enum Whom {
+    Cell(Weak<Cell>),
+    /// The partition, which looks for room again.
+    Search,
+    /// The partition, whose rate allows a dial again.
+    Pace,
 }
 
 // === impl Timers ===
@@ -36,19 +46,14 @@ struct Entry {
 impl Timers {
     /// Rings a cell at `at`.
     pub(crate) fn arm(&self, at: Instant, cell: Weak<Cell>) {
-        self.push(at, Some(cell));
+        self.push(at, Whom::Cell(cell));
     }
 
-    /// Rings the partition itself at `at`.
-    pub(super) fn arm_pump(&self, at: Instant) {
-        self.push(at, None);
-    }
-
-    fn push(&self, at: Instant, cell: Option<Weak<Cell>>) {
+    pub(super) fn push(&self, at: Instant, whom: Whom) {
         let first = {
             let mut heap = self.heap.lock();
             let first = heap.peek().is_none_or(|Reverse(entry)| at < entry.at);
-            heap.push(Reverse(Entry { at, cell }));
+            heap.push(Reverse(Entry { at, whom }));
             first
         };
         if first {
@@ -56,12 +61,12 @@ impl Timers {
         }
     }
 
-    pub(super) fn pop_due(&self, now: Instant) -> Option<(Instant, Option<Weak<Cell>>)> {
+    pub(super) fn pop_due(&self, now: Instant) -> Option<(Instant, Whom)> {
         let mut heap = self.heap.lock();
         if heap.peek().is_none_or(|Reverse(entry)| entry.at > now) {
             return None;
         }
-        heap.pop().map(|Reverse(entry)| (entry.at, entry.cell))
+        heap.pop().map(|Reverse(entry)| (entry.at, entry.whom))
     }
 
     pub(super) fn next(&self) -> Option<Instant> {

@@ -23,6 +23,22 @@ impl Model {
     }
 }
 
+/// The failure of an ordinary dial that began in `epoch`.
+fn refused_in(epoch: u32) -> Event<Pipe, u32, &'static str> {
+    let dial = FailedDial { fresh: false, epoch, error: "refused", jitter: 1.0 };
+    Event::DialFailed { dial, took: DIAL_TIME }
+}
+
+/// What those whose deadline comes at `now` are told that they waited for.
+fn expired(model: &mut Model, now: Instant) -> Vec<Awaited> {
+    let actions = model.cell.step(Event::Tick { at: now }, now);
+    let told = actions.iter().filter_map(|action| match action {
+        Action::Refuse { why: Refusal::Expired(awaited), .. } => Some(*awaited),
+        _ => None,
+    });
+    told.collect()
+}
+
 #[tokio::test(start_paused = true)]
 async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
     // A dial takes 20 ms: one connection serves ten requests of 2 ms in that time.
@@ -91,7 +107,7 @@ async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
     };
     join(&mut cell, 0, now);
     cell.step(Event::Slot, now);
-    cell.step(Event::DialFailed { fresh: false, error: "refused", took: DIAL_TIME, jitter: 1.0 }, now);
+    cell.step(refused_in(0), now);
     now += Duration::from_secs(1);
     assert_eq!(cell.breaker(now), BreakerState::HalfOpen);
     let mut refused = 0;
@@ -102,7 +118,7 @@ async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
     }
     let counts = cell.counts();
     assert_eq!((counts.dialling, counts.waiters, refused), (1, demand::HALF_OPEN_WAITERS_MAX, 983));
-    cell.step(Event::DialFailed { fresh: false, error: "refused", took: DIAL_TIME, jitter: 1.0 }, now);
+    cell.step(refused_in(1), now);
     assert_eq!(cell.counts().waiters, 0);
 }
 
@@ -134,4 +150,59 @@ async fn a_drain_can_serve_the_line_first() {
     assert_eq!((model.cell.counts().waiters, model.leases.len()), (0, 1), "served, not refused");
     model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
     assert_eq!(model.cell.counts().idle, 0, "closed when the line was empty");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r19_a_keep_alive_of_three_hundred_billion_years_is_only_long() {
+    let mut model = Model::proven(2, 1);
+    let (key, pipe, _) = model.leases.pop().expect("one lease");
+    let keep_alive = Some(Duration::from_secs(u64::MAX));
+    let event = Event::Return { key, channel: Some(pipe), verdict: Verdict::Answered, keep_alive, held: None };
+    model.step(event, None, None);
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_keep_alive_rings_earlier() {
+    let mut model = Model::proven(2, 1);
+    let (key, pipe, _) = model.leases.pop().expect("one lease");
+    let keep_alive = Some(Duration::from_millis(30));
+    let event = Event::Return { key, channel: Some(pipe), verdict: Verdict::Answered, keep_alive, held: None };
+    model.step(event, None, None);
+    model.apply(Op::Pass(31));
+    assert_eq!(model.cell.counts().idle, 0, "the server has closed it by now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_caller_is_told_of_a_silent_dial_first_hand() {
+    let mut model = Model::new();
+    (0..8).for_each(|_| model.join(100));
+    model.apply(Op::GrantSlot);
+    let then = model.now + Duration::from_millis(100);
+    let mut told = expired(&mut model, then);
+    assert_eq!((told.remove(0), told.len()), (Awaited::Dial, 7));
+    assert!(told.iter().all(|awaited| *awaited == Awaited::SharedDial), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_connection_in_use_says_nothing_of_the_dial_beside_it() {
+    let mut model = Model::proven(200, 12);
+    model.join(100);
+    model.apply(Op::GrantSlot);
+    assert_eq!(model.dials.len(), 1);
+    let then = model.now + Duration::from_millis(100);
+    assert_eq!(expired(&mut model, then), [Awaited::Turn]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_thousand_short_waits_leave_no_rings_behind() {
+    let mut model = Model::proven(2, 12);
+    let mut most = 0;
+    for _ in 0..1_000 {
+        model.join(5);
+        model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+        model.apply(Op::Pass(1));
+        most = most.max(model.armed.len());
+    }
+    assert!(most <= 8, "{most} rings outstanding");
 }
