@@ -276,15 +276,15 @@ impl managed::Manager for Members {
                 &progress,
                 &settings,
                 TaskExecutor::new(spawner.clone(), spawner.token(), Arc::new(())),
+                DIAL_TIMEOUT,
             );
-            match timeout(DIAL_TIMEOUT, dial).await {
-                Ok(Ok(dialled)) => {
+            match dial.await {
+                Ok(dialled) => {
                     if done.send(Ok(dialled.link)).is_ok() {
                         dialled.driver.await;
                     }
                 }
-                Ok(Err(error)) => drop(done.send(Err(error))),
-                Err(_) => drop(done.send(Err(Error::new(Kind::Timeout, progress.stage())))),
+                Err(error) => drop(done.send(Err(error))),
             }
         });
         result.await.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, Stage::DialSlot)))

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Ca, Server, get, quick_limits, settled, soon, until};
-use pool::Stage;
+use pool::{Alpn, Connected, Lane, Origin, Stage};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 const KIB: usize = 1024;
@@ -24,4 +25,24 @@ async fn r04_no_request_starts_after_its_deadline() {
         assert_eq!((server.requests(), server.accepted()), (2, 1), "it was sent, or cost the connection");
         settled(&lane).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_stream_says_that_it_was_not_processed() {
+    let server = Server::rude("http", |stream| async move {
+        let Ok(mut h2) = h2::server::handshake(stream).await else { return };
+        while let Some(Ok((_, mut answer))) = h2.accept().await {
+            answer.send_reset(h2::Reason::REFUSED_STREAM);
+        }
+    })
+    .await;
+    let address = format!("{}:{}", server.origin.host(), server.origin.port());
+    let connector = tower::service_fn(move |_: Origin| {
+        let address = address.clone();
+        async move { TcpStream::connect(address).await.map(|stream| Connected::ready(stream, Alpn::Http2)) }
+    });
+    let lane = Lane::builder("plain").connector(connector).build().expect("lane");
+    let error = lane.origin(&server.origin).send(get("/ok"), soon()).await.expect_err("refused");
+    assert!(error.is_not_processed() && error.is_retry_safe() && !error.is_protocol(), "{error:?}");
+    settled(&lane).await;
 }

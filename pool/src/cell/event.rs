@@ -64,6 +64,8 @@ pub(crate) struct FailedDial<E> {
     /// The epoch it began in, from [`Action::Dial`].
     pub(crate) epoch: u32,
     pub(crate) error: E,
+    /// It failed for want of something of our own, and says nothing about the host.
+    pub(crate) ours: bool,
     /// Drawn evenly from 0 to 1.
     pub(crate) jitter: f64,
 }

@@ -277,17 +277,17 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     fn dial_failed(&mut self, failed: FailedDial<E>, now: Instant, out: &mut Actions<C, W, E>) {
-        let FailedDial { fresh, epoch, error, jitter } = failed;
+        let FailedDial { fresh, epoch, error, ours, jitter } = failed;
         self.permits -= 1;
         let news = self.dial_over(fresh);
-        if self.breaker.fail(epoch, error.clone(), jitter, self.tuning.backoff(), now) {
+        if !ours && self.breaker.fail(epoch, error.clone(), jitter, self.tuning.backoff(), now) {
             self.proven = false;
             self.dial_window = 1;
         }
         // Exactly one caller learns of the failure first hand.
         let owner = if fresh {
             self.fresh_line.pop_front()
-        } else if news && self.hopeless(now).is_some() {
+        } else if news && (self.hopeless(now).is_some() || ours && self.dialling == 0 && self.conns.usable() == 0) {
             self.line.pop_front()
         } else {
             None

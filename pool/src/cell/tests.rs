@@ -162,7 +162,7 @@ impl Model {
                 if let Some(at) = pick(at, self.dials.len()) {
                     let (fresh, epoch) = self.dials.swap_remove(at);
                     self.last_dial_failed = true;
-                    let dial = FailedDial { fresh, epoch, error: "refused", jitter };
+                    let dial = FailedDial { fresh, epoch, error: "refused", ours: false, jitter };
                     self.step(Event::DialFailed { dial, took: DIAL_TIME }, None, None);
                 }
             }

@@ -46,6 +46,9 @@ const EVICT_TRIES: usize = 64;
 /// partitions are searched in a quarter of a second.
 const EVICT_RETRY: Duration = Duration::from_millis(5);
 
+/// Pause of a partition's dials after one failed for want of file descriptors, ports or memory.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
 /// How long a drain waits, after it cut connections at its deadline, for their tasks to notice.
 pub(crate) const ABORT_WAIT: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,8 @@ pub(crate) struct Partition {
     searching: AtomicBool,
     /// The timer will try to dial again when the rate allows.
     paced: AtomicBool,
+    /// No dial starts before this, in milliseconds after `epoch`: the machine ran out of something.
+    held_until_ms: AtomicU64,
     draining: AtomicBool,
     cells: Mutex<Cells>,
     scheduler: Mutex<Scheduler<Arc<Cell>>>,
@@ -136,6 +141,7 @@ impl Partition {
             starved: AtomicBool::new(false),
             searching: AtomicBool::new(false),
             paced: AtomicBool::new(false),
+            held_until_ms: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             cells: Mutex::new(Cells::default()),
             scheduler: Mutex::new(Scheduler::new(slots, limits.share(limits.connections_max))),
@@ -317,7 +323,13 @@ impl Partition {
     pub(crate) fn pump(&self) {
         loop {
             let now = Instant::now();
-            let rate = || self.dial_rate.try_take(1, now).map_err(|not_yet| not_yet.ready_at);
+            let rate = || {
+                let held_until = self.epoch + Duration::from_millis(self.held_until_ms.load(Ordering::Relaxed));
+                if now < held_until {
+                    return Err(held_until);
+                }
+                self.dial_rate.try_take(1, now).map_err(|not_yet| not_yet.ready_at)
+            };
             let turn = self.scheduler.lock().next(now, rate);
             match turn {
                 Turn::Granted { item: cell, class, waited } => {
@@ -346,6 +358,14 @@ impl Partition {
                 }
             }
         }
+    }
+
+    /// The machine has run out of something that every dial needs: an idle connection closes, and no dial
+    /// starts for a moment. It says nothing about any host.
+    fn hold_dials(&self) {
+        let until = Instant::now().saturating_duration_since(self.epoch) + SHORTAGE_PAUSE;
+        self.held_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.make_room();
     }
 
     /// A connection fell idle: if somebody starves, it may have to go.

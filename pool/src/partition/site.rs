@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Holding, Partition};
@@ -242,10 +242,9 @@ impl Cell {
         let executor = TaskExecutor::new(partition.spawner.clone(), self.token().clone(), permit);
         let began = Instant::now();
         let settings = partition.tuning.conn_settings();
-        let dial = partition.dialer.dial(&self.origin, &progress, &settings, executor);
-        let result = timeout(partition.tuning.dial_timeout.get(), dial).await;
+        let limit = partition.tuning.dial_timeout.get();
+        let result = partition.dialer.dial(&self.origin, &progress, &settings, executor, limit).await;
         let took = Instant::now().saturating_duration_since(began);
-        let result = result.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, progress.stage())));
         partition.metrics.dialled(took, &progress.stages(began + took), &result);
         match result {
             Ok(dialled) => {

@@ -25,7 +25,7 @@ impl Model {
 
 /// The failure of an ordinary dial that began in `epoch`.
 fn refused_in(epoch: u32) -> Event<Pipe, u32, &'static str> {
-    let dial = FailedDial { fresh: false, epoch, error: "refused", jitter: 1.0 };
+    let dial = FailedDial { fresh: false, epoch, error: "refused", ours: false, jitter: 1.0 };
     Event::DialFailed { dial, took: DIAL_TIME }
 }
 
@@ -205,4 +205,16 @@ async fn r04_a_thousand_short_waits_leave_no_rings_behind() {
         most = most.max(model.armed.len());
     }
     assert!(most <= 8, "{most} rings outstanding");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shortage_of_ours_opens_no_breaker_and_answers_one_caller() {
+    let mut model = Model::new();
+    (0..3).for_each(|_| model.join(60_000));
+    model.apply(Op::GrantSlot);
+    let dial = FailedDial { fresh: false, epoch: 0, error: "too many open files", ours: true, jitter: 1.0 };
+    let actions = model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
+    let told = actions.iter().filter(|a| matches!(a, Action::Refuse { why: Refusal::Dial(_), .. })).count();
+    assert_eq!((told, model.cell.counts().waiters), (1, 2), "one caller pays for one dial");
+    assert_eq!(model.cell.breaker(model.now), BreakerState::Closed);
 }
