@@ -170,6 +170,15 @@ impl Error {
         Self::new(kind, stage).with_sent(sent).with_source(source)
     }
 
+    /// As [`Error::exchange`], after the head of the response: the server has acted.
+    pub(crate) fn in_body(source: hyper::Error) -> Self {
+        let mut error = Self::exchange(Stage::Response, Sent::Maybe, source).with_sent(Sent::Maybe);
+        if error.inner.kind == Kind::NotProcessed {
+            error.inner.kind = Kind::Reset;
+        }
+        error
+    }
+
     /// The request was sent and its deadline came before the answer.
     pub(crate) fn late() -> Self {
         Self::new(Kind::Timeout, Stage::Response).with_sent(Sent::Maybe)

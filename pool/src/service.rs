@@ -1,5 +1,6 @@
 //! What callers hold: a handle to one origin.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tokio::time::Instant;
 
-use crate::body::{Body, Held, ResponseBody};
+use crate::body::{Body, ResponseBody};
 use crate::cell::BreakerState;
 use crate::conn::{Lease, exchange};
 use crate::error::Error;
@@ -108,7 +109,7 @@ impl OriginHandle {
     ///
     /// The dial goes on and its connection is pooled.
     pub async fn probe_dial(&self, deadline: Instant) -> Result<(), Error> {
-        let lease = self.cell.acquire(true, deadline).await?;
+        let lease = self.cell().acquire(true, deadline).await?;
         drop(lease);
         Ok(())
     }
@@ -124,7 +125,7 @@ impl OriginHandle {
     ///
     /// Dropping the future leaves the line.
     pub async fn hold(&self, deadline: Instant) -> Result<HeldConnection, Error> {
-        Ok(HeldConnection { lease: self.cell.acquire(false, deadline).await? })
+        Ok(HeldConnection { lease: self.cell().acquire(false, deadline).await? })
     }
 
     /// Whether ordinary requests are let through, as of now.
@@ -138,6 +139,15 @@ impl OriginHandle {
     #[must_use]
     pub fn ended(&self) -> u64 {
         self.cell.ended()
+    }
+
+    /// The origin's cell. A handle that was made when the lane was full looks again whether there is room.
+    fn cell(&self) -> Cow<'_, Arc<Cell>> {
+        if self.cell.is_surplus() {
+            Cow::Owned(self.cell.partition().cell(self.origin()))
+        } else {
+            Cow::Borrowed(&self.cell)
+        }
     }
 
     async fn run(
@@ -163,7 +173,7 @@ impl OriginHandle {
         let metrics = &self.cell.partition().metrics;
         let mut replays = 0;
         loop {
-            let lease = self.cell.acquire(fresh, deadline).await?;
+            let lease = self.cell().acquire(fresh, deadline).await?;
             let reused = lease.reused();
             let began = Instant::now();
             // A connection may be had without a wait, and a wait may end late: no request starts too late.
@@ -198,8 +208,6 @@ impl HeldConnection {
         self.lease.reused()
     }
 }
-
-impl Held for Lease {}
 
 /// The request's deadline is a [`Deadline`] extension, or the lane's `request_timeout` from now.
 impl tower::Service<Request<Body>> for OriginHandle {

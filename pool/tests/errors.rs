@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Ca, Server, get, quick_limits, settled, soon, until};
 use pool::{Alpn, Connected, Lane, Origin, Stage};
 use tokio::net::TcpStream;
@@ -45,4 +47,19 @@ async fn a_refused_stream_says_that_it_was_not_processed() {
     let error = lane.origin(&server.origin).send(get("/ok"), soon()).await.expect_err("refused");
     assert!(error.is_not_processed() && error.is_retry_safe() && !error.is_protocol(), "{error:?}");
     settled(&lane).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r05_a_connection_whose_bodies_never_end_becomes_suspect() {
+    let ca = Ca::new();
+    let (server, lane) = (Server::https(&ca, &["h2"]).await, ca.lane(quick_limits()));
+    let sfu = lane.origin(&server.origin);
+    sfu.send(get("/ok"), soon()).await.expect("answered");
+    for _ in 0..3 {
+        let answer = sfu.send(get("/stall"), soon()).await.expect("a head");
+        let silent = answer.into_body().idle_limited(Duration::from_millis(50)).bytes(KIB).await.expect_err("no end");
+        assert!(silent.is_timeout(), "{silent:?}");
+    }
+    sfu.send(get("/ok"), soon()).await.expect("answered");
+    assert_eq!(server.accepted(), 2, "three heads without a body are no answers");
 }

@@ -101,10 +101,12 @@ async fn i09_beyond_origins_max_handles_say_saturated_and_forgetting_makes_room(
     for n in 0..6 {
         ask(&lane, n, "/").await.expect("answered"); // Six: a partition may have half as many again.
     }
+    let early = lane.origin(&origin(6));
     let error = ask(&lane, 6, "/").await.expect_err("one too many");
     assert!(error.is_saturated() && !error.is_draining() && error.is_retry_safe(), "{error:?}");
     assert!(error.retry_after().is_some());
     lane.forget(&origin(0));
+    early.send(get("/"), soon()).await.expect("a handle that was surplus finds the room");
     ask(&lane, 6, "/").await.expect("there is room now");
     assert_eq!(lane.snapshot().origins, 6);
     for n in 10..10_000 {

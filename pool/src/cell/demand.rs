@@ -131,8 +131,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return;
         }
         self.queued = true;
-        let dial = self.estimates.dial.get().unwrap_or_default();
-        let units = u32::try_from(dial.as_micros().div_ceil(COST_UNIT.as_micros())).unwrap_or(COST_MAX);
+        let slot = self.estimates.slot.get().unwrap_or_default();
+        let units = u32::try_from(slot.as_micros().div_ceil(COST_UNIT.as_micros())).unwrap_or(COST_MAX);
         out.push(Action::WantSlot { proven: self.proven, cost: units.clamp(1, COST_MAX) });
     }
 }

@@ -25,7 +25,10 @@ pub(crate) struct Mean {
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Estimates {
     pub(crate) hold: Mean,
+    /// Of dials that worked: a refusal takes no time, and a silent host says nothing about one that speaks.
     pub(crate) dial: Mean,
+    /// How long any dial kept its slot.
+    pub(crate) slot: Mean,
 }
 
 // === impl Mean ===

@@ -141,10 +141,11 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             Event::Slot => self.slot(now, &mut out),
             Event::Connected { fresh, channel, shared, took, jitter } => {
                 self.estimates.dial.learn(took);
+                self.estimates.slot.learn(took);
                 self.connected(fresh, channel, shared, jitter, now, &mut out);
             }
             Event::DialFailed { dial, took } => {
-                self.estimates.dial.learn(took);
+                self.estimates.slot.learn(took);
                 self.dial_failed(dial, now, &mut out);
             }
             Event::Return { key, channel, verdict, keep_alive, held } => {
@@ -353,7 +354,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         if let Some(held) = held
             && matches!(verdict, Verdict::Answered | Verdict::TimedOut)
         {
-            self.estimates.hold.learn(held);
+            self.estimates.hold.learn(held.min(self.tuning.request_timeout.get()));
         }
         out.extend(self.conns.give_back(key, channel, verdict, now).map(Action::Close));
     }

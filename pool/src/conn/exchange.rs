@@ -12,7 +12,7 @@ use hyper::client::conn::TrySendError;
 use tokio::time::{Instant, timeout_at};
 
 use super::Link;
-use crate::body::Body;
+use crate::body::{Body, Held};
 use crate::cell::{ConnKey, Event, Taken, Verdict};
 use crate::error::{Error, Kind, Sent, Stage};
 use crate::origin::Origin;
@@ -184,11 +184,32 @@ impl Lease {
         }
     }
 
+    /// The body did not come to its end. Without a head the phase says so already.
+    fn body_ended(&mut self, phase: Phase) {
+        if self.phase == Phase::Answered {
+            self.phase = phase;
+        }
+    }
+
     fn abandon(&mut self, verdict: Verdict) {
         if let Some(link) = self.link.take() {
             link.cut();
         }
         self.cell.give_back(self.key, None, verdict, None, self.since);
+    }
+}
+
+impl Held for Lease {
+    fn late(&mut self) {
+        self.body_ended(Phase::TimedOut);
+    }
+
+    fn broken(&mut self) {
+        self.body_ended(Phase::Broken);
+    }
+
+    fn untimed(&mut self) {
+        self.since = None;
     }
 }
 

@@ -218,9 +218,8 @@ mod tests {
     async fn r01_a_dial_that_gets_no_turn_to_compute_says_nothing_about_the_host() {
         let ca = rcgen::generate_simple_self_signed(vec!["sfu".to_owned()]).expect("certificate");
         let tls = crate::tls::client_config(ca.cert.pem().as_bytes(), None).expect("tls");
-        let connector = tower::service_fn(|_: Origin| async {
-            Ok::<_, crate::error::BoxError>(Connected::bare(duplex(1_024).0))
-        });
+        let connector =
+            tower::service_fn(|_: Origin| async { Ok::<_, crate::error::BoxError>(Connected::bare(duplex(1_024).0)) });
         let gate = HandshakeGate::new(1);
         gate.set_max(Some(1));
         let dialer =

@@ -176,7 +176,7 @@ impl Partition {
         }
         drop(cells);
         if !kept {
-            cell.apply(Event::Drain(Intake::Surplus));
+            cell.refuse_as_surplus();
         } else if self.draining.load(Ordering::Acquire) {
             cell.apply(Event::Drain(Intake::Refuse));
         }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -10,12 +10,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Holding, Partition};
 use crate::cell::{
-    Action, Actions, Awaited, BreakerState, CellCounts, CellState, ConnKey, Event, Refusal, Ticket, Tuning, Verdict,
+    Action, Actions, Awaited, BreakerState, CellCounts, CellState, ConnKey, Event, Intake, Refusal, Ticket, Tuning,
+    Verdict,
 };
 use crate::conn::{Driver, Lease, Link, Pulse, TaskExecutor};
 use crate::debug::{self, OriginDebug};
@@ -31,6 +32,9 @@ const SATURATED_RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Least time that is told to somebody whose deadline the line would have missed by less.
 const RETRY_AFTER_MIN: Duration = Duration::from_millis(10);
 
+/// How late the ring for a caller's deadline may be before the caller gives up by itself.
+const RING_LATE_MAX: Duration = Duration::from_secs(1);
+
 /// One origin of a partition.
 #[derive(Debug)]
 pub(crate) struct Cell {
@@ -38,6 +42,8 @@ pub(crate) struct Cell {
     partition: Arc<Partition>,
     state: Mutex<CellState<Link, Caller, Error>>,
     progress: Arc<Progress>,
+    /// There was no room for this origin: everything is refused.
+    surplus: AtomicBool,
     /// Connections that have ended.
     pub(super) ended: AtomicU64,
     /// Ends the origin's dials and connections; made with the first dial.
@@ -79,9 +85,20 @@ impl Cell {
             partition,
             state: Mutex::new(CellState::new(tuning)),
             progress: Arc::default(),
+            surplus: AtomicBool::new(false),
             ended: AtomicU64::new(0),
             token: OnceLock::new(),
         }
+    }
+
+    /// The partition does not keep this cell, which refuses everything.
+    pub(super) fn refuse_as_surplus(self: &Arc<Self>) {
+        self.surplus.store(true, Ordering::Relaxed);
+        self.apply(Event::Drain(Intake::Surplus));
+    }
+
+    pub(crate) fn is_surplus(&self) -> bool {
+        self.surplus.load(Ordering::Relaxed)
     }
 
     pub(crate) fn origin(&self) -> &Origin {
@@ -157,7 +174,9 @@ impl Cell {
         let waiter = Caller { answer, place: Place(Arc::clone(partition)) };
         let mut wait = Wait { cell: self, ticket: None, answer: receiver };
         wait.ticket = self.step(Event::Wait { waiter, deadline, fresh }, now).ticket;
-        let given = wait.await;
+        // The cell's timer rings at the deadline. Should it ever be lost, nobody waits for ever.
+        let given = timeout_at(deadline + RING_LATE_MAX, wait).await;
+        let given = given.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, Stage::Queue)));
         partition.metrics.waited(Instant::now().saturating_duration_since(now));
         given
     }
@@ -293,6 +312,18 @@ impl Cell {
     /// Runs after the lock is released. Pumping is left to the caller, who may be the pump.
     fn execute(self: &Arc<Self>, actions: Actions<Link, Caller, Error>) -> Left {
         let mut left = Left::default();
+        // What the cell takes for done comes first: nobody's waker or destructor may come between.
+        for action in &actions {
+            match action {
+                Action::WantSlot { proven, cost } => {
+                    let now = Instant::now();
+                    self.partition.scheduler.lock().enqueue(Arc::clone(self), *proven, *cost, now);
+                    left.pump = true;
+                }
+                Action::Arm(at) => self.partition.timers.arm(*at, Arc::downgrade(self)),
+                _ => {}
+            }
+        }
         for action in actions {
             match action {
                 Action::Queued(ticket) => left.ticket = Some(ticket),
@@ -305,14 +336,9 @@ impl Cell {
                 Action::Left(waiter) => drop(waiter),
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
                 Action::Opened(_) => {}
-                Action::WantSlot { proven, cost } => {
-                    let now = Instant::now();
-                    self.partition.scheduler.lock().enqueue(Arc::clone(self), proven, cost, now);
-                    left.pump = true;
-                }
+                Action::WantSlot { .. } | Action::Arm(_) => {}
                 Action::Close(link) => drop(link),
                 Action::Ended(reason) => self.partition.metrics.closed(reason),
-                Action::Arm(at) => self.partition.timers.arm(at, Arc::downgrade(self)),
             }
         }
         left

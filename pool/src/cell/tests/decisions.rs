@@ -218,3 +218,18 @@ async fn a_shortage_of_ours_opens_no_breaker_and_answers_one_caller() {
     assert_eq!((told, model.cell.counts().waiters), (1, 2), "one caller pays for one dial");
     assert_eq!(model.cell.breaker(model.now), BreakerState::Closed);
 }
+
+#[tokio::test(start_paused = true)]
+async fn failed_dials_teach_nothing_about_how_long_a_dial_takes() {
+    let mut model = Model::proven(2, 12);
+    let before = model.cell.learnt().dial;
+    for took in [Duration::ZERO, Duration::from_secs(3)] {
+        model.apply(Op::Wait { fresh: true, patience_ms: 60_000 });
+        model.apply(Op::GrantSlot);
+        let (fresh, epoch) = model.dials.pop().expect("a probe dials");
+        let dial = FailedDial { fresh, epoch, error: "refused", ours: false, jitter: 1.0 };
+        model.last_dial_failed = true;
+        model.step(Event::DialFailed { dial, took }, None, None);
+    }
+    assert_eq!(model.cell.learnt().dial, before);
+}
