@@ -94,6 +94,8 @@ pub(crate) struct Conns<C> {
     /// Connections not retired.
     usable: usize,
     returning: usize,
+    /// Requests that one connection carries, as last seen.
+    carries: usize,
 }
 
 #[derive(Debug)]
@@ -117,7 +119,7 @@ struct Conn<C> {
 
 impl<C: Channel> Conns<C> {
     pub(crate) fn new() -> Self {
-        Self { slab: Slab::new(), free: Vec::new(), generation: 0, usable: 0, returning: 0 }
+        Self { slab: Slab::new(), free: Vec::new(), generation: 0, usable: 0, returning: 0, carries: 1 }
     }
 
     /// Open connections, those on their way out included.
@@ -140,6 +142,12 @@ impl<C: Channel> Conns<C> {
         self.returning
     }
 
+    /// Requests that one connection carries: 1 until HTTP/2 is known to be spoken. Learnt anew with each
+    /// request, because the peer's settings come after the handshake and may change.
+    pub(crate) fn carries(&self) -> usize {
+        self.carries
+    }
+
     /// Requests on connections.
     pub(crate) fn streams(&self) -> usize {
         self.slab.iter().map(|(_, conn)| conn.streams).sum()
@@ -155,6 +163,7 @@ impl<C: Channel> Conns<C> {
     ) -> ConnKey {
         self.usable += 1;
         self.generation += 1;
+        self.carries = if shared { channel.streams_max().min(tuning.streams_max()).max(1) } else { 1 };
         let generation = self.generation;
         let index = self.slab.insert(Conn {
             generation,
@@ -203,11 +212,12 @@ impl<C: Channel> Conns<C> {
 
     /// Takes one given connection, if it is free.
     pub(crate) fn take_key(&mut self, key: ConnKey, tuning: &Tuning) -> Option<Taken<C>> {
-        let conn = self.get_mut(key)?;
+        let conn = self.slab.get_mut(key.index).filter(|conn| conn.generation == key.generation)?;
         let reused = conn.served > 0;
         let (channel, full) = if conn.shared {
             let channel = conn.channel.as_ref()?;
             let limit = channel.streams_max().min(tuning.streams_max());
+            self.carries = limit.max(1);
             // A peer that allows nothing at the moment still gets one request: hyper queues it.
             if conn.streams >= limit.max(1) {
                 return None;

@@ -44,7 +44,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
         let dialling = self.dialling - self.dialling_fresh;
         let waiting = self.line.len().saturating_sub(self.conns.returning().max(self.served_sooner(now)));
-        let uncovered = waiting.div_ceil(self.carries).saturating_sub(dialling);
+        let uncovered = waiting.div_ceil(self.conns.carries()).saturating_sub(dialling);
         let room = self.tuning.connections_max().saturating_sub(self.permits);
         uncovered.min(room).min(self.dials_allowed().saturating_sub(dialling))
     }
@@ -69,7 +69,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return None;
         }
         let joined = self.line.front_joined()?;
-        let (served, dial) = self.estimates.served_during_a_dial(usable * self.carries)?;
+        let (served, dial) = self.estimates.served_during_a_dial(usable * self.conns.carries())?;
         (served > 0).then(|| (served, joined + dial))
     }
 
@@ -79,7 +79,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     fn expected_wait(&self) -> Option<Duration> {
         let hold = self.estimates.hold.trusted()?;
         let turns = |connections: usize| {
-            let slots = connections.saturating_mul(self.carries).max(1);
+            let slots = connections.saturating_mul(self.conns.carries()).max(1);
             hold.mul_f64(self.line.len() as f64 / slots as f64)
         };
         let connections = self.conns.usable() + self.dialling;

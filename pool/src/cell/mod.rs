@@ -67,8 +67,6 @@ pub(crate) struct CellState<C, W, E> {
     dial_window: usize,
     /// The last dial worked.
     proven: bool,
-    /// Requests one new connection is expected to carry: 1 until HTTP/2 is known to be spoken.
-    carries: usize,
     /// In the scheduler's line.
     queued: bool,
     /// No newcomers.
@@ -99,7 +97,6 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             untold_fresh: 0,
             dial_window: 1,
             proven: false,
-            carries: 1,
             queued: false,
             draining: None,
             rings: SmallVec::new(),
@@ -252,7 +249,6 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.proven = true;
         self.dial_window = (self.dial_window * 2).min(self.tuning.dials_max());
         self.h2 = Some(shared);
-        self.carries = if shared { self.tuning.streams_max().min(channel.streams_max()).max(1) } else { 1 };
         let age = self.tuning.age_max.get().mul_f64(1.0 - AGE_JITTER_SHARE * jitter.clamp(0.0, 1.0));
         let key = self.conns.insert(channel, shared, now + age, now, &self.tuning);
         out.push(Action::Opened(key));

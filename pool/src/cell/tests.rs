@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -25,6 +25,13 @@ const SLOTS: usize = 8;
 struct Pipe {
     shared: bool,
     open: Arc<AtomicBool>,
+    streams: Arc<AtomicUsize>,
+}
+
+impl Pipe {
+    fn new(shared: bool) -> Self {
+        Self { shared, open: Arc::new(AtomicBool::new(true)), streams: Arc::new(AtomicUsize::new(STREAMS_MAX)) }
+    }
 }
 
 impl Channel for Pipe {
@@ -41,7 +48,7 @@ impl Channel for Pipe {
     }
 
     fn streams_max(&self) -> usize {
-        STREAMS_MAX
+        self.streams.load(Ordering::Relaxed)
     }
 }
 
@@ -151,7 +158,7 @@ impl Model {
             Op::DialWorks { at, shared } => {
                 if let Some(at) = pick(at, self.dials.len()) {
                     let (fresh, _) = self.dials.swap_remove(at);
-                    let channel = Pipe { shared, open: Arc::new(AtomicBool::new(true)) };
+                    let channel = Pipe::new(shared);
                     self.last_dial_failed = false;
                     let event =
                         Event::Connected { fresh, channel: channel.clone(), shared, took: DIAL_TIME, jitter: 0.5 };

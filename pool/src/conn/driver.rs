@@ -95,8 +95,9 @@ impl H2Driver {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let ended = Pin::new(&mut self.conn).poll(cx).map(drop);
         self.pulse.streams_max.store(self.conn.current_max_send_streams(), Ordering::Relaxed);
-        Pin::new(&mut self.conn).poll(cx).map(drop)
+        ended
     }
 }
 

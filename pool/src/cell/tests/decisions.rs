@@ -133,7 +133,7 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
         cell.step(Event::Wait { waiter, deadline: now + Duration::from_secs(9), fresh: false }, now);
     }
     cell.step(Event::Slot, now);
-    let channel = Pipe { shared: false, open: Arc::new(AtomicBool::new(true)) };
+    let channel = Pipe::new(false);
     let opened = Event::Connected { fresh: false, channel, shared: false, took: DIAL_TIME, jitter: 0.0 };
     assert!(!wants(&cell.step(opened, now)), "the cap is reached");
     tuning.set(&LaneLimits { connections_per_origin_max: 2, ..limits }, SLOTS);
@@ -232,4 +232,17 @@ async fn failed_dials_teach_nothing_about_how_long_a_dial_takes() {
         model.step(Event::DialFailed { dial, took }, None, None);
     }
     assert_eq!(model.cell.learnt().dial, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r03_a_stream_limit_that_comes_after_the_handshake_counts() {
+    let mut model = Model::new();
+    model.apply(Op::Wait { fresh: false, patience_ms: 60_000 });
+    model.apply(Op::GrantSlot);
+    model.apply(Op::DialWorks { at: 0, shared: true });
+    assert_eq!(model.cell.conns.carries(), STREAMS_MAX);
+    model.leases[0].1.streams.store(1, Ordering::Relaxed);
+    model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+    model.join(60_000);
+    assert_eq!(model.cell.conns.carries(), 1);
 }
