@@ -2,10 +2,16 @@
 
 mod common;
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::{Ca, Server, get, quick_limits, settled, soon, until};
-use pool::{Alpn, Connected, Lane, Origin, Stage};
+use http::Request;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use pool::{Alpn, Body, Connected, Lane, Origin, Stage};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -62,4 +68,22 @@ async fn r05_a_connection_whose_bodies_never_end_becomes_suspect() {
     }
     sfu.send(get("/ok"), soon()).await.expect("answered");
     assert_eq!(server.accepted(), 2, "three heads without a body are no answers");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r04_a_peer_that_answers_early_and_reads_no_further_keeps_no_connection() {
+    let server = Server::rude("http", |mut stream| async move {
+        let mut some = [0; 64];
+        drop(stream.read(&mut some).await);
+        drop(stream.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n").await);
+        std::future::pending().await
+    })
+    .await;
+    let lane = Lane::builder("plain").build().expect("lane");
+    let endless = futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>();
+    let request = Request::put("/").body(Body::wrap(StreamBody::new(endless))).expect("request");
+    let answer = lane.origin(&server.origin).send(request, soon()).await.expect("answered early");
+    assert_eq!(answer.status(), 413);
+    drop(answer);
+    settled(&lane).await;
 }

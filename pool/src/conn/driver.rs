@@ -5,9 +5,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::h1::Return;
@@ -15,6 +17,10 @@ use super::pulse::{Pulse, Watched};
 use crate::body::Body;
 use crate::dial::connect::BoxIo;
 use crate::partition::Spawner;
+
+/// How long a finished HTTP/1.1 exchange may take to leave its connection ready. One that answered early and does
+/// not read the rest of the request would keep it for ever.
+const READY_WAIT: Duration = Duration::from_millis(100);
 
 type Stream = TokioIo<BoxIo>;
 
@@ -28,6 +34,8 @@ pub(crate) enum Driver {
 pub(crate) struct H1Driver {
     conn: http1::Connection<Stream, Body>,
     back: Arc<Return>,
+    /// Runs while a lease is parked.
+    ready_by: Option<Pin<Box<Sleep>>>,
 }
 
 /// The dispatching half of an HTTP/2 connection; hyper runs the other half on [`TaskExecutor`].
@@ -62,7 +70,7 @@ impl Future for Driver {
 
 impl H1Driver {
     pub(super) fn new(conn: http1::Connection<Stream, Body>, back: Arc<Return>) -> Self {
-        Self { conn, back }
+        Self { conn, back, ready_by: None }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -72,10 +80,15 @@ impl H1Driver {
         }
         if let Some(mut lease) = self.back.take_parked() {
             match lease.poll_ready(cx) {
-                Poll::Pending => self.back.put_back(lease),
+                Poll::Pending => {
+                    self.back.put_back(lease);
+                    let ready_by = self.ready_by.get_or_insert_with(|| Box::pin(sleep(READY_WAIT)));
+                    return ready_by.as_mut().poll(cx); // The end of the driver retires the lease.
+                }
                 Poll::Ready(true) => lease.give_back(),
                 Poll::Ready(false) => lease.discard(),
             }
+            self.ready_by = None;
         }
         Poll::Pending
     }
