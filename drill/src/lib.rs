@@ -42,6 +42,7 @@ mod desk;
 mod error;
 mod fleet;
 mod gateway;
+pub mod legacy;
 mod ledger;
 mod media;
 mod observe;

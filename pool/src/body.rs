@@ -116,7 +116,16 @@ pub struct ResponseBody {
 pub(crate) type Hold = Box<dyn Held>;
 
 /// Something that is held by being alive.
-pub(crate) trait Held: fmt::Debug + Send + Sync {}
+pub(crate) trait Held: fmt::Debug + Send + Sync {
+    /// The body's time was up: the head alone was no answer.
+    fn late(&mut self) {}
+
+    /// The body broke.
+    fn broken(&mut self) {}
+
+    /// The body lasts as long as it likes, which says nothing about how long requests take.
+    fn untimed(&mut self) {}
+}
 
 #[derive(Debug, Clone, Copy)]
 enum TimeLimit {
@@ -138,6 +147,7 @@ impl ResponseBody {
     #[must_use]
     pub fn idle_limited(mut self, idle_max: Duration) -> Self {
         self.limit = TimeLimit::Idle(idle_max);
+        self.lease.iter_mut().for_each(|lease| lease.untimed());
         self.sleep = None;
         self
     }
@@ -215,8 +225,8 @@ impl HttpBody for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                this.lease = None;
-                let error = Error::exchange(Stage::Response, Sent::Maybe, error).with_reused(this.reused);
+                this.lease.take().into_iter().for_each(|mut lease| lease.broken());
+                let error = Error::in_body(error).with_reused(this.reused);
                 Poll::Ready(Some(Err(error)))
             }
             Poll::Ready(None) => {
@@ -225,6 +235,7 @@ impl HttpBody for ResponseBody {
             }
             Poll::Pending => {
                 if this.lease.is_some() && this.poll_late(cx).is_ready() {
+                    this.lease.iter_mut().for_each(|lease| lease.late());
                     return Poll::Ready(Some(Err(this.error(Kind::Timeout))));
                 }
                 Poll::Pending

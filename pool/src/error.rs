@@ -99,8 +99,12 @@ pub(crate) enum Kind {
     Incomplete,
     TooLarge,
     Saturated,
+    WontMakeDeadline,
     Draining,
     Aborted,
+    Local,
+    Unreachable,
+    NotProcessed,
     Body,
     Config,
 }
@@ -145,6 +149,11 @@ impl Error {
 
     /// Classifies an error that hyper reported for a request or a body.
     pub(crate) fn exchange(stage: Stage, sent: Sent, source: hyper::Error) -> Self {
+        let h2 = source.source().and_then(|source| source.downcast_ref::<h2::Error>());
+        if let Some(kind) = h2.and_then(classify_h2) {
+            let sent = if kind == Kind::NotProcessed { Sent::No } else { sent };
+            return Self::new(kind, stage).with_sent(sent).with_source(source);
+        }
         let kind = if source.is_user() {
             Kind::Body
         } else if source.is_incomplete_message() {
@@ -161,9 +170,23 @@ impl Error {
         Self::new(kind, stage).with_sent(sent).with_source(source)
     }
 
+    /// As [`Error::exchange`], after the head of the response: the server has acted.
+    pub(crate) fn in_body(source: hyper::Error) -> Self {
+        let mut error = Self::exchange(Stage::Response, Sent::Maybe, source).with_sent(Sent::Maybe);
+        if error.inner.kind == Kind::NotProcessed {
+            error.inner.kind = Kind::Reset;
+        }
+        error
+    }
+
     /// The request was sent and its deadline came before the answer.
     pub(crate) fn late() -> Self {
         Self::new(Kind::Timeout, Stage::Response).with_sent(Sent::Maybe)
+    }
+
+    /// The deadline came before the request was sent: not a byte of it left.
+    pub(crate) fn too_late_to_send() -> Self {
+        Self::new(Kind::Timeout, Stage::Queue)
     }
 
     pub(crate) fn with_source(mut self, source: impl Into<BoxError>) -> Self {
@@ -235,6 +258,30 @@ impl Error {
         self.inner.kind == Kind::Tls
     }
 
+    /// The network says that there is no way to the host: it is off, or a route is missing.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        self.inner.kind == Kind::Unreachable
+    }
+
+    /// This machine has run out of file descriptors, ports or memory. It says nothing about the host.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.inner.kind == Kind::Local
+    }
+
+    /// The peer said that it has not processed the request (HTTP/2 `REFUSED_STREAM`, or a `GOAWAY` that came
+    /// before it): it is busy or leaving, and the request can be repeated.
+    #[must_use]
+    pub fn is_not_processed(&self) -> bool {
+        self.inner.kind == Kind::NotProcessed
+    }
+
+    /// A dial failed for a reason of our own: it must not count against the host.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self.inner.kind, Kind::Local | Kind::Saturated | Kind::Aborted | Kind::Config)
+    }
+
     /// The host name did not resolve.
     #[must_use]
     pub fn is_dns(&self) -> bool {
@@ -247,10 +294,18 @@ impl Error {
         self.inner.kind == Kind::Protocol
     }
 
-    /// A bound of this pool was reached; the host was not asked. See [`Error::retry_after`].
+    /// A bound of this pool was reached, or would be ([`Error::is_wont_make_deadline`]); the host was not
+    /// asked. See [`Error::retry_after`].
     #[must_use]
     pub fn is_saturated(&self) -> bool {
-        self.inner.kind == Kind::Saturated
+        matches!(self.inner.kind, Kind::Saturated | Kind::WontMakeDeadline)
+    }
+
+    /// The line was so long that the request could not have been sent before its deadline; it was refused
+    /// at once instead of then. [`Error::retry_after`] is the time by which it would have been late.
+    #[must_use]
+    pub fn is_wont_make_deadline(&self) -> bool {
+        self.inner.kind == Kind::WontMakeDeadline
     }
 
     /// The lane or the origin is being drained or was forgotten.
@@ -309,8 +364,12 @@ impl Kind {
             Self::Incomplete => "incomplete",
             Self::TooLarge => "too_large",
             Self::Saturated => "saturated",
+            Self::WontMakeDeadline => "wont_make_deadline",
             Self::Draining => "draining",
             Self::Aborted => "aborted",
+            Self::Local => "local",
+            Self::Unreachable => "unreachable",
+            Self::NotProcessed => "not_processed",
             Self::Body => "body",
             Self::Config => "config",
         }
@@ -330,8 +389,12 @@ impl fmt::Display for Error {
             Kind::Incomplete => "the peer closed in the middle of an exchange",
             Kind::TooLarge => "response body is longer than allowed",
             Kind::Saturated => "too many waiting",
+            Kind::WontMakeDeadline => "the line is too long for the deadline",
             Kind::Draining => "the pool is draining",
             Kind::Aborted => "the connection was given up",
+            Kind::Local => "this machine has run out of descriptors, ports or memory",
+            Kind::Unreachable => "no route to the host",
+            Kind::NotProcessed => "the peer turned the request away unprocessed",
             Kind::Body => "the request body failed",
             Kind::Config => "invalid pool configuration",
         };
@@ -365,6 +428,26 @@ impl StdError for Error {
     }
 }
 
+/// What an HTTP/2 error says, unless it is a breach of the protocol.
+fn classify_h2(error: &h2::Error) -> Option<Kind> {
+    if let Some(error) = error.get_io() {
+        return classify(error);
+    }
+    match error.reason()? {
+        // RFC 9113, section 8.7: both mean that the server has not looked at the request.
+        h2::Reason::REFUSED_STREAM if error.is_remote() => Some(Kind::NotProcessed),
+        h2::Reason::NO_ERROR if error.is_remote() && error.is_go_away() => Some(Kind::NotProcessed),
+        h2::Reason::CANCEL | h2::Reason::INTERNAL_ERROR | h2::Reason::ENHANCE_YOUR_CALM => Some(Kind::Reset),
+        _ => None,
+    }
+}
+
+/// Numbers of `errno` that Rust has no name for: too many open files here, or on the machine; no buffers.
+#[cfg(target_os = "linux")]
+const SHORTAGES: [i32; 3] = [24, 23, 105];
+#[cfg(not(target_os = "linux"))]
+const SHORTAGES: [i32; 3] = [24, 23, 55];
+
 /// Looks for the first error in the chain that says something about the host.
 fn classify(error: &(dyn StdError + 'static)) -> Option<Kind> {
     let mut next = Some(error);
@@ -381,7 +464,12 @@ fn classify(error: &(dyn StdError + 'static)) -> Option<Kind> {
             if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
                 return Some(Kind::Tls);
             }
+            if error.raw_os_error().is_some_and(|errno| SHORTAGES.contains(&errno)) {
+                return Some(Kind::Local);
+            }
             match error.kind() {
+                io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory => return Some(Kind::Local),
+                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => return Some(Kind::Unreachable),
                 io::ErrorKind::ConnectionRefused => return Some(Kind::Refused),
                 io::ErrorKind::ConnectionReset
                 | io::ErrorKind::ConnectionAborted
@@ -408,6 +496,25 @@ mod tests {
         assert!(Error::dial(Stage::Tls, tls).is_tls());
         let cut = Error::dial(Stage::Tls, io::Error::from(io::ErrorKind::UnexpectedEof));
         assert!(cut.is_reset() && cut.stage() == Stage::Tls);
+    }
+
+    #[test]
+    fn a_shortage_of_ours_is_no_sign_of_the_host_and_a_missing_route_is() {
+        for errno in SHORTAGES {
+            let error = Error::dial(Stage::Tcp, io::Error::from_raw_os_error(errno));
+            assert!(error.is_local() && error.is_ours(), "{error:?}");
+        }
+        let no_port = Error::dial(Stage::Tcp, io::Error::from(io::ErrorKind::AddrNotAvailable));
+        assert!(no_port.is_local() && no_port.is_ours());
+        let no_route = Error::dial(Stage::Tcp, io::Error::from(io::ErrorKind::HostUnreachable));
+        assert!(no_route.is_unreachable() && !no_route.is_ours());
+    }
+
+    #[test]
+    fn http2_refusals_are_no_breach_of_the_protocol() {
+        assert_eq!(classify_h2(&h2::Reason::CANCEL.into()), Some(Kind::Reset));
+        assert_eq!(classify_h2(&h2::Reason::INTERNAL_ERROR.into()), Some(Kind::Reset));
+        assert_eq!(classify_h2(&h2::Reason::PROTOCOL_ERROR.into()), None);
     }
 
     #[test]

@@ -8,27 +8,33 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use rate_limit::Levers;
 use rustc_hash::FxBuildHasher;
 use rustls::ClientConfig;
+use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tower::util::BoxCloneSyncService;
 use tower::{Service, ServiceExt};
 
-use crate::conn::ConnSettings;
+use crate::cell::Intake;
+use crate::debug::{LaneDebug, busiest};
 use crate::dial::Dialer;
 use crate::dial::connect::{Connected, Connector, TcpConnector};
 use crate::dial::gate::HandshakeGate;
 use crate::error::{BoxError, Error};
+use crate::levers;
 use crate::limits::LaneLimits;
 use crate::metrics::Metrics;
 use crate::origin::Origin;
-use crate::partition::{Partition, PartitionSnapshot, Spawner};
+use crate::partition::{ABORT_WAIT, Partition, PartitionSnapshot, Spawner};
 use crate::service::OriginHandle;
 use crate::tls;
 
-/// How long a drain waits, after it cut the connections at its deadline, for their tasks to notice.
-const ABORT_WAIT: Duration = Duration::from_secs(1);
+/// How often a drain that serves its waiters looks whether they are gone.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// An isolation class. Cheap to clone; the last handle to go closes its connections.
 #[derive(Debug, Clone)]
@@ -43,6 +49,8 @@ pub(crate) struct LaneInner {
     dialer: Arc<Dialer>,
     spawner: Spawner,
     metrics: Metrics,
+    /// In force. Locked while a change is applied, so that two changes do not mix.
+    limits: Mutex<LaneLimits>,
 }
 
 /// Builds a [`Lane`].
@@ -56,7 +64,7 @@ pub struct LaneBuilder {
 }
 
 /// What a lane holds at one moment: the sum over its partitions.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct LaneSnapshot {
     /// Origins with state.
     pub origins: usize,
@@ -78,8 +86,17 @@ pub struct LaneSnapshot {
     pub partitions: Vec<PartitionSnapshot>,
 }
 
+/// What becomes of callers in line when a drain begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// They are told at once to go elsewhere.
+    Refuse,
+    /// They are served until the drain's deadline; only newcomers are refused.
+    Serve,
+}
+
 /// What a drain found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct DrainReport {
     /// Waiting callers that were told to go elsewhere.
     pub waiters_refused: usize,
@@ -144,15 +161,86 @@ impl Lane {
         LaneSnapshot { partitions, ..sum }
     }
 
-    /// Changes the lane's dials in flight, divided among the partitions (each keeps at least one). Takes
-    /// effect at once; dials under way finish. For a lever.
-    pub fn set_dials_max(&self, dials_max: usize) {
-        self.inner.partitions.iter().for_each(|partition| partition.set_dials_max(dials_max));
+    /// The limits in force.
+    #[must_use]
+    pub fn limits(&self) -> LaneLimits {
+        self.inner.limits()
     }
 
-    /// Changes how many TLS handshakes may ever compute at once. For a lever.
+    /// Changes any limit but the number of partitions. Takes effect at once: whoever waits is looked at
+    /// again, what is beyond a smaller limit finishes. PING times count for connections opened from now
+    /// on. For levers: [`Lane::register_levers`].
+    ///
+    /// # Errors
+    ///
+    /// When the limits contradict each other, or the number of partitions differs; nothing changes then.
+    pub fn set_limits(&self, limits: LaneLimits) -> Result<(), Error> {
+        self.inner.change(|current| *current = limits)
+    }
+
+    /// Changes the lane's dials in flight, divided among the partitions (each keeps at least one).
+    pub fn set_dials_max(&self, dials_max: usize) {
+        let floor = self.inner.partitions.len();
+        // Cannot fail: the only rule for it is the one obeyed here.
+        let _kept = self.inner.change(|limits| limits.dials_max = dials_max.max(floor));
+    }
+
+    /// Changes how many TLS handshakes may ever compute at once.
     pub fn set_handshakes_max(&self, handshakes_max: u32) {
-        self.inner.dialer.gate.set_max(handshakes_max);
+        let _kept = self.inner.change(|limits| limits.handshakes_max = Some(handshakes_max.max(1)));
+    }
+
+    /// Changes certificate, key or trusted authorities. Connections that are open stay open and retire at
+    /// their age; dials from now on use the new settings and resume no session made under the old ones.
+    pub fn set_tls(&self, config: &ClientConfig) {
+        let origins_max = self.inner.limits.lock().origins_max;
+        self.inner.dialer.tls.store(Some(tls::with_own_sessions(config, origins_max)));
+    }
+
+    /// Turns every limit of the lane into a lever: `pool.sfu.dials_max` for the prefix `pool.sfu`. A change
+    /// is in force within milliseconds. The values in force now are the levers' defaults.
+    ///
+    /// # Panics
+    ///
+    /// When a lever of one of these names exists: each lane is registered once.
+    pub fn register_levers(&self, levers: &Levers, prefix: &str) {
+        let restarts = self.inner.metrics.restarts(&self.inner.name);
+        self.inner.spawner.keep(restarts, levers::register(&self.inner, levers, prefix));
+    }
+
+    /// The lane for an operator's eyes, with its `top` busiest origins. Walks all origins.
+    #[must_use]
+    pub fn debug(&self, top: usize) -> LaneDebug {
+        let partitions = self.inner.partitions.iter().enumerate();
+        let origins = partitions.flat_map(|(n, partition)| partition.busiest(n, top)).collect();
+        let (handshakes, handshakes_limit) = self.inner.dialer.gate.usage();
+        LaneDebug {
+            lane: self.name().to_owned(),
+            totals: self.snapshot(),
+            handshakes,
+            handshakes_limit,
+            top: busiest(origins, top),
+        }
+    }
+
+    /// Drains one origin and forgets it: newcomers on old handles are refused, those in line are treated as
+    /// told, idle connections close, those in use have until `deadline` and are then cut.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped drain leaves the origin forgotten; its connections close when their requests are over.
+    pub async fn drain_origin(&self, origin: &Origin, waiting: Waiting, deadline: Instant) -> DrainReport {
+        self.inner.partition(origin).drain_origin(origin, waiting.into(), deadline).await
+    }
+
+    /// Drains one partition, by its place in [`LaneSnapshot::partitions`]. Its origins are refused from
+    /// then on. `None` when there is no such partition.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped drain leaves the partition closed for new requests; calling it again goes on.
+    pub async fn drain_partition(&self, n: usize, waiting: Waiting, deadline: Instant) -> Option<DrainReport> {
+        Some(self.inner.partitions.get(n)?.drain(waiting.into(), deadline).await)
     }
 
     /// Ends the lane: refuses new requests, answers waiters, closes idle connections, waits for those in
@@ -162,15 +250,38 @@ impl Lane {
     ///
     /// A dropped drain leaves the lane closed for new requests; calling it again goes on.
     pub async fn drain(&self, deadline: Instant) -> DrainReport {
-        let waiters_refused = self.inner.partitions.iter().map(|partition| partition.begin_drain()).sum();
+        self.drain_with(Waiting::Refuse, deadline).await
+    }
+
+    /// As [`Lane::drain`], and says what becomes of those in line.
+    ///
+    /// # Cancel safety
+    ///
+    /// As [`Lane::drain`].
+    pub async fn drain_with(&self, waiting: Waiting, deadline: Instant) -> DrainReport {
+        let begin = |intake| self.inner.partitions.iter().map(|partition| partition.begin_drain(intake)).sum::<usize>();
+        let waited = begin(waiting.into());
+        let mut waiters_refused = if waiting == Waiting::Refuse { waited } else { 0 };
         let mut connections_aborted = 0;
-        if timeout_at(deadline, self.inner.spawner.connections_ended()).await.is_err() {
+        if timeout_at(deadline, self.inner.emptied()).await.is_err() {
+            waiters_refused += begin(Intake::Refuse);
             connections_aborted = self.inner.partitions.iter().map(|partition| partition.connections()).sum();
             tracing::warn!(lane = %self.inner.name, connections_aborted, "drain deadline passed");
             self.inner.spawner.cancel();
             let _late = timeout(ABORT_WAIT, self.inner.spawner.connections_ended()).await;
         }
         DrainReport { waiters_refused, connections_aborted }
+    }
+}
+
+// === impl Waiting ===
+
+impl From<Waiting> for Intake {
+    fn from(waiting: Waiting) -> Self {
+        match waiting {
+            Waiting::Refuse => Self::Refuse,
+            Waiting::Serve => Self::ServeLine,
+        }
     }
 }
 
@@ -183,6 +294,36 @@ impl LaneInner {
 
     pub(crate) fn partition_snapshots(&self) -> Vec<PartitionSnapshot> {
         self.partitions.iter().map(|partition| partition.snapshot()).collect()
+    }
+
+    pub(crate) fn limits(&self) -> LaneLimits {
+        self.limits.lock().clone()
+    }
+
+    /// Waits until nobody is in line and every dial and connection has ended.
+    async fn emptied(&self) {
+        loop {
+            self.spawner.connections_ended().await;
+            if self.partition_snapshots().iter().all(|partition| partition.waiters == 0) {
+                return;
+            }
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    }
+
+    /// Validates and applies a change of limits.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut LaneLimits)) -> Result<(), Error> {
+        let mut current = self.limits.lock();
+        let mut limits = current.clone();
+        change(&mut limits);
+        limits.validate()?;
+        if limits.partitions != current.partitions {
+            return Err(Error::config("the number of partitions cannot change while the lane runs"));
+        }
+        self.dialer.gate.set_max(limits.handshakes_max);
+        self.partitions.iter().for_each(|partition| partition.set_limits(&limits));
+        *current = limits;
+        Ok(())
     }
 
     fn partition(&self, origin: &Origin) -> &Arc<Partition> {
@@ -259,17 +400,19 @@ impl LaneBuilder {
         let spawner = Spawner::new(handle);
         let dialer = Arc::new(Dialer {
             connector: self.connector,
-            tls: self.tls.map(|config| tls::with_own_sessions(&config, limits.origins_max)),
+            tls: ArcSwapOption::new(self.tls.map(|config| tls::with_own_sessions(&config, limits.origins_max))),
             gate: HandshakeGate::new(available_parallelism().map_or(1, usize::from)),
-            settings: ConnSettings { ping_interval: limits.ping_interval, ping_timeout: limits.ping_timeout },
         });
+        dialer.gate.set_max(limits.handshakes_max);
         let partitions = (0..limits.partitions)
             .map(|n| {
                 let metrics = self.metrics.partition(&self.name, n);
                 Partition::new(&limits, Arc::clone(&dialer), spawner.clone(), metrics)
             })
             .collect();
-        let inner = Arc::new(LaneInner { name: self.name, partitions, dialer, spawner, metrics: self.metrics });
+        let metrics = self.metrics;
+        let limits = Mutex::new(limits);
+        let inner = Arc::new(LaneInner { name: self.name, partitions, dialer, spawner, metrics, limits });
         inner.metrics.attach(Arc::downgrade(&inner));
         Ok(Lane { inner })
     }

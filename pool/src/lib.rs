@@ -15,14 +15,20 @@
 //!   machine without I/O behind one mutex. An [`OriginHandle`] points at it: the hot path looks nothing up.
 //! - **Checkout.** The newest idle connection or a free HTTP/2 stream at once; else a place in line,
 //!   first in, first out, until the request's deadline. A full line refuses: [`Error::is_saturated`].
+//!   A line that is too long for a request's deadline refuses it at once: [`Error::is_wont_make_deadline`].
 //! - **Dials** belong to the partition. Demand is a number, read again when a dial slot is free, so callers
-//!   who came and gave up leave nothing behind. An unknown origin is dialled once, however many wait; when
-//!   that worked, twice as many at a time. One time-out covers name, TCP, TLS and HTTP together.
+//!   who came and gave up leave nothing behind. Waiters who will be served by what is open sooner than a
+//!   dial takes, by the origin's own measured times, are no demand. An unknown origin is dialled once,
+//!   however many wait; when that worked, twice as many at a time. Origins take turns by the slot time
+//!   their dials cost; one may have a quarter of the slots, and a quarter is kept for those whose last dial
+//!   worked. One time-out covers name, TCP, TLS and HTTP together.
 //! - **Fail fast.** A failed dial answers everyone in line with one shared error, and everyone who comes
 //!   during the back-off ([`Error::is_fail_fast`]). Exactly one caller gets it first hand: that one is
 //!   evidence. [`OriginHandle::fresh`] goes past the back-off on a new connection: the health probe.
 //! - **Retry** is not ours. A request is sent again only if hyper hands it back unsent from a connection
 //!   that had served others. [`Error::sent`] tells the caller the rest.
+//! - **Levers.** Every limit can be changed while the lane runs: [`Lane::set_limits`], or by name through
+//!   [`Lane::register_levers`]. [`Lane::debug`] shows the busiest origins and what was learnt of them.
 //!
 //! Permits add up at any moment: those taken are the live connections and the dials in flight, and
 //! [`LaneSnapshot::permits_off`] is 0.
@@ -69,25 +75,30 @@
 mod body;
 mod cell;
 mod conn;
+mod debug;
 mod dial;
 mod error;
 mod lane;
+mod levers;
 mod limits;
 mod metrics;
 mod origin;
 mod partition;
+mod pool;
 mod registry_lane;
 mod service;
 pub mod tls;
 
 pub use self::body::{Body, ResponseBody};
 pub use self::cell::BreakerState;
+pub use self::debug::{LaneDebug, OriginDebug};
 pub use self::dial::connect::{Alpn, Connected, Io};
 pub use self::error::{BoxError, Error, Sent, Stage};
-pub use self::lane::{DrainReport, Lane, LaneBuilder, LaneSnapshot};
+pub use self::lane::{DrainReport, Lane, LaneBuilder, LaneSnapshot, Waiting};
 pub use self::limits::{LaneLimits, PARTITIONS_MAX};
 pub use self::metrics::Metrics;
 pub use self::origin::{Origin, Scheme};
 pub use self::partition::PartitionSnapshot;
+pub use self::pool::Pool;
 pub use self::registry_lane::RegistryLane;
-pub use self::service::{Deadline, OriginHandle, ResponseFuture};
+pub use self::service::{Deadline, HeldConnection, OriginHandle, ResponseFuture};

@@ -2,16 +2,22 @@
 
 use std::time::Duration;
 
+use rate_limit::Quota;
+
 use crate::error::Error;
 
 /// Most partitions a lane can have: beyond this the per-partition budgets become too small to be useful.
 pub const PARTITIONS_MAX: usize = 256;
 
-/// The limits of one lane.
+/// Longest duration a limit may have. Longer ones mean "never", and would overflow the clock they are added to.
+const DURATION_MAX: Duration = Duration::from_hours(24 * 365);
+
+/// The limits of one lane. All but `partitions` can be changed while the lane runs:
+/// [`Lane::set_limits`](crate::Lane::set_limits).
 ///
 /// Lane budgets are *divided* among the partitions, never shared: a partition that is full of dead hosts
 /// cannot take a slot from another one, and no counter is touched by all of them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LaneLimits {
     /// Partitions. More isolate better, fewer waste less of the divided budgets. No speed is gained.
     pub partitions: usize,
@@ -24,6 +30,14 @@ pub struct LaneLimits {
     pub connections_max: usize,
     /// Dials in flight in the lane. A dial is mostly waiting, so hundreds; divided among partitions.
     pub dials_max: usize,
+    /// Dials that may start per second in the lane, divided among partitions. Handshakes cost 0.2 ms of CPU
+    /// each, so two cores reach 10,000; the limit is there to be lowered in an incident.
+    pub dial_rate_per_s: f64,
+    /// Dials that may start at once before the rate counts: as many as may be in flight, four times over.
+    pub dial_burst: u32,
+    /// TLS handshakes that may ever compute at once; how many do is learnt from the lag of the event loop.
+    /// `None`: 64 per core.
+    pub handshakes_max: Option<u32>,
     /// Callers waiting for one origin. 4,096 at 1 ms each is already longer than most deadlines.
     pub waiters_per_origin_max: usize,
     /// Callers waiting in the lane. About 0.5 KiB each, so 65,536 are 32 MiB at worst.
@@ -59,6 +73,9 @@ impl Default for LaneLimits {
             connections_per_origin_max: 64,
             connections_max: 10_000,
             dials_max: 256,
+            dial_rate_per_s: 10_000.0,
+            dial_burst: 1_024,
+            handshakes_max: None,
             waiters_per_origin_max: 4_096,
             waiters_max: 65_536,
             h2_streams_max: 100,
@@ -102,12 +119,55 @@ impl LaneLimits {
                 return fail(format!("{name} must not be 0"));
             }
         }
-        if [self.dial_timeout, self.idle_timeout, self.age_max, self.backoff_base, self.backoff_max]
-            .iter()
-            .any(Duration::is_zero)
-        {
-            return fail("durations must not be 0".to_owned());
+        if self.handshakes_max == Some(0) {
+            return fail("handshakes_max must not be 0".to_owned());
+        }
+        self.dial_quota()?;
+        for (name, span) in [
+            ("dial_timeout", self.dial_timeout),
+            ("idle_timeout", self.idle_timeout),
+            ("age_max", self.age_max),
+            ("backoff_base", self.backoff_base),
+            ("backoff_max", self.backoff_max),
+            ("request_timeout", self.request_timeout),
+            ("ping_interval", self.ping_interval),
+            ("ping_timeout", self.ping_timeout),
+        ] {
+            if span.is_zero() || span > DURATION_MAX {
+                return fail(format!(
+                    "{name} must be more than 0 and at most {} days",
+                    DURATION_MAX.as_secs() / 86_400
+                ));
+            }
         }
         Ok(())
+    }
+
+    /// One partition's share of a lane's budget.
+    pub(crate) fn share(&self, whole: usize) -> usize {
+        (whole / self.partitions).max(1)
+    }
+
+    /// One partition's share of the dial rate.
+    pub(crate) fn dial_quota(&self) -> Result<Quota, Error> {
+        let quota = Quota::new(self.dial_rate_per_s, self.dial_burst).map_err(Error::config)?;
+        Ok(quota.share(u32::try_from(self.partitions).unwrap_or(u32::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r19_durations_that_would_spin_or_overflow_a_clock_are_refused() {
+        assert!(LaneLimits::default().validate().is_ok());
+        for wrong in [Duration::ZERO, Duration::MAX] {
+            let refused = |limits: LaneLimits| limits.validate().is_err();
+            assert!(refused(LaneLimits { age_max: wrong, ..LaneLimits::default() }));
+            assert!(refused(LaneLimits { request_timeout: wrong, ..LaneLimits::default() }));
+            assert!(refused(LaneLimits { ping_interval: wrong, ..LaneLimits::default() }));
+            assert!(refused(LaneLimits { ping_timeout: wrong, ..LaneLimits::default() }));
+        }
     }
 }

@@ -17,8 +17,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use crate::cell::CloseReason;
 use crate::dial::Dialled;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Stage};
 use crate::lane::LaneInner;
 use crate::partition::PartitionSnapshot;
 
@@ -39,11 +40,16 @@ struct Families {
     shed: Family<OutcomeLabels, Counter>,
     failed_fast: Family<Labels, Counter>,
     elided: Family<Labels, Counter>,
-    evicted: Family<Labels, Counter>,
+    spilled: Family<Labels, Counter>,
     replayed: Family<Labels, Counter>,
+    closed: Family<OutcomeLabels, Counter>,
+    cancelled: Family<OutcomeLabels, Counter>,
+    restarts: Family<Labels, Counter>,
+    stage: Family<OutcomeLabels, Histogram>,
     wait: Family<Labels, Histogram>,
     dial: Family<Labels, Histogram>,
     head: Family<Labels, Histogram>,
+    dial_slot: Family<Labels, Histogram>,
     lanes: Arc<Mutex<Vec<Weak<LaneInner>>>>,
 }
 
@@ -81,13 +87,15 @@ pub(crate) struct PartitionMetrics {
     labels: Labels,
     pub(crate) failed_fast: Counter,
     pub(crate) elided: Counter,
-    pub(crate) evicted: Counter,
+    pub(crate) spilled: Counter,
     pub(crate) replayed: Counter,
+    pub(crate) restarts: Counter,
     answered_reused: Counter,
     answered_new: Counter,
     wait: Histogram,
     dial: Histogram,
     head: Histogram,
+    dial_slot: Histogram,
 }
 
 /// Reads the lanes' gauges at scrape time.
@@ -110,9 +118,24 @@ impl Metrics {
         registry.register("shed", "Callers sent away without a connection, by reason", families.shed.clone());
         registry.register("failed_fast", "Callers that got a shared dial error at once", families.failed_fast.clone());
         registry.register("dials_elided", "Dial slots that nobody needed any more", families.elided.clone());
-        registry.register("evicted", "Idle connections closed to make room", families.evicted.clone());
+        registry.register("spilled", "Idle connections closed to make room", families.spilled.clone());
+        registry.register("cancelled", "Callers that went away, by what they were doing", families.cancelled.clone());
+        registry.register("restarts", "Tasks that died and were started again", families.restarts.clone());
+        registry.register_with_unit(
+            "dial_stage",
+            "Duration of the stages of dials",
+            Unit::Seconds,
+            families.stage.clone(),
+        );
+        registry.register("closed", "Connections that ended, by reason", families.closed.clone());
         registry.register("replayed", "Requests that came back unsent and were sent again", families.replayed.clone());
         registry.register_with_unit("wait", "Time in line for a connection", Unit::Seconds, families.wait.clone());
+        registry.register_with_unit(
+            "dial_slot",
+            "Time in line for a dial slot",
+            Unit::Seconds,
+            families.dial_slot.clone(),
+        );
         registry.register_with_unit("dial", "Duration of whole dials", Unit::Seconds, families.dial.clone());
         registry.register_with_unit("head", "Time from send to response head", Unit::Seconds, families.head.clone());
         registry.register_collector(Box::new(Gauges { lanes: Arc::clone(&families.lanes) }));
@@ -124,19 +147,27 @@ impl Metrics {
         lanes.push(lane);
     }
 
+    /// Restarts of tasks that belong to a whole lane count for its first partition.
+    pub(crate) fn restarts(&self, lane: &Arc<str>) -> Counter {
+        let labels = Labels { lane: Arc::clone(lane), partition: 0 };
+        self.families.restarts.get_or_create_owned(&labels)
+    }
+
     pub(crate) fn partition(&self, lane: &Arc<str>, partition: usize) -> PartitionMetrics {
         let families = Arc::clone(&self.families);
         let labels = Labels { lane: Arc::clone(lane), partition: u32::try_from(partition).unwrap_or(u32::MAX) };
         PartitionMetrics {
             failed_fast: families.failed_fast.get_or_create_owned(&labels),
             elided: families.elided.get_or_create_owned(&labels),
-            evicted: families.evicted.get_or_create_owned(&labels),
+            spilled: families.spilled.get_or_create_owned(&labels),
             replayed: families.replayed.get_or_create_owned(&labels),
+            restarts: families.restarts.get_or_create_owned(&labels),
             answered_reused: families.requests.get_or_create_owned(&labels.request("reused", "answered")),
             answered_new: families.requests.get_or_create_owned(&labels.request("new", "answered")),
             wait: families.wait.get_or_create_owned(&labels),
             dial: families.dial.get_or_create_owned(&labels),
             head: families.head.get_or_create_owned(&labels),
+            dial_slot: families.dial_slot.get_or_create_owned(&labels),
             families,
             labels,
         }
@@ -157,11 +188,16 @@ impl Default for Families {
             shed: Family::default(),
             failed_fast: Family::default(),
             elided: Family::default(),
-            evicted: Family::default(),
+            spilled: Family::default(),
+            closed: Family::default(),
+            cancelled: Family::default(),
+            restarts: Family::default(),
+            stage: Family::new_with_constructor(histogram),
             replayed: Family::default(),
             wait: Family::new_with_constructor(histogram),
             dial: Family::new_with_constructor(histogram),
             head: Family::new_with_constructor(histogram),
+            dial_slot: Family::new_with_constructor(histogram),
             lanes: Arc::default(),
         }
     }
@@ -186,12 +222,30 @@ impl PartitionMetrics {
         self.wait.observe(wait.as_secs_f64());
     }
 
+    /// An origin got a dial slot after so long in line.
+    pub(crate) fn slot_given(&self, waited: Duration) {
+        self.dial_slot.observe(waited.as_secs_f64());
+    }
+
+    pub(crate) fn closed(&self, reason: CloseReason) {
+        self.families.closed.get_or_create(&self.labels.outcome(reason.as_str())).inc();
+    }
+
     pub(crate) fn shed(&self, kind: &Kind) {
         self.families.shed.get_or_create(&self.labels.outcome(kind.as_str())).inc();
     }
 
-    pub(crate) fn dialled(&self, took: Duration, result: &Result<Dialled, Error>) {
+    /// A caller went away in this state.
+    pub(crate) fn cancelled(&self, state: &'static str) {
+        self.families.cancelled.get_or_create(&self.labels.outcome(state)).inc();
+    }
+
+    pub(crate) fn dialled(&self, took: Duration, stages: &[(Stage, Duration)], result: &Result<Dialled, Error>) {
         self.dial.observe(took.as_secs_f64());
+        for (stage, took) in stages {
+            let labels = self.labels.outcome(stage.as_str());
+            self.families.stage.get_or_create(&labels).observe(took.as_secs_f64());
+        }
         let outcome = match result {
             Ok(_) => "connected",
             Err(error) => error.cause(),
@@ -239,6 +293,16 @@ const GAUGES: [(&str, &str, Read); 8] = [
     ("permits_off", "Permits without a connection or dial; must be 0", |p| p.permits_off),
 ];
 
+/// Reads one age of a snapshot, in milliseconds.
+type ReadMs = fn(&PartitionSnapshot) -> u64;
+
+/// Ages of what waits, shown in seconds.
+const AGES: [(&str, &str, ReadMs); 3] = [
+    ("waiters_oldest", "Time in line of the caller who waits longest", |p| p.waiters_oldest_ms),
+    ("dial_queue_oldest", "Time in line for a dial slot of the origin that waits longest", |p| p.dial_queue_oldest_ms),
+    ("heartbeat_age", "Time since the partition's timer was seen alive", |p| p.heartbeat_age_ms),
+];
+
 fn count(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
@@ -258,6 +322,14 @@ impl Collector for Gauges {
                 encoder.encode_descriptor(name, help, None, prometheus_client::metrics::MetricType::Gauge)?;
             for (labels, snapshot) in &rows {
                 ConstGauge::new(read(snapshot)).encode(family.encode_family(labels)?)?;
+            }
+        }
+        for (name, help, read) in AGES {
+            let kind = prometheus_client::metrics::MetricType::Gauge;
+            let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Seconds), kind)?;
+            for (labels, snapshot) in &rows {
+                let seconds = Duration::from_millis(read(snapshot)).as_secs_f64();
+                ConstGauge::new(seconds).encode(family.encode_family(labels)?)?;
             }
         }
         Ok(())

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use deadpool::managed::{self, Metrics as ObjectMetrics, Object, PoolError, RecycleError, RecycleResult};
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -120,9 +121,8 @@ impl RegistryLane {
             .map_err(Error::config)?;
         let dialer = Arc::new(Dialer {
             connector: BoxCloneSyncService::new(TcpConnector),
-            tls: tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX)),
+            tls: ArcSwapOption::new(tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX))),
             gate: HandshakeGate::new(1),
-            settings: ConnSettings { ping_interval: PING_INTERVAL, ping_timeout: PING_TIMEOUT },
         });
         let inner = Inner {
             name: name.to_owned(),
@@ -169,6 +169,9 @@ impl RegistryLane {
                 Err(_) => return Err(Error::new(Kind::Timeout, Stage::Queue)),
             };
             let reused = Object::metrics(&connection).recycle_count > 0;
+            if Instant::now() >= deadline {
+                return Err(Error::too_late_to_send());
+            }
             fit(&mut request, &connection, origin)?;
             let mut sending = Sending { connection: Some(connection) };
             let failure = match timeout_at(deadline, sending.link()?.try_send(request)).await {
@@ -267,15 +270,21 @@ impl managed::Manager for Members {
         // On the lane's thread: the driver is the tail of the dial.
         self.spawner.spawn(async move {
             let progress = Progress::default();
-            let dial = dialer.dial(&origin, &progress, TaskExecutor::new(spawner, Arc::new(())));
-            match timeout(DIAL_TIMEOUT, dial).await {
-                Ok(Ok(dialled)) => {
+            let settings = ConnSettings { ping_interval: PING_INTERVAL, ping_timeout: PING_TIMEOUT };
+            let dial = dialer.dial(
+                &origin,
+                &progress,
+                &settings,
+                TaskExecutor::new(spawner.clone(), spawner.token(), Arc::new(())),
+                DIAL_TIMEOUT,
+            );
+            match dial.await {
+                Ok(dialled) => {
                     if done.send(Ok(dialled.link)).is_ok() {
                         dialled.driver.await;
                     }
                 }
-                Ok(Err(error)) => drop(done.send(Err(error))),
-                Err(_) => drop(done.send(Err(Error::new(Kind::Timeout, progress.stage())))),
+                Err(error) => drop(done.send(Err(error))),
             }
         });
         result.await.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, Stage::DialSlot)))

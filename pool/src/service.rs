@@ -1,5 +1,6 @@
 //! What callers hold: a handle to one origin.
 
+use std::borrow::Cow;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::task::{Context, Poll};
 use http::{Request, Response};
 use tokio::time::Instant;
 
-use crate::body::{Body, Held, ResponseBody};
+use crate::body::{Body, ResponseBody};
 use crate::cell::BreakerState;
 use crate::conn::{Lease, exchange};
 use crate::error::Error;
@@ -28,6 +29,13 @@ const REPLAYS_MAX: u32 = 3;
 pub struct OriginHandle {
     cell: Arc<Cell>,
     lane: Lane,
+}
+
+/// A connection that is held and not used; dropping it gives it back. An HTTP/1.1 connection is out of the
+/// pool meanwhile, an HTTP/2 connection has one stream less.
+#[derive(Debug)]
+pub struct HeldConnection {
+    lease: Lease,
 }
 
 /// A deadline as a request extension, for callers that go through `tower::Service`.
@@ -101,9 +109,23 @@ impl OriginHandle {
     ///
     /// The dial goes on and its connection is pooled.
     pub async fn probe_dial(&self, deadline: Instant) -> Result<(), Error> {
-        let lease = self.cell.acquire(true, deadline).await?;
+        let lease = self.cell().acquire(true, deadline).await?;
         drop(lease);
         Ok(())
+    }
+
+    /// Takes a connection as [`OriginHandle::send`] would, and sends nothing: for warming up to a number of
+    /// connections, and for measuring the pool alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`OriginHandle::send`], up to the handshake.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the line.
+    pub async fn hold(&self, deadline: Instant) -> Result<HeldConnection, Error> {
+        Ok(HeldConnection { lease: self.cell().acquire(false, deadline).await? })
     }
 
     /// Whether ordinary requests are let through, as of now.
@@ -117,6 +139,15 @@ impl OriginHandle {
     #[must_use]
     pub fn ended(&self) -> u64 {
         self.cell.ended()
+    }
+
+    /// The origin's cell. A handle that was made when the lane was full looks again whether there is room.
+    fn cell(&self) -> Cow<'_, Arc<Cell>> {
+        if self.cell.is_surplus() {
+            Cow::Owned(self.cell.partition().cell(self.origin()))
+        } else {
+            Cow::Borrowed(&self.cell)
+        }
     }
 
     async fn run(
@@ -142,9 +173,14 @@ impl OriginHandle {
         let metrics = &self.cell.partition().metrics;
         let mut replays = 0;
         loop {
-            let lease = self.cell.acquire(fresh, deadline).await?;
+            let lease = self.cell().acquire(fresh, deadline).await?;
             let reused = lease.reused();
             let began = Instant::now();
+            // A connection may be had without a wait, and a wait may end late: no request starts too late.
+            if began >= deadline {
+                drop(lease);
+                return Err(Error::too_late_to_send());
+            }
             match exchange(lease, request, self.origin(), deadline).await {
                 Ok((response, lease)) => {
                     metrics.answered(reused, Instant::now().saturating_duration_since(began));
@@ -163,7 +199,15 @@ impl OriginHandle {
     }
 }
 
-impl Held for Lease {}
+// === impl HeldConnection ===
+
+impl HeldConnection {
+    /// Whether the connection has served others before.
+    #[must_use]
+    pub fn reused(&self) -> bool {
+        self.lease.reused()
+    }
+}
 
 /// The request's deadline is a [`Deadline`] extension, or the lane's `request_timeout` from now.
 impl tower::Service<Request<Body>> for OriginHandle {
@@ -178,10 +222,10 @@ impl tower::Service<Request<Body>> for OriginHandle {
 
     fn call(&mut self, request: Request<Body>) -> ResponseFuture {
         let handle = self.clone();
-        let deadline = request
-            .extensions()
-            .get::<Deadline>()
-            .map_or_else(|| Instant::now() + handle.cell.partition().limits().request_timeout, |deadline| deadline.0);
+        let deadline = request.extensions().get::<Deadline>().map_or_else(
+            || Instant::now() + handle.cell.partition().tuning().request_timeout.get(),
+            |deadline| deadline.0,
+        );
         Box::pin(async move { handle.send(request, deadline).await })
     }
 }

@@ -454,3 +454,72 @@ async fn time_outs_in_a_row_retire_an_http2_connection() {
     assert_eq!(server.accepted(), 2);
     settled(&lane).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_can_be_given_later_and_open_connections_stay() {
+    let ca = Ca::new();
+    let (strict, plain) = (ca.mutual().await, Server::https(&ca, &["h2"]).await);
+    let lane = ca.lane(LaneLimits { backoff_base: Duration::from_millis(1), ..quick_limits() });
+    let (sfu, other) = (lane.origin(&strict.origin), lane.origin(&plain.origin));
+    other.send(get("/ok"), soon()).await.expect("needs no certificate");
+    sfu.send(get("/ok"), after(Duration::from_secs(5))).await.expect_err("without a certificate");
+    assert_eq!(strict.requests(), 0);
+    let with_cert = pool::tls::client_config(ca.pem().as_bytes(), Some(&ca.client_cert())).expect("tls");
+    lane.set_tls(&with_cert);
+    sfu.fresh(get("/ok"), soon()).await.expect("with a certificate");
+    other.send(get("/ok"), soon()).await.expect("answered");
+    assert_eq!(plain.accepted(), 1, "the open connection is still used");
+    // Another authority: what is open stays, what is new is checked against it.
+    let stranger = Ca::new();
+    lane.set_tls(&pool::tls::client_config(stranger.pem().as_bytes(), None).expect("tls"));
+    other.send(get("/ok"), soon()).await.expect("still open");
+    let error = other.fresh(get("/ok"), soon()).await.expect_err("not signed by the new authority, nor resumed");
+    assert!(error.is_tls(), "{error:?}");
+    settled(&lane).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_with_a_ping_outstanding_is_passed_over_until_it_is_answered() {
+    let ca = Ca::new();
+    let tls = tokio_rustls::TlsAcceptor::from(ca.server_config([127, 0, 0, 1].into(), &["h2"]));
+    let frozen = std::sync::Arc::new(tokio::sync::watch::Sender::new(false));
+    let switch = std::sync::Arc::clone(&frozen);
+    let server = Server::rude("https", move |stream| {
+        let (tls, mut frozen) = (tls.clone(), switch.subscribe());
+        async move {
+            let Ok(stream) = tls.accept(stream).await else { return };
+            let service = hyper::service::service_fn(|_: Request<hyper::body::Incoming>| async {
+                Ok::<_, std::convert::Infallible>(http::Response::new(String::from("ok")))
+            });
+            let executor = hyper_util::rt::TokioExecutor::new();
+            let http = hyper::server::conn::http2::Builder::new(executor);
+            let mut conn = std::pin::pin!(http.serve_connection(hyper_util::rt::TokioIo::new(stream), service));
+            // The first connection freezes on command; those made while it is frozen do not.
+            let mine = !*frozen.borrow_and_update();
+            loop {
+                tokio::select! {
+                    _ = conn.as_mut() => return,
+                    _ = frozen.changed() => if mine && *frozen.borrow() {
+                        drop(frozen.wait_for(|frozen| !frozen).await);
+                    },
+                }
+            }
+        }
+    })
+    .await;
+    let (ping_interval, ping_timeout) = (Duration::from_millis(200), Duration::from_secs(60));
+    let lane = ca.lane(LaneLimits { ping_interval, ping_timeout, ..quick_limits() });
+    let sfu = lane.origin(&server.origin);
+    sfu.send(get("/ok"), soon()).await.expect("answered");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    sfu.send(get("/ok"), soon()).await.expect("pings keep it usable");
+    assert_eq!(server.accepted(), 1);
+    frozen.send_replace(true);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    sfu.send(get("/ok"), after(Duration::from_secs(10))).await.expect("on a new connection");
+    assert_eq!((server.accepted(), lane.snapshot().live), (2, 2));
+    frozen.send_replace(false);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    sfu.send(get("/ok"), soon()).await.expect("answered");
+    assert_eq!(server.accepted(), 2, "both are usable");
+}

@@ -3,6 +3,10 @@
 //! Without it every caller of a dead host would pay the dial time-out, and its dials would take the
 //! slots of the living. The breaker remembers the last dial error and hands it to everyone until the
 //! back-off is over; then one dial, and only one, finds out.
+//!
+//! A host that dies under eight dials has failed once, not eight times: a failure counts only if no other
+//! dial was decided since this one began (its *epoch*), and only when the back-off is over, so that probes
+//! during the back-off do not prolong it.
 
 use std::time::Duration;
 
@@ -29,7 +33,8 @@ pub enum BreakerState {
 
 #[derive(Debug)]
 pub(crate) struct Breaker<E> {
-    backoff: Backoff,
+    /// Counts what changed the breaker; wraps.
+    epoch: u32,
     failures: u32,
     open: Option<(Instant, E)>,
 }
@@ -37,28 +42,44 @@ pub(crate) struct Breaker<E> {
 // === impl Breaker ===
 
 impl<E: Clone> Breaker<E> {
-    pub(crate) fn new(backoff: Backoff) -> Self {
-        Self { backoff, failures: 0, open: None }
+    pub(crate) fn new() -> Self {
+        Self { epoch: 0, failures: 0, open: None }
+    }
+
+    /// What a dial that begins now must name when it fails.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epoch
     }
 
     /// A dial worked.
     pub(crate) fn succeed(&mut self) {
+        self.epoch = self.epoch.wrapping_add(1);
         self.failures = 0;
         self.open = None;
     }
 
-    /// A dial failed; `jitter` is drawn evenly from 0 to 1.
-    pub(crate) fn fail(&mut self, error: E, jitter: f64, now: Instant) {
-        let floor = self.backoff.base.mul_f64(WAIT_SHARE_MIN);
-        let wait = self.backoff.bound(self.failures).mul_f64(jitter.clamp(0.0, 1.0)).max(floor);
+    /// A dial that began in `epoch` failed; `jitter` is drawn evenly from 0 to 1. Returns whether it counts.
+    pub(crate) fn fail(&mut self, epoch: u32, error: E, jitter: f64, backoff: Backoff, now: Instant) -> bool {
+        if epoch != self.epoch || self.blocks(now).is_some() {
+            return false;
+        }
+        self.epoch = self.epoch.wrapping_add(1);
+        let floor = backoff.base.mul_f64(WAIT_SHARE_MIN);
+        let wait = backoff.bound(self.failures).mul_f64(jitter.clamp(0.0, 1.0)).max(floor);
         self.failures = self.failures.saturating_add(1);
         self.open = Some((now + wait, error));
+        true
     }
 
     /// Whether ordinary dials must wait; with the error to tell and the time left.
     pub(crate) fn blocks(&self, now: Instant) -> Option<(&E, Duration)> {
         let (until, error) = self.open.as_ref()?;
         (now < *until).then(|| (error, until.saturating_duration_since(now)))
+    }
+
+    /// The last dial's error, until one works.
+    pub(crate) fn last_error(&self) -> Option<&E> {
+        self.open.as_ref().map(|(_, error)| error)
     }
 
     /// When the back-off ends, while it lasts.
@@ -83,9 +104,9 @@ mod tests {
     async fn the_back_off_doubles_and_a_success_forgets_it() {
         let mut now = Instant::now();
         let backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_millis(350) };
-        let mut breaker = Breaker::new(backoff);
+        let mut breaker = Breaker::new();
         for bound_ms in [100, 200, 350, 350] {
-            breaker.fail("refused", 1.0, now);
+            assert!(breaker.fail(breaker.epoch(), "refused", 1.0, backoff, now));
             let until = now + Duration::from_millis(bound_ms);
             assert_eq!(breaker.state(now), BreakerState::Open { until });
             assert_eq!(breaker.state(until), BreakerState::HalfOpen);
@@ -93,7 +114,24 @@ mod tests {
         }
         breaker.succeed();
         assert_eq!(breaker.state(now), BreakerState::Closed);
-        breaker.fail("refused", 0.0, now);
+        breaker.fail(breaker.epoch(), "refused", 0.0, backoff, now);
         assert!(breaker.blocks(now).is_some(), "a draw of zero must still wait");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_episode_is_one_failure_and_old_news_is_none() {
+        let now = Instant::now();
+        let backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(10) };
+        let mut breaker = Breaker::new();
+        let began = breaker.epoch();
+        let counted = (0..8).filter(|_| breaker.fail(began, "refused", 1.0, backoff, now)).count();
+        let until = now + Duration::from_millis(100);
+        assert_eq!((counted, breaker.state(now)), (1, BreakerState::Open { until }));
+        assert!(!breaker.fail(breaker.epoch(), "refused", 1.0, backoff, now), "a probe prolonged the back-off");
+        assert!(!breaker.fail(began, "refused", 1.0, backoff, until), "a straggler of the same episode counted");
+        let began = breaker.epoch();
+        breaker.succeed();
+        assert!(!breaker.fail(began, "timed out", 1.0, backoff, until));
+        assert_eq!(breaker.state(until), BreakerState::Closed, "a dial older than a success opened the breaker");
     }
 }

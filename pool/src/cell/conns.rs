@@ -9,9 +9,15 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::time::Instant;
 
+use super::tuning::Tuning;
+
 /// Time-outs in a row after which a shared connection gets no new requests: one can be a slow handler,
 /// three without a success between them look like a dead road.
 const TIMEOUTS_MAX: u32 = 3;
+
+/// The exchange whose hold time is measured: one in this many. Two looks at the clock cost as much as the
+/// rest of a checkout, and a mean needs no more.
+const HOLD_SAMPLED_ONE_IN: u64 = 8;
 
 /// What a request is handed to. Implemented by the HTTP layer and by numbers in tests.
 pub(crate) trait Channel: Sized {
@@ -19,6 +25,9 @@ pub(crate) trait Channel: Sized {
     fn share(&self) -> Option<Self>;
     /// Whether the connection can still take a request, as far as is known without asking.
     fn is_open(&self) -> bool;
+    /// Whether the peer has been heard of lately, or owes no sign of life. `false` notes that somebody
+    /// passed it over; [`super::Event::Heard`] follows when it speaks.
+    fn is_lively(&self) -> bool;
     /// Requests that the peer allows at once.
     fn streams_max(&self) -> usize;
 }
@@ -43,6 +52,27 @@ pub(crate) enum Verdict {
     TimedOut,
 }
 
+/// Why a connection was not used any longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum CloseReason {
+    /// The peer closed it, or it broke.
+    Peer,
+    /// Nobody used it for its time.
+    Idle,
+    /// It reached its age.
+    Age,
+    /// Its peer said that it takes no more requests, or closed it, before we used it again.
+    Draining,
+    /// Its exchange was given up half-way.
+    Abandoned,
+    /// Too many requests in a row timed out on it.
+    Suspect,
+    /// Another origin needed the room.
+    Spilled,
+    /// Its origin was drained or forgotten.
+    Drained,
+}
+
 /// A request's hold on a connection.
 #[derive(Debug)]
 pub(crate) struct Taken<C> {
@@ -50,6 +80,10 @@ pub(crate) struct Taken<C> {
     pub(crate) channel: C,
     /// Whether the connection has served others before.
     pub(crate) reused: bool,
+    /// When it was taken, if the clock was at hand.
+    pub(crate) since: Option<Instant>,
+    /// The hold time of this one is to be measured.
+    pub(crate) sampled: bool,
 }
 
 #[derive(Debug)]
@@ -57,9 +91,11 @@ pub(crate) struct Conns<C> {
     slab: Slab<Conn<C>>,
     free: Vec<ConnKey>,
     generation: u64,
-    streams_max: usize,
-    idle_timeout: Duration,
+    /// Connections not retired.
+    usable: usize,
     returning: usize,
+    /// Requests that one connection carries, as last seen.
+    carries: usize,
 }
 
 #[derive(Debug)]
@@ -74,7 +110,7 @@ struct Conn<C> {
     retire_at: Instant,
     idle_since: Instant,
     idle_timeout: Duration,
-    retired: bool,
+    retired: Option<CloseReason>,
     /// The exchange is over and the connection about to come back.
     returning: bool,
 }
@@ -82,8 +118,8 @@ struct Conn<C> {
 // === impl Conns ===
 
 impl<C: Channel> Conns<C> {
-    pub(crate) fn new(streams_max: usize, idle_timeout: Duration) -> Self {
-        Self { slab: Slab::new(), free: Vec::new(), generation: 0, streams_max, idle_timeout, returning: 0 }
+    pub(crate) fn new() -> Self {
+        Self { slab: Slab::new(), free: Vec::new(), generation: 0, usable: 0, returning: 0, carries: 1 }
     }
 
     /// Open connections, those on their way out included.
@@ -91,14 +127,14 @@ impl<C: Channel> Conns<C> {
         self.slab.len()
     }
 
-    /// Whether any connection may serve again.
-    pub(crate) fn has_usable(&self) -> bool {
-        self.slab.iter().any(|(_, conn)| !conn.retired)
+    /// Connections that may serve again.
+    pub(crate) fn usable(&self) -> usize {
+        self.usable
     }
 
     /// Connections without a request.
     pub(crate) fn idle(&self) -> usize {
-        self.slab.iter().filter(|(_, conn)| conn.streams == 0 && !conn.retired).count()
+        self.slab.iter().filter(|(_, conn)| conn.streams == 0 && conn.retired.is_none()).count()
     }
 
     /// Connections about to come back: each will serve one waiter without a dial.
@@ -106,13 +142,28 @@ impl<C: Channel> Conns<C> {
         self.returning
     }
 
+    /// Requests that one connection carries: 1 until HTTP/2 is known to be spoken. Learnt anew with each
+    /// request, because the peer's settings come after the handshake and may change.
+    pub(crate) fn carries(&self) -> usize {
+        self.carries
+    }
+
     /// Requests on connections.
     pub(crate) fn streams(&self) -> usize {
         self.slab.iter().map(|(_, conn)| conn.streams).sum()
     }
 
-    pub(crate) fn insert(&mut self, channel: C, shared: bool, retire_at: Instant, now: Instant) -> ConnKey {
+    pub(crate) fn insert(
+        &mut self,
+        channel: C,
+        shared: bool,
+        retire_at: Instant,
+        now: Instant,
+        tuning: &Tuning,
+    ) -> ConnKey {
+        self.usable += 1;
         self.generation += 1;
+        self.carries = if shared { channel.streams_max().min(tuning.streams_max()).max(1) } else { 1 };
         let generation = self.generation;
         let index = self.slab.insert(Conn {
             generation,
@@ -123,8 +174,8 @@ impl<C: Channel> Conns<C> {
             timeouts: 0,
             retire_at,
             idle_since: now,
-            idle_timeout: self.idle_timeout,
-            retired: false,
+            idle_timeout: tuning.idle_timeout.get(),
+            retired: None,
             returning: false,
         });
         let key = ConnKey { index, generation };
@@ -132,37 +183,41 @@ impl<C: Channel> Conns<C> {
         key
     }
 
-    /// Takes the newest free connection. Channels that turn out to be closed or too old go to `closed`.
-    pub(crate) fn take(&mut self, now: Instant, closed: &mut impl FnMut(C)) -> Option<Taken<C>> {
-        while let Some(key) = self.free.last().copied() {
-            let Some(conn) = self.get(key) else {
-                self.free.pop();
+    /// Takes the newest free connection. Channels that turn out to be closed go to `closed`; those of which
+    /// nothing has been heard are passed over. Age is the business of [`Conns::give_back`] and the tick, so
+    /// that this needs no clock.
+    pub(crate) fn take(&mut self, tuning: &Tuning, closed: &mut impl FnMut(C)) -> Option<Taken<C>> {
+        let mut at = self.free.len();
+        while at > 0 {
+            at -= 1;
+            let key = *self.free.get(at)?;
+            let Some(channel) = self.get(key).and_then(|conn| conn.channel.as_ref()) else {
+                self.free.remove(at);
                 continue;
             };
-            let open = conn.channel.as_ref().is_some_and(C::is_open);
-            if !open || now >= conn.retire_at {
-                if let Some(channel) = self.retire(key) {
+            if !channel.is_open() {
+                if let Some(channel) = self.retire(key, CloseReason::Draining) {
                     closed(channel);
                 }
-                continue;
+            } else if channel.is_lively() {
+                if let Some(taken) = self.take_key(key, tuning) {
+                    return Some(taken);
+                }
+                // An HTTP/2 peer lowered its limit below what is in use.
+                self.unfree(key);
             }
-            if let Some(taken) = self.take_key(key) {
-                return Some(taken);
-            }
-            // An HTTP/2 peer lowered its limit below what is in use.
-            self.free.pop();
         }
         None
     }
 
     /// Takes one given connection, if it is free.
-    pub(crate) fn take_key(&mut self, key: ConnKey) -> Option<Taken<C>> {
-        let streams_max = self.streams_max;
-        let conn = self.get_mut(key)?;
+    pub(crate) fn take_key(&mut self, key: ConnKey, tuning: &Tuning) -> Option<Taken<C>> {
+        let conn = self.slab.get_mut(key.index).filter(|conn| conn.generation == key.generation)?;
         let reused = conn.served > 0;
         let (channel, full) = if conn.shared {
             let channel = conn.channel.as_ref()?;
-            let limit = channel.streams_max().min(streams_max);
+            let limit = channel.streams_max().min(tuning.streams_max());
+            self.carries = limit.max(1);
             // A peer that allows nothing at the moment still gets one request: hyper queues it.
             if conn.streams >= limit.max(1) {
                 return None;
@@ -172,12 +227,13 @@ impl<C: Channel> Conns<C> {
         } else {
             (conn.channel.take()?, true)
         };
+        let sampled = conn.served % HOLD_SAMPLED_ONE_IN == 1;
         conn.streams += 1;
         conn.served += 1;
         if full {
             self.unfree(key);
         }
-        Some(Taken { key, channel, reused })
+        Some(Taken { key, channel, reused, since: None, sampled })
     }
 
     /// A request is done with its connection. An exclusive channel comes back; what must be closed is
@@ -195,20 +251,62 @@ impl<C: Channel> Conns<C> {
         if conn.streams == 0 {
             conn.idle_since = now;
         }
-        if conn.retired {
+        if conn.retired.is_some() {
             return channel;
         }
         if !conn.shared {
             conn.channel = channel;
         }
-        let open = conn.channel.as_ref().is_some_and(C::is_open);
-        if !open || conn.timeouts >= TIMEOUTS_MAX || now >= conn.retire_at {
-            return self.retire(key);
+        let why = match conn.channel.as_ref() {
+            None => Some(CloseReason::Abandoned),
+            Some(channel) if !channel.is_open() => Some(CloseReason::Draining),
+            Some(_) if conn.timeouts >= TIMEOUTS_MAX => Some(CloseReason::Suspect),
+            Some(_) if now >= conn.retire_at => Some(CloseReason::Age),
+            Some(_) => None,
+        };
+        if let Some(why) = why {
+            return self.retire(key, why);
         }
-        if !self.free.contains(&key) {
+        // An exclusive connection that was out cannot be in the list.
+        if !conn.shared || !self.free.contains(&key) {
             self.free.push(key);
         }
         None
+    }
+
+    /// As [`Conns::give_back`] of a connection that is well and whose time will be looked at by `armed`:
+    /// answered if there is a `now`, unused otherwise. `false` if it is not so simple.
+    pub(crate) fn put_back(
+        &mut self,
+        key: ConnKey,
+        channel: &mut Option<C>,
+        armed: Instant,
+        now: Option<Instant>,
+    ) -> bool {
+        let Some(conn) = self.slab.get_mut(key.index).filter(|conn| conn.generation == key.generation) else {
+            return false;
+        };
+        let at_hand = if conn.shared { conn.channel.as_ref() } else { channel.as_ref() };
+        let well = at_hand.is_some_and(C::is_open) && conn.retired.is_none() && !conn.returning;
+        let idle_since = now.unwrap_or(conn.idle_since);
+        if !well || armed > idle_since + conn.idle_timeout || now.is_some_and(|now| now >= conn.retire_at) {
+            return false;
+        }
+        conn.streams = conn.streams.saturating_sub(1);
+        conn.idle_since = idle_since;
+        match now {
+            Some(_) => conn.timeouts = 0,
+            None => conn.served = conn.served.saturating_sub(1),
+        }
+        if conn.shared {
+            if !self.free.contains(&key) {
+                self.free.push(key);
+            }
+        } else {
+            conn.channel = channel.take();
+            self.free.push(key);
+        }
+        true
     }
 
     /// The exchange on an exclusive connection is over; it comes back as soon as hyper has tidied up.
@@ -220,34 +318,41 @@ impl<C: Channel> Conns<C> {
 
     /// The server said how long it keeps an idle connection.
     pub(crate) fn set_idle_timeout(&mut self, key: ConnKey, idle_timeout: Duration) {
-        let bound = self.idle_timeout;
         if let Some(conn) = self.get_mut(key) {
-            conn.idle_timeout = idle_timeout.min(bound);
+            conn.idle_timeout = idle_timeout;
         }
     }
 
     /// No new requests on this connection; its channel is handed out to be dropped.
-    pub(crate) fn retire(&mut self, key: ConnKey) -> Option<C> {
+    pub(crate) fn retire(&mut self, key: ConnKey, why: CloseReason) -> Option<C> {
         self.unfree(key);
         self.set_returning(key, false);
         let conn = self.get_mut(key)?;
-        conn.retired = true;
-        conn.channel.take()
+        let before = conn.retired.replace(why);
+        let channel = conn.channel.take();
+        if before.is_none() {
+            self.usable -= 1;
+        }
+        channel
     }
 
-    /// The connection is gone.
-    pub(crate) fn remove(&mut self, key: ConnKey) -> Option<Option<C>> {
+    /// The connection is gone; with the reason.
+    pub(crate) fn remove(&mut self, key: ConnKey) -> Option<(Option<C>, CloseReason)> {
         self.get(key)?;
         self.unfree(key);
         self.set_returning(key, false);
-        Some(self.slab.remove(key.index).channel)
+        let conn = self.slab.remove(key.index);
+        self.usable -= usize::from(conn.retired.is_none());
+        Some((conn.channel, conn.retired.unwrap_or(CloseReason::Peer)))
     }
 
-    /// Retires idle connections whose time is up; all of them when `all` is set.
-    pub(crate) fn retire_idle(&mut self, all: bool, now: Instant, closed: &mut impl FnMut(C)) {
-        let due: Vec<_> = self.idle_keys().filter(|(_, expiry)| all || now >= *expiry).map(|(key, _)| key).collect();
-        for key in due {
-            if let Some(channel) = self.retire(key) {
+    /// Retires idle connections whose time is up; all of them when there is a reason for that.
+    pub(crate) fn retire_idle(&mut self, all: Option<CloseReason>, now: Instant, closed: &mut impl FnMut(C)) {
+        let due: Vec<_> = self.idle_keys().filter(|(_, expiry)| all.is_some() || now >= *expiry).collect();
+        for (key, _) in due {
+            let old = self.get(key).is_some_and(|conn| now >= conn.retire_at);
+            let why = all.unwrap_or(if old { CloseReason::Age } else { CloseReason::Idle });
+            if let Some(channel) = self.retire(key, why) {
                 closed(channel);
             }
         }
@@ -256,7 +361,7 @@ impl<C: Channel> Conns<C> {
     /// Retires the connection that has been idle longest.
     pub(crate) fn retire_oldest_idle(&mut self) -> Option<C> {
         let (key, _) = self.idle_keys().min_by_key(|(_, expiry)| *expiry)?;
-        self.retire(key)
+        self.retire(key, CloseReason::Spilled)
     }
 
     /// When the next idle connection must go.
@@ -265,7 +370,7 @@ impl<C: Channel> Conns<C> {
     }
 
     fn idle_keys(&self) -> impl Iterator<Item = (ConnKey, Instant)> {
-        self.slab.iter().filter(|(_, conn)| conn.streams == 0 && !conn.retired).map(|(index, conn)| {
+        self.slab.iter().filter(|(_, conn)| conn.streams == 0 && conn.retired.is_none()).map(|(index, conn)| {
             let expiry = (conn.idle_since + conn.idle_timeout).min(conn.retire_at);
             (ConnKey { index, generation: conn.generation }, expiry)
         })
@@ -282,6 +387,33 @@ impl<C: Channel> Conns<C> {
     fn unfree(&mut self, key: ConnKey) {
         if let Some(at) = self.free.iter().rposition(|free| *free == key) {
             self.free.remove(at);
+        }
+    }
+}
+
+// === impl Taken ===
+
+impl<C> Taken<C> {
+    /// Starts the clock.
+    pub(crate) fn timed(self, now: Instant) -> Self {
+        Self { since: Some(now), ..self }
+    }
+}
+
+// === impl CloseReason ===
+
+impl CloseReason {
+    /// The name used in metric labels.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Idle => "idle",
+            Self::Age => "age",
+            Self::Draining => "draining",
+            Self::Abandoned => "abandoned",
+            Self::Suspect => "suspect",
+            Self::Spilled => "spilled",
+            Self::Drained => "drained",
         }
     }
 }

@@ -5,7 +5,7 @@
 //! after it let go: nothing wakes, dials, drops a connection, logs or calls back under the lock. The
 //! alternatives were measured: an actor per origin costs 18 µs a checkout where this costs 77 ns.
 //!
-//! Dial demand is a *number* computed from who waits and what is under way ([`CellState::wanted`]), read
+//! Dial demand is a *number* computed from who waits and what is under way ([`demand`]), read
 //! again when a dial slot is free. It is never a list of requested dials, so a thousand callers who came
 //! and gave up leave nothing behind.
 //!
@@ -13,22 +13,31 @@
 
 mod breaker;
 mod conns;
+mod demand;
+mod estimate;
+mod event;
+mod tuning;
 mod waiters;
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use rate_limit::Backoff;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
 use self::conns::Conns;
-pub(crate) use self::conns::{Channel, ConnKey, Taken, Verdict};
-use self::waiters::{WaiterKey, Waiters};
+pub(crate) use self::conns::{Channel, CloseReason, ConnKey, Taken, Verdict};
+use self::estimate::Estimates;
+pub(crate) use self::event::{
+    Action, Actions, Awaited, CellCounts, CellLearnt, Event, FailedDial, Intake, Refusal, Ticket,
+};
+pub(crate) use self::tuning::Tuning;
+use self::waiters::Waiters;
 
 /// Connections beyond the cap that a fresh dial may add: a probe must not be starved by a cap full of
 /// stuck connections.
@@ -38,118 +47,10 @@ pub(crate) const FRESH_EXTRA: usize = 1;
 /// reconnect together.
 const AGE_JITTER_SHARE: f64 = 0.2;
 
-/// What bounds a cell.
-#[derive(Debug, Clone)]
-pub(crate) struct CellLimits {
-    pub(crate) connections_max: usize,
-    pub(crate) waiters_max: usize,
-    /// Dials of this origin at once when it is proven: its share of the partition's slots.
-    pub(crate) dials_max: usize,
-    pub(crate) streams_max: usize,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) age_max: Duration,
-    pub(crate) backoff: Backoff,
-}
-
-/// Names one waiter; given out when it joins the line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ticket {
-    fresh: bool,
-    key: WaiterKey,
-}
-
-/// What happens to a cell.
-#[derive(Debug)]
-pub(crate) enum Event<C, W, E> {
-    /// A caller wants a connection; a fresh one wants a *new* one, past any back-off.
-    Wait { waiter: W, deadline: Instant, fresh: bool },
-    /// A caller gave up.
-    Cancel(Ticket),
-    /// The scheduler has a dial slot for this cell.
-    Slot,
-    /// A dial worked. `jitter` is drawn evenly from 0 to 1.
-    Connected { fresh: bool, channel: C, shared: bool, jitter: f64 },
-    /// A dial failed. `jitter` is drawn evenly from 0 to 1.
-    DialFailed { fresh: bool, error: E, jitter: f64 },
-    /// A request is done with its connection.
-    Return { key: ConnKey, channel: Option<C>, verdict: Verdict, keep_alive: Option<Duration> },
-    /// The exchange on an HTTP/1.1 connection is over; its return follows at once, or its end.
-    Returning(ConnKey),
-    /// The connection is closed and its task has ended.
-    Closed(ConnKey),
-    /// The partition needs room: close the connection that has been idle longest.
-    EvictIdle,
-    /// The timer rang that was armed for this time.
-    Tick { at: Instant },
-    /// No more requests; close what is idle.
-    Drain,
-}
-
-/// Why a waiter gets no connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Refusal<E> {
-    /// Its deadline came. Whether a dial was under way, or at least waited for a slot.
-    Expired { dialling: bool, queued: bool },
-    /// The line is full.
-    Saturated,
-    /// The cell is being drained.
-    Draining,
-    /// The dial that was made for it failed.
-    Dial(E),
-    /// A dial failed that was made for somebody else.
-    Shared { error: E, retry_after: Duration },
-}
-
-/// What the shell has to do after it released the lock.
-#[derive(Debug)]
-pub(crate) enum Action<C, W, E> {
-    /// The waiter is in line under this ticket.
-    Queued(Ticket),
-    Give {
-        waiter: W,
-        taken: Taken<C>,
-    },
-    Refuse {
-        waiter: W,
-        why: Refusal<E>,
-    },
-    /// A waiter that gave up; handed out so that its destructor runs outside the lock.
-    Left(W),
-    /// Answer to [`Event::Slot`]: dial.
-    Dial {
-        fresh: bool,
-    },
-    /// Answer to [`Event::Slot`]: nobody needs it any more.
-    SlotUnused,
-    /// Answer to [`Event::Connected`]: the new connection's name.
-    Opened(ConnKey),
-    /// Put the cell in line for dial slots.
-    WantSlot {
-        proven: bool,
-    },
-    /// Drop this handle to a connection.
-    Close(C),
-    /// Ring at this time.
-    Arm(Instant),
-}
-
-pub(crate) type Actions<C, W, E> = SmallVec<[Action<C, W, E>; 4]>;
-
-/// Numbers for snapshots and checks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct CellCounts {
-    pub(crate) waiters: usize,
-    pub(crate) dialling: usize,
-    pub(crate) live: usize,
-    pub(crate) idle: usize,
-    pub(crate) streams: usize,
-    pub(crate) permits: usize,
-}
-
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct CellState<C, W, E> {
-    limits: CellLimits,
+    tuning: Arc<Tuning>,
     conns: Conns<C>,
     /// In line for any connection.
     line: Waiters<W>,
@@ -159,46 +60,70 @@ pub(crate) struct CellState<C, W, E> {
     permits: usize,
     dialling: usize,
     dialling_fresh: usize,
+    /// Dials under way of which no caller has been told first hand: ordinary and fresh ones.
+    untold: usize,
+    untold_fresh: usize,
     /// Dials allowed at once: 1 until one worked, then doubling.
     dial_window: usize,
     /// The last dial worked.
     proven: bool,
-    /// Requests one new connection is expected to carry: 1 until HTTP/2 is known to be spoken.
-    carries: usize,
     /// In the scheduler's line.
     queued: bool,
-    draining: bool,
-    armed: Option<Instant>,
+    /// No newcomers.
+    draining: Option<Intake>,
+    /// Rings that were asked for and have not come, the earliest last. All of them are remembered: a later
+    /// one does its work when it comes, and is not asked for twice.
+    rings: SmallVec<[Instant; 1]>,
+    /// A connection expires sooner than `rings` knows.
+    look_again: bool,
+    estimates: Estimates,
+    /// Whether the origin speaks HTTP/2, as the last dial found.
+    h2: Option<bool>,
 }
 
 // === impl CellState ===
 
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
-    pub(crate) fn new(limits: CellLimits) -> Self {
+    pub(crate) fn new(tuning: Arc<Tuning>) -> Self {
         Self {
-            conns: Conns::new(limits.streams_max, limits.idle_timeout),
+            conns: Conns::new(),
             line: Waiters::new(),
             fresh_line: Waiters::new(),
-            breaker: Breaker::new(limits.backoff),
+            breaker: Breaker::new(),
             permits: 0,
             dialling: 0,
             dialling_fresh: 0,
+            untold: 0,
+            untold_fresh: 0,
             dial_window: 1,
             proven: false,
-            carries: 1,
             queued: false,
-            draining: false,
-            armed: None,
-            limits,
+            draining: None,
+            rings: SmallVec::new(),
+            look_again: false,
+            estimates: Estimates::default(),
+            h2: None,
+            tuning,
         }
     }
 
     /// The fast path: a connection at once, unless others wait for one.
-    pub(crate) fn checkout(&mut self, now: Instant, closed: &mut impl FnMut(C)) -> Option<Taken<C>> {
-        if self.draining || !self.line.is_empty() {
+    pub(crate) fn checkout(&mut self, closed: &mut impl FnMut(C)) -> Option<Taken<C>> {
+        if self.draining.is_some() || !self.line.is_empty() {
             return None;
         }
-        self.conns.take(now, closed)
+        self.conns.take(&self.tuning, closed)
+    }
+
+    /// The fast way back: nobody waits, nothing is to be decided, and a timer will look after the connection.
+    /// Returns whether that was so; if not, nothing has changed and [`Event::Return`] does the rest. A
+    /// connection that was only held has not been used, so its idleness goes on and no clock is needed.
+    pub(crate) fn put_back(&mut self, key: ConnKey, channel: &mut Option<C>, now: Option<Instant>) -> bool {
+        if !self.line.is_empty() || self.draining.is_some() {
+            return false;
+        }
+        let Some(armed) = self.rings.last().copied() else { return false };
+        self.conns.put_back(key, channel, armed, now)
     }
 
     /// Applies one event. What it returns must be executed, in order, after the lock is released.
@@ -211,27 +136,30 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 out.extend(line.remove(ticket.key).map(Action::Left));
             }
             Event::Slot => self.slot(now, &mut out),
-            Event::Connected { fresh, channel, shared, jitter } => {
+            Event::Connected { fresh, channel, shared, took, jitter } => {
+                self.estimates.dial.learn(took);
+                self.estimates.slot.learn(took);
                 self.connected(fresh, channel, shared, jitter, now, &mut out);
             }
-            Event::DialFailed { fresh, error, jitter } => self.dial_failed(fresh, error, jitter, now, &mut out),
-            Event::Return { key, channel, verdict, keep_alive } => {
-                if let Some(keep_alive) = keep_alive {
-                    self.conns.set_idle_timeout(key, keep_alive);
-                    self.armed = self.armed.filter(|armed| *armed <= now + keep_alive);
-                }
-                out.extend(self.conns.give_back(key, channel, verdict, now).map(Action::Close));
+            Event::DialFailed { dial, took } => {
+                self.estimates.slot.learn(took);
+                self.dial_failed(dial, now, &mut out);
+            }
+            Event::Return { key, channel, verdict, keep_alive, held } => {
+                self.given_back(key, channel, verdict, keep_alive, held, now, &mut out);
             }
             Event::Returning(key) => self.conns.set_returning(key, true),
+            Event::Heard | Event::Retune => {}
             Event::Closed(key) => {
-                if let Some(channel) = self.conns.remove(key) {
+                if let Some((channel, reason)) = self.conns.remove(key) {
                     self.permits -= 1;
+                    out.push(Action::Ended(reason));
                     out.extend(channel.map(Action::Close));
                 }
             }
             Event::EvictIdle => out.extend(self.conns.retire_oldest_idle().map(Action::Close)),
             Event::Tick { at } => self.tick(at, now, &mut out),
-            Event::Drain => self.drain(&mut out),
+            Event::Drain(intake) => self.drain(intake, &mut out),
         }
         self.settle(now, &mut out);
         out
@@ -252,62 +180,46 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
     }
 
-    /// How many more dials the cell would start now.
-    pub(crate) fn wanted(&self, now: Instant) -> usize {
-        self.wanted_fresh() + self.wanted_normal(now)
+    /// How long the first in line has waited.
+    pub(crate) fn oldest_wait(&self, now: Instant) -> Duration {
+        let joined = [&self.line, &self.fresh_line].into_iter().filter_map(Waiters::front_joined).min();
+        joined.map_or(Duration::ZERO, |joined| now.saturating_duration_since(joined))
     }
 
-    fn wanted_fresh(&self) -> usize {
-        if self.draining {
-            return 0;
+    pub(crate) fn learnt(&self) -> CellLearnt {
+        CellLearnt {
+            hold: self.estimates.hold.get(),
+            dial: self.estimates.dial.get(),
+            h2: self.h2,
+            proven: self.proven,
+            draining: self.draining.is_some(),
         }
-        let uncovered = self.fresh_line.len().saturating_sub(self.dialling_fresh);
-        let room = (self.limits.connections_max + FRESH_EXTRA).saturating_sub(self.permits);
-        uncovered.min(room).min(self.dial_window.saturating_sub(self.dialling_fresh))
-    }
-
-    fn wanted_normal(&self, now: Instant) -> usize {
-        if self.draining || self.line.is_empty() || self.breaker.blocks(now).is_some() {
-            return 0;
-        }
-        let dialling = self.dialling - self.dialling_fresh;
-        let waiting = self.line.len().saturating_sub(self.conns.returning());
-        let uncovered = waiting.div_ceil(self.carries).saturating_sub(dialling);
-        let room = self.limits.connections_max.saturating_sub(self.permits);
-        uncovered.min(room).min(self.dial_window.saturating_sub(dialling))
     }
 
     fn wait(&mut self, waiter: W, deadline: Instant, fresh: bool, now: Instant, out: &mut Actions<C, W, E>) {
         let refuse = |waiter, why| Action::Refuse { waiter, why };
-        if self.draining {
-            return out.push(refuse(waiter, Refusal::Draining));
+        if let Some(intake) = self.draining {
+            let why = if intake == Intake::Surplus { Refusal::Saturated } else { Refusal::Draining };
+            return out.push(refuse(waiter, why));
         }
         if deadline <= now {
-            return out.push(refuse(waiter, Refusal::Expired { dialling: false, queued: false }));
+            return out.push(refuse(waiter, Refusal::Expired(Awaited::Turn)));
         }
         if !fresh {
-            if let Some(taken) = self.checkout(now, &mut |channel| out.push(Action::Close(channel))) {
+            if let Some(taken) = self.checkout(&mut |channel| out.push(Action::Close(channel))) {
                 return out.push(Action::Give { waiter, taken });
             }
-            if let Some(why) = self.hopeless(now) {
+            let why = self.hopeless(now).or_else(|| self.crowded()).or_else(|| self.wont_make(deadline, now));
+            if let Some(why) = why {
                 return out.push(refuse(waiter, why));
             }
         }
-        if self.line.len() + self.fresh_line.len() >= self.limits.waiters_max {
+        if self.line.len() + self.fresh_line.len() >= self.tuning.waiters_max() {
             return out.push(refuse(waiter, Refusal::Saturated));
         }
         let line = if fresh { &mut self.fresh_line } else { &mut self.line };
-        let key = line.push_back(waiter, deadline);
+        let key = line.push_back(waiter, deadline, now);
         out.push(Action::Queued(Ticket { fresh, key }));
-    }
-
-    /// The reason to fail at once: no connection, none coming, and a back-off to wait for.
-    fn hopeless(&self, now: Instant) -> Option<Refusal<E>> {
-        if self.dialling > 0 || self.conns.has_usable() {
-            return None;
-        }
-        let (error, retry_after) = self.breaker.blocks(now)?;
-        Some(Refusal::Shared { error: error.clone(), retry_after })
     }
 
     fn slot(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
@@ -319,7 +231,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.permits += 1;
         self.dialling += 1;
         self.dialling_fresh += usize::from(fresh);
-        out.push(Action::Dial { fresh });
+        *(if fresh { &mut self.untold_fresh } else { &mut self.untold }) += 1;
+        out.push(Action::Dial { fresh, epoch: self.breaker.epoch() });
     }
 
     fn connected(
@@ -331,39 +244,47 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         now: Instant,
         out: &mut Actions<C, W, E>,
     ) {
-        self.dialling -= 1;
-        self.dialling_fresh -= usize::from(fresh);
+        self.dial_over(fresh);
         self.breaker.succeed();
         self.proven = true;
-        self.dial_window = (self.dial_window * 2).min(self.limits.dials_max.max(1));
-        self.carries = if shared { self.limits.streams_max.min(channel.streams_max()).max(1) } else { 1 };
-        let age = self.limits.age_max.mul_f64(1.0 - AGE_JITTER_SHARE * jitter.clamp(0.0, 1.0));
-        let key = self.conns.insert(channel, shared, now + age, now);
+        self.dial_window = (self.dial_window * 2).min(self.tuning.dials_max());
+        self.h2 = Some(shared);
+        let age = self.tuning.age_max.get().mul_f64(1.0 - AGE_JITTER_SHARE * jitter.clamp(0.0, 1.0));
+        let key = self.conns.insert(channel, shared, now + age, now, &self.tuning);
         out.push(Action::Opened(key));
-        if self.draining {
-            out.extend(self.conns.retire(key).map(Action::Close));
-            return;
-        }
         if fresh
             && !self.fresh_line.is_empty()
-            && let Some(taken) = self.conns.take_key(key)
+            && let Some(taken) = self.conns.take_key(key, &self.tuning)
             && let Some(waiter) = self.fresh_line.pop_front()
         {
             out.push(Action::Give { waiter, taken });
         }
     }
 
-    fn dial_failed(&mut self, fresh: bool, error: E, jitter: f64, now: Instant, out: &mut Actions<C, W, E>) {
-        self.permits -= 1;
+    /// One dial fewer. Returns whether nobody has been told of it first hand.
+    fn dial_over(&mut self, fresh: bool) -> bool {
+        let before = if fresh { self.dialling_fresh } else { self.dialling - self.dialling_fresh };
         self.dialling -= 1;
         self.dialling_fresh -= usize::from(fresh);
-        self.breaker.fail(error.clone(), jitter, now);
-        self.proven = false;
-        self.dial_window = 1;
+        let untold = if fresh { &mut self.untold_fresh } else { &mut self.untold };
+        // When some have been told of, this is taken to be one of those.
+        let news = *untold == before;
+        *untold -= usize::from(news);
+        news
+    }
+
+    fn dial_failed(&mut self, failed: FailedDial<E>, now: Instant, out: &mut Actions<C, W, E>) {
+        let FailedDial { fresh, epoch, error, ours, jitter } = failed;
+        self.permits -= 1;
+        let news = self.dial_over(fresh);
+        if !ours && self.breaker.fail(epoch, error.clone(), jitter, self.tuning.backoff(), now) {
+            self.proven = false;
+            self.dial_window = 1;
+        }
         // Exactly one caller learns of the failure first hand.
         let owner = if fresh {
             self.fresh_line.pop_front()
-        } else if self.hopeless(now).is_some() {
+        } else if news && (self.hopeless(now).is_some() || ours && self.dialling == 0 && self.conns.usable() == 0) {
             self.line.pop_front()
         } else {
             None
@@ -372,22 +293,38 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     fn tick(&mut self, at: Instant, now: Instant, out: &mut Actions<C, W, E>) {
-        if self.armed != Some(at) {
-            return; // An earlier time was armed since; this ring is a leftover.
+        self.rings.retain(|ring| *ring != at);
+        self.conns.retire_idle(None, now, &mut |channel| out.push(Action::Close(channel)));
+        self.expire(now, out);
+    }
+
+    /// Tells those whose deadline has come what they waited for. A dial is evidence for one of them: the
+    /// others would report the same silence once more.
+    fn expire(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
+        let ours = if self.queued { Awaited::Slot } else { Awaited::Turn };
+        // With connections in use the dial under way is not what these waited for.
+        let dialling = self.dialling > self.dialling_fresh && self.conns.usable() == 0;
+        while let Some(waiter) = self.line.pop_expired(now) {
+            let awaited = match (dialling, self.untold > 0) {
+                (false, _) => ours,
+                (true, true) => Awaited::Dial,
+                (true, false) => Awaited::SharedDial,
+            };
+            self.untold -= usize::from(awaited == Awaited::Dial);
+            out.push(Action::Refuse { waiter, why: Refusal::Expired(awaited) });
         }
-        self.armed = None;
-        self.conns.retire_idle(false, now, &mut |channel| out.push(Action::Close(channel)));
-        let dialling = self.dialling > 0;
-        let queued = self.queued;
-        for line in [&mut self.line, &mut self.fresh_line] {
-            while let Some(waiter) = line.pop_expired(now) {
-                out.push(Action::Refuse { waiter, why: Refusal::Expired { dialling, queued } });
-            }
+        while let Some(waiter) = self.fresh_line.pop_expired(now) {
+            let awaited = if self.untold_fresh > 0 { Awaited::Dial } else { ours };
+            self.untold_fresh -= usize::from(awaited == Awaited::Dial);
+            out.push(Action::Refuse { waiter, why: Refusal::Expired(awaited) });
         }
     }
 
-    fn drain(&mut self, out: &mut Actions<C, W, E>) {
-        self.draining = true;
+    fn drain(&mut self, intake: Intake, out: &mut Actions<C, W, E>) {
+        self.draining = Some(intake);
+        if intake == Intake::ServeLine {
+            return;
+        }
         for line in [&mut self.line, &mut self.fresh_line] {
             while let Some(waiter) = line.pop_front() {
                 out.push(Action::Refuse { waiter, why: Refusal::Draining });
@@ -395,16 +332,38 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the fields of one event")]
+    fn given_back(
+        &mut self,
+        key: ConnKey,
+        channel: Option<C>,
+        verdict: Verdict,
+        keep_alive: Option<Duration>,
+        held: Option<Duration>,
+        now: Instant,
+        out: &mut Actions<C, W, E>,
+    ) {
+        if let Some(keep_alive) = keep_alive {
+            self.conns.set_idle_timeout(key, keep_alive.min(self.tuning.idle_timeout.get()));
+            self.look_again = true;
+        }
+        if let Some(held) = held
+            && matches!(verdict, Verdict::Answered | Verdict::TimedOut)
+        {
+            self.estimates.hold.learn(held.min(self.tuning.request_timeout.get()));
+        }
+        out.extend(self.conns.give_back(key, channel, verdict, now).map(Action::Close));
+    }
+
     /// What must hold after every event: nobody waits beside a free connection or without hope, demand
     /// is known to the scheduler, and the timer is set.
     fn settle(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
-        if self.draining {
-            self.conns.retire_idle(true, now, &mut |channel| out.push(Action::Close(channel)));
-        }
         while !self.line.is_empty() {
-            let Some(taken) = self.conns.take(now, &mut |channel| out.push(Action::Close(channel))) else { break };
+            let Some(taken) = self.conns.take(&self.tuning, &mut |channel| out.push(Action::Close(channel))) else {
+                break;
+            };
             if let Some(waiter) = self.line.pop_front() {
-                out.push(Action::Give { waiter, taken });
+                out.push(Action::Give { waiter, taken: taken.timed(now) });
             }
         }
         if !self.line.is_empty()
@@ -414,10 +373,11 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 out.push(Action::Refuse { waiter, why: why.clone() });
             }
         }
-        if !self.queued && self.wanted(now) > 0 {
-            self.queued = true;
-            out.push(Action::WantSlot { proven: self.proven });
+        if self.draining.is_some() && self.line.is_empty() && self.fresh_line.is_empty() {
+            let why = Some(CloseReason::Drained);
+            self.conns.retire_idle(why, now, &mut |channel| out.push(Action::Close(channel)));
         }
+        self.ask(now, out);
         self.arm(now, out);
     }
 
@@ -431,16 +391,23 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         {
             next = Some(next.map_or(until, |next| next.min(until)));
         }
+        if let Some((_, at)) = self.distrust_at().filter(|(_, at)| now < *at) {
+            next = Some(next.map_or(at, |next| next.min(at)));
+        }
         // A connection that falls idle now expires after `idle_timeout` at the earliest: with a ring before
         // that, looking is left to the tick.
-        if self.armed.is_none_or(|armed| armed > now + self.limits.idle_timeout)
+        // A ring that is due is on its way, or was lost: nothing may rely on it.
+        self.rings.retain(|ring| *ring > now);
+        let armed = self.rings.last().copied();
+        let look_again = std::mem::take(&mut self.look_again);
+        if (look_again || armed.is_none_or(|armed| armed > now + self.tuning.idle_timeout.get()))
             && let Some(expiry) = self.conns.next_expiry()
         {
             next = Some(next.map_or(expiry, |next| next.min(expiry)));
         }
         let Some(next) = next else { return };
-        if self.armed.is_none_or(|armed| next < armed) {
-            self.armed = Some(next);
+        if armed.is_none_or(|armed| next < armed) {
+            self.rings.push(next);
             out.push(Action::Arm(next));
         }
     }

@@ -2,22 +2,36 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::limits::LaneLimits;
+
+mod decisions;
 
 const WAITERS_MAX: usize = 12;
 const CONNECTIONS_MAX: usize = 4;
 const STREAMS_MAX: usize = 3;
+/// The origin's share of them is two.
+/// How long every dial is said to have taken.
+const DIAL_TIME: Duration = Duration::from_millis(20);
+const SLOTS: usize = 8;
 
 /// A connection as the shell would hold it.
 #[derive(Debug, Clone)]
 struct Pipe {
     shared: bool,
     open: Arc<AtomicBool>,
+    streams: Arc<AtomicUsize>,
+}
+
+impl Pipe {
+    fn new(shared: bool) -> Self {
+        Self { shared, open: Arc::new(AtomicBool::new(true)), streams: Arc::new(AtomicUsize::new(STREAMS_MAX)) }
+    }
 }
 
 impl Channel for Pipe {
@@ -29,8 +43,12 @@ impl Channel for Pipe {
         self.open.load(Ordering::Relaxed)
     }
 
+    fn is_lively(&self) -> bool {
+        true
+    }
+
     fn streams_max(&self) -> usize {
-        STREAMS_MAX
+        self.streams.load(Ordering::Relaxed)
     }
 }
 
@@ -76,28 +94,32 @@ struct Model {
     next_waiter: u32,
     /// Who is in line, in order, with deadline; normal and fresh apart.
     lines: [VecDeque<(u32, Ticket, Instant)>; 2],
-    dials: Vec<bool>,
+    dials: Vec<(bool, u32)>,
     conns: HashMap<ConnKey, Pipe>,
     leases: Vec<(ConnKey, Pipe, bool)>,
     queued: usize,
     armed: Vec<Instant>,
     answered: HashSet<u32>,
     last_dial_failed: bool,
+    /// How long every request is said to have held its connection.
+    hold_time: Duration,
 }
 
 impl Model {
     fn new() -> Self {
-        let limits = CellLimits {
-            connections_max: CONNECTIONS_MAX,
-            waiters_max: WAITERS_MAX,
-            dials_max: 2,
-            streams_max: STREAMS_MAX,
+        let limits = LaneLimits {
+            connections_per_origin_max: CONNECTIONS_MAX,
+            waiters_per_origin_max: WAITERS_MAX,
+            h2_streams_max: STREAMS_MAX,
             idle_timeout: Duration::from_millis(400),
             age_max: Duration::from_millis(2_000),
-            backoff: Backoff { base: Duration::from_millis(50), max: Duration::from_millis(200) },
+            backoff_base: Duration::from_millis(50),
+            backoff_max: Duration::from_millis(200),
+            ..LaneLimits::default()
         };
+        let tuning = Arc::new(Tuning::new(&limits, SLOTS));
         Self {
-            cell: CellState::new(limits),
+            cell: CellState::new(tuning),
             now: Instant::now(),
             next_waiter: 0,
             lines: [VecDeque::new(), VecDeque::new()],
@@ -108,6 +130,7 @@ impl Model {
             armed: Vec::new(),
             answered: HashSet::new(),
             last_dial_failed: false,
+            hold_time: Duration::from_millis(7),
         }
     }
 
@@ -134,25 +157,43 @@ impl Model {
             }
             Op::DialWorks { at, shared } => {
                 if let Some(at) = pick(at, self.dials.len()) {
-                    let fresh = self.dials.swap_remove(at);
-                    let channel = Pipe { shared, open: Arc::new(AtomicBool::new(true)) };
+                    let (fresh, _) = self.dials.swap_remove(at);
+                    let channel = Pipe::new(shared);
                     self.last_dial_failed = false;
-                    let event = Event::Connected { fresh, channel: channel.clone(), shared, jitter: 0.5 };
+                    let event =
+                        Event::Connected { fresh, channel: channel.clone(), shared, took: DIAL_TIME, jitter: 0.5 };
                     self.step(event, None, Some(&channel));
                 }
             }
             Op::DialFails { at, jitter } => {
                 if let Some(at) = pick(at, self.dials.len()) {
-                    let fresh = self.dials.swap_remove(at);
+                    let (fresh, epoch) = self.dials.swap_remove(at);
                     self.last_dial_failed = true;
-                    self.step(Event::DialFailed { fresh, error: "refused", jitter }, None, None);
+                    let dial = FailedDial { fresh, epoch, error: "refused", ours: false, jitter };
+                    self.step(Event::DialFailed { dial, took: DIAL_TIME }, None, None);
                 }
             }
             Op::Answer { at, verdict } => {
                 if let Some(at) = pick(at, self.leases.len()) {
                     let (key, pipe, _) = self.leases.swap_remove(at);
                     let whole = !pipe.shared && matches!(verdict, Verdict::Unused | Verdict::Answered);
-                    let event = Event::Return { key, channel: whole.then_some(pipe), verdict, keep_alive: None };
+                    let now = (verdict == Verdict::Answered).then_some(self.now);
+                    let mut channel = whole.then(|| pipe.clone());
+                    // Every other return tries the fast way first.
+                    if at % 2 == 1
+                        && matches!(verdict, Verdict::Unused | Verdict::Answered)
+                        && self.cell.put_back(key, &mut channel, now)
+                    {
+                        assert!(channel.is_none() && self.lines[0].is_empty());
+                        return;
+                    }
+                    let event = Event::Return {
+                        key,
+                        channel: whole.then_some(pipe),
+                        verdict,
+                        keep_alive: None,
+                        held: Some(self.hold_time),
+                    };
                     self.step(event, None, None);
                 }
             }
@@ -213,9 +254,9 @@ impl Model {
                 Action::Give { waiter, taken } => self.given(waiter, &taken, joining),
                 Action::Refuse { waiter, why } => self.refused(waiter, &why, joining),
                 Action::Left(waiter) => assert!(self.answered.contains(&waiter), "{waiter} left by itself"),
-                Action::Dial { fresh } => {
+                Action::Dial { fresh, epoch } => {
                     spoke = true;
-                    self.dials.push(fresh);
+                    self.dials.push((fresh, epoch));
                 }
                 Action::SlotUnused => spoke = true,
                 Action::Opened(key) => {
@@ -223,7 +264,7 @@ impl Model {
                     assert!(self.conns.insert(key, pipe).is_none(), "a connection's name was used twice");
                 }
                 Action::WantSlot { .. } => self.queued += 1,
-                Action::Close(_) => {}
+                Action::Close(_) | Action::Ended(_) => {}
                 Action::Arm(at) => self.armed.push(at),
             }
         }
@@ -264,7 +305,7 @@ impl Model {
         let deadline = self.lines.iter().flatten().find(|(other, ..)| *other == waiter).map(|(.., at)| *at);
         self.leave(waiter, joining);
         match why {
-            Refusal::Expired { .. } => {
+            Refusal::Expired(_) => {
                 let deadline = deadline.or(joining.map(|(_, deadline, _)| deadline)).expect("known");
                 assert!(deadline <= self.now, "expired too early");
             }
@@ -272,6 +313,9 @@ impl Model {
                 assert_eq!(self.lines[0].len() + self.lines[1].len(), WAITERS_MAX, "shed below the cap");
             }
             Refusal::Dial(_) | Refusal::Shared { .. } => assert!(self.last_dial_failed, "a dial error from nowhere"),
+            Refusal::WontMakeDeadline { excess } => {
+                assert!(!self.lines[0].is_empty() && *excess > Duration::ZERO, "sent away from an empty line");
+            }
             Refusal::Draining => panic!("nobody drains here"),
         }
     }
@@ -356,7 +400,7 @@ async fn one_dial_is_made_for_a_thousand_callers_of_an_unknown_origin() {
         model.apply(Op::Wait { fresh: false, patience_ms: 1_000 });
         model.apply(Op::GrantSlot);
     }
-    assert_eq!(model.dials, [false]);
+    assert_eq!(model.dials.len(), 1);
     model.apply(Op::DialFails { at: 0, jitter: 1.0 });
     assert_eq!(model.cell.counts().waiters, 0, "all share the failure");
     assert_eq!(model.queued, 0, "nobody dials during the back-off");

@@ -39,6 +39,7 @@ pub(crate) struct Waiters<W> {
 struct Node<W> {
     waiter: W,
     generation: u64,
+    joined: Instant,
     prev: Option<usize>,
     next: Option<usize>,
 }
@@ -58,10 +59,10 @@ impl<W> Waiters<W> {
         self.nodes.is_empty()
     }
 
-    pub(crate) fn push_back(&mut self, waiter: W, deadline: Instant) -> WaiterKey {
+    pub(crate) fn push_back(&mut self, waiter: W, deadline: Instant, now: Instant) -> WaiterKey {
         self.generation += 1;
         let generation = self.generation;
-        let index = self.nodes.insert(Node { waiter, generation, prev: self.tail, next: None });
+        let index = self.nodes.insert(Node { waiter, generation, joined: now, prev: self.tail, next: None });
         match self.tail {
             Some(tail) => self.nodes[tail].next = Some(index),
             None => self.head = Some(index),
@@ -74,6 +75,11 @@ impl<W> Waiters<W> {
 
     pub(crate) fn pop_front(&mut self) -> Option<W> {
         self.head.map(|index| self.unlink(index))
+    }
+
+    /// When the first in line joined.
+    pub(crate) fn front_joined(&self) -> Option<Instant> {
+        self.nodes.get(self.head?).map(|node| node.joined)
     }
 
     /// Takes a waiter out of the line; `None` when it already left.
@@ -150,10 +156,10 @@ mod tests {
     async fn the_line_is_first_in_first_out_and_cancel_leaves_no_hole() {
         let now = Instant::now();
         let mut line = Waiters::new();
-        let keys: Vec<_> = (0..5).map(|n| line.push_back(n, now + Duration::from_secs(1))).collect();
+        let keys: Vec<_> = (0..5).map(|n| line.push_back(n, now + Duration::from_secs(1), now)).collect();
         assert_eq!(line.remove(keys[2]), Some(2));
         assert_eq!(line.remove(keys[2]), None);
-        let other = line.push_back(9, now);
+        let other = line.push_back(9, now, now);
         assert_eq!(line.remove(keys[2]), None, "a key must not outlive its waiter");
         assert_eq!(line.pop_expired(now), Some(9));
         assert_eq!(line.remove(other), None);
@@ -164,9 +170,9 @@ mod tests {
     async fn r04_cancelled_waiters_leave_no_memory_behind() {
         let now = Instant::now();
         let mut line = Waiters::new();
-        line.push_back(0, now + Duration::from_secs(9));
+        line.push_back(0, now + Duration::from_secs(9), now);
         for n in 1..10_000 {
-            let key = line.push_back(n, now + Duration::from_secs(10));
+            let key = line.push_back(n, now + Duration::from_secs(10), now);
             line.remove(key);
         }
         assert!(line.deadlines.len() <= 2 + STALE_MAX + 1, "{} stale deadlines", line.deadlines.len());

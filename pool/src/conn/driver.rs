@@ -3,16 +3,24 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
+use tokio::time::{Sleep, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::h1::Return;
+use super::pulse::{Pulse, Watched};
 use crate::body::Body;
 use crate::dial::connect::BoxIo;
 use crate::partition::Spawner;
+
+/// How long a finished HTTP/1.1 exchange may take to leave its connection ready. One that answered early and does
+/// not read the rest of the request would keep it for ever.
+const READY_WAIT: Duration = Duration::from_millis(100);
 
 type Stream = TokioIo<BoxIo>;
 
@@ -26,12 +34,14 @@ pub(crate) enum Driver {
 pub(crate) struct H1Driver {
     conn: http1::Connection<Stream, Body>,
     back: Arc<Return>,
+    /// Runs while a lease is parked.
+    ready_by: Option<Pin<Box<Sleep>>>,
 }
 
 /// The dispatching half of an HTTP/2 connection; hyper runs the other half on [`TaskExecutor`].
 pub(crate) struct H2Driver {
-    conn: http2::Connection<Stream, Body, TaskExecutor>,
-    streams_max: Arc<AtomicUsize>,
+    conn: http2::Connection<TokioIo<Watched>, Body, TaskExecutor>,
+    pulse: Arc<Pulse>,
 }
 
 /// Runs hyper's HTTP/2 tasks as tasks of the connection's owner. Each keeps the connection's permit
@@ -39,6 +49,7 @@ pub(crate) struct H2Driver {
 #[derive(Clone)]
 pub(crate) struct TaskExecutor {
     spawner: Spawner,
+    token: CancellationToken,
     permit: Arc<dyn Send + Sync>,
 }
 
@@ -59,7 +70,7 @@ impl Future for Driver {
 
 impl H1Driver {
     pub(super) fn new(conn: http1::Connection<Stream, Body>, back: Arc<Return>) -> Self {
-        Self { conn, back }
+        Self { conn, back, ready_by: None }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -69,10 +80,15 @@ impl H1Driver {
         }
         if let Some(mut lease) = self.back.take_parked() {
             match lease.poll_ready(cx) {
-                Poll::Pending => self.back.put_back(lease),
+                Poll::Pending => {
+                    self.back.put_back(lease);
+                    let ready_by = self.ready_by.get_or_insert_with(|| Box::pin(sleep(READY_WAIT)));
+                    return ready_by.as_mut().poll(cx); // The end of the driver retires the lease.
+                }
                 Poll::Ready(true) => lease.give_back(),
                 Poll::Ready(false) => lease.discard(),
             }
+            self.ready_by = None;
         }
         Poll::Pending
     }
@@ -87,21 +103,22 @@ impl Drop for H1Driver {
 // === impl H2Driver ===
 
 impl H2Driver {
-    pub(super) fn new(conn: http2::Connection<Stream, Body, TaskExecutor>, streams_max: Arc<AtomicUsize>) -> Self {
-        Self { conn, streams_max }
+    pub(super) fn new(conn: http2::Connection<TokioIo<Watched>, Body, TaskExecutor>, pulse: Arc<Pulse>) -> Self {
+        Self { conn, pulse }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.streams_max.store(self.conn.current_max_send_streams(), Ordering::Relaxed);
-        Pin::new(&mut self.conn).poll(cx).map(drop)
+        let ended = Pin::new(&mut self.conn).poll(cx).map(drop);
+        self.pulse.streams_max.store(self.conn.current_max_send_streams(), Ordering::Relaxed);
+        ended
     }
 }
 
 // === impl TaskExecutor ===
 
 impl TaskExecutor {
-    pub(crate) fn new(spawner: Spawner, permit: Arc<dyn Send + Sync>) -> Self {
-        Self { spawner, permit }
+    pub(crate) fn new(spawner: Spawner, token: CancellationToken, permit: Arc<dyn Send + Sync>) -> Self {
+        Self { spawner, token, permit }
     }
 }
 
@@ -112,7 +129,7 @@ where
 {
     fn execute(&self, future: F) {
         let permit = Arc::clone(&self.permit);
-        self.spawner.spawn(async move {
+        self.spawner.spawn_under(&self.token, async move {
             future.await;
             drop(permit);
         });

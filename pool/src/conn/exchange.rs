@@ -12,7 +12,7 @@ use hyper::client::conn::TrySendError;
 use tokio::time::{Instant, timeout_at};
 
 use super::Link;
-use crate::body::Body;
+use crate::body::{Body, Held};
 use crate::cell::{ConnKey, Event, Taken, Verdict};
 use crate::error::{Error, Kind, Sent, Stage};
 use crate::origin::Origin;
@@ -31,6 +31,9 @@ const H1_ONLY: [HeaderName; 6] = [
 /// Taken off a server's `Keep-Alive: timeout`, so that we close first and no request meets its FIN.
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
 
+/// Longest `Keep-Alive: timeout` that is believed. What a peer says must not overflow a clock.
+const KEEP_ALIVE_MAX: Duration = Duration::from_hours(1);
+
 /// A request's hold on a connection. Dropping it at any moment leaves the cell correct.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -42,6 +45,8 @@ pub(crate) struct Lease {
     keep_alive: Option<Duration>,
     /// The request body was sent whole, so that the connection is ready right after the response.
     prompt: bool,
+    /// When it was taken, if the hold time is measured this time.
+    since: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +55,8 @@ enum Phase {
     Unused,
     /// Sent; no answer yet. An HTTP/1.1 connection dropped now cannot be used again.
     InFlight,
+    /// As `InFlight`, and the connection failed or refused the request.
+    Broken,
     /// As `InFlight`, and the deadline came.
     TimedOut,
     /// The answer's head has come.
@@ -92,6 +99,7 @@ pub(crate) async fn exchange(
             Ok((response, lease))
         }
         Ok(Err(refused)) => {
+            lease.phase = Phase::Broken;
             let Failure { error, unsent } = Failure::refused(refused);
             Err(fail(error, unsent))
         }
@@ -117,8 +125,9 @@ impl Failure {
 
 impl Lease {
     pub(crate) fn new(cell: Arc<Cell>, taken: Taken<Link>) -> Self {
-        let Taken { key, channel, reused } = taken;
-        Self { cell, key, link: Some(channel), reused, phase: Phase::Unused, keep_alive: None, prompt: false }
+        let Taken { key, channel, reused, since, sampled } = taken;
+        let since = if sampled && since.is_none() { Some(Instant::now()) } else { since };
+        Self { cell, key, link: Some(channel), reused, phase: Phase::Unused, keep_alive: None, prompt: false, since }
     }
 
     pub(crate) fn reused(&self) -> bool {
@@ -134,14 +143,14 @@ impl Lease {
     pub(super) fn give_back(mut self) {
         self.phase = Phase::Done;
         let link = self.link.take();
-        self.cell.give_back(self.key, link, Verdict::Answered, self.keep_alive);
+        self.cell.give_back(self.key, link, Verdict::Answered, self.keep_alive, self.since);
     }
 
     /// The connection is not to be used again.
     pub(super) fn discard(mut self) {
         self.phase = Phase::Done;
         drop(self.link.take());
-        self.cell.give_back(self.key, None, Verdict::Answered, None);
+        self.cell.give_back(self.key, None, Verdict::Answered, None, self.since);
     }
 
     /// The response body is over: read to its end or dropped.
@@ -158,17 +167,27 @@ impl Lease {
                     phase: Phase::Done,
                     keep_alive: self.keep_alive,
                     prompt: self.prompt,
+                    since: self.since,
                 };
                 if self.prompt {
                     self.cell.apply(Event::Returning(self.key));
                 }
                 back.park(parked);
             }
-            Link::H1 { .. } => self.cell.give_back(self.key, Some(link), Verdict::Answered, self.keep_alive),
+            Link::H1 { .. } => {
+                self.cell.give_back(self.key, Some(link), Verdict::Answered, self.keep_alive, self.since);
+            }
             Link::H2 { .. } => {
                 drop(link);
-                self.cell.give_back(self.key, None, Verdict::Answered, None);
+                self.cell.give_back(self.key, None, Verdict::Answered, None, self.since);
             }
+        }
+    }
+
+    /// The body did not come to its end. Without a head the phase says so already.
+    fn body_ended(&mut self, phase: Phase) {
+        if self.phase == Phase::Answered {
+            self.phase = phase;
         }
     }
 
@@ -176,7 +195,21 @@ impl Lease {
         if let Some(link) = self.link.take() {
             link.cut();
         }
-        self.cell.give_back(self.key, None, verdict, None);
+        self.cell.give_back(self.key, None, verdict, None, self.since);
+    }
+}
+
+impl Held for Lease {
+    fn late(&mut self) {
+        self.body_ended(Phase::TimedOut);
+    }
+
+    fn broken(&mut self) {
+        self.body_ended(Phase::Broken);
+    }
+
+    fn untimed(&mut self) {
+        self.since = None;
     }
 }
 
@@ -185,16 +218,20 @@ impl Drop for Lease {
         match self.phase {
             Phase::Unused => {
                 let link = self.link.take().filter(|link| !link.is_shared());
-                self.cell.give_back(self.key, link, Verdict::Unused, None);
+                self.cell.give_back(self.key, link, Verdict::Unused, None, None);
             }
-            Phase::InFlight => self.abandon(Verdict::Abandoned),
+            Phase::InFlight => {
+                self.cell.partition().metrics.cancelled("sent");
+                self.abandon(Verdict::Abandoned);
+            }
+            Phase::Broken => self.abandon(Verdict::Abandoned),
             Phase::TimedOut => self.abandon(Verdict::TimedOut),
             Phase::Answered => self.finish(),
             Phase::Done => {
                 // A parked lease that was dropped with its driver.
                 if let Some(link) = self.link.take() {
                     drop(link);
-                    self.cell.give_back(self.key, None, Verdict::Abandoned, None);
+                    self.cell.give_back(self.key, None, Verdict::Abandoned, None, None);
                 }
             }
         }
@@ -225,7 +262,7 @@ fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
     let value = headers.get("keep-alive")?.to_str().ok()?;
     let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("timeout="))?;
     let told = Duration::from_secs(seconds.trim().parse().ok()?);
-    Some(told.saturating_sub(KEEP_ALIVE_MARGIN).max(KEEP_ALIVE_MARGIN / 2))
+    Some(told.min(KEEP_ALIVE_MAX).saturating_sub(KEEP_ALIVE_MARGIN).max(KEEP_ALIVE_MARGIN / 2))
 }
 
 #[cfg(test)]
@@ -243,5 +280,7 @@ mod tests {
         assert_eq!(told("max=100,timeout=0"), Some(Duration::from_millis(500)));
         assert_eq!(told("max=100"), None);
         assert_eq!(told("timeout=-1"), None);
+        let longest = told("timeout=10000000000000000000").expect("a number");
+        assert!(longest <= KEEP_ALIVE_MAX, "what a peer says must not overflow a clock");
     }
 }

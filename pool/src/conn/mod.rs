@@ -6,9 +6,10 @@
 mod driver;
 mod exchange;
 mod h1;
+mod pulse;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub(crate) use self::driver::{Driver, TaskExecutor};
 use self::driver::{H1Driver, H2Driver};
 pub(crate) use self::exchange::{Failure, Lease, exchange, fit};
 use self::h1::Return;
+pub(crate) use self::pulse::Pulse;
+use self::pulse::Watched;
 use crate::body::Body;
 use crate::cell::Channel;
 use crate::dial::connect::{Alpn, BoxIo};
@@ -48,7 +51,7 @@ pub(crate) enum Link {
     /// HTTP/1.1: one request at a time. The handle travels with the request and comes back.
     H1 { sender: http1::SendRequest<Body>, back: Arc<Return> },
     /// HTTP/2: every request gets a copy.
-    H2 { sender: http2::SendRequest<Body>, streams_max: Arc<AtomicUsize> },
+    H2 { sender: http2::SendRequest<Body>, pulse: Arc<Pulse> },
 }
 
 /// Starts HTTP on a stream.
@@ -58,34 +61,31 @@ pub(crate) async fn handshake(
     settings: &ConnSettings,
     executor: TaskExecutor,
 ) -> Result<(Link, Driver), Error> {
-    let io = TokioIo::new(io);
     let failed = |error| Error::dial(Stage::Handshake, error);
     match alpn {
         Alpn::Http1 => {
             let (sender, conn) = http1::Builder::new()
                 .max_headers(HEADERS_MAX)
                 .max_buf_size(H1_BUFFER_BYTES_MAX)
-                .handshake(io)
+                .handshake(TokioIo::new(io))
                 .await
                 .map_err(failed)?;
             let back = Arc::new(Return::default());
             Ok((Link::H1 { sender, back: Arc::clone(&back) }, Driver::H1(Box::new(H1Driver::new(conn, back)))))
         }
         Alpn::Http2 => {
+            let pulse = Arc::new(Pulse::new(settings.ping_interval));
             let (sender, conn) = http2::Builder::new(executor)
                 .timer(TokioTimer::new())
                 .max_header_list_size(HEADER_BYTES_MAX)
                 .keep_alive_interval(settings.ping_interval)
                 .keep_alive_timeout(settings.ping_timeout)
                 .keep_alive_while_idle(true)
-                .handshake(io)
+                .handshake(TokioIo::new(Watched::new(io, Arc::clone(&pulse))))
                 .await
                 .map_err(failed)?;
-            let streams_max = Arc::new(AtomicUsize::new(conn.current_max_send_streams()));
-            Ok((
-                Link::H2 { sender, streams_max: Arc::clone(&streams_max) },
-                Driver::H2(Box::new(H2Driver::new(conn, streams_max))),
-            ))
+            pulse.streams_max.store(conn.current_max_send_streams(), Ordering::Relaxed);
+            Ok((Link::H2 { sender, pulse: Arc::clone(&pulse) }, Driver::H2(Box::new(H2Driver::new(conn, pulse)))))
         }
     }
 }
@@ -95,6 +95,14 @@ pub(crate) async fn handshake(
 impl Link {
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::H2 { .. })
+    }
+
+    /// The sign of life of an HTTP/2 connection.
+    pub(crate) fn pulse(&self) -> Option<Arc<Pulse>> {
+        match self {
+            Self::H1 { .. } => None,
+            Self::H2 { pulse, .. } => Some(Arc::clone(pulse)),
+        }
     }
 
     pub(crate) async fn try_send(
@@ -127,9 +135,7 @@ impl Channel for Link {
     fn share(&self) -> Option<Self> {
         match self {
             Self::H1 { .. } => None,
-            Self::H2 { sender, streams_max } => {
-                Some(Self::H2 { sender: sender.clone(), streams_max: Arc::clone(streams_max) })
-            }
+            Self::H2 { sender, pulse } => Some(Self::H2 { sender: sender.clone(), pulse: Arc::clone(pulse) }),
         }
     }
 
@@ -140,10 +146,17 @@ impl Channel for Link {
         }
     }
 
+    fn is_lively(&self) -> bool {
+        match self {
+            Self::H1 { .. } => true,
+            Self::H2 { pulse, .. } => pulse.is_lively(),
+        }
+    }
+
     fn streams_max(&self) -> usize {
         match self {
             Self::H1 { .. } => 1,
-            Self::H2 { streams_max, .. } => streams_max.load(Ordering::Relaxed),
+            Self::H2 { pulse, .. } => pulse.streams_max.load(Ordering::Relaxed),
         }
     }
 }

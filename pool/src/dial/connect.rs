@@ -15,7 +15,7 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::util::BoxCloneSyncService;
 
 use super::Progress;
@@ -55,6 +55,8 @@ pub enum Alpn {
 pub struct Connected {
     pub(crate) io: BoxIo,
     pub(crate) alpn: Option<Alpn>,
+    /// How long resolving the name took, if there was one.
+    pub(crate) resolved: Option<Duration>,
 }
 
 /// Which stage a connector's failure belongs to; the TCP connector wraps its errors in it.
@@ -79,12 +81,12 @@ pub(crate) struct Target<'a> {
 impl Connected {
     /// A bare stream: the pool does TLS if the origin is https.
     pub fn bare(io: impl Io + 'static) -> Self {
-        Self { io: Box::new(io), alpn: None }
+        Self { io: Box::new(io), alpn: None, resolved: None }
     }
 
     /// A stream on which HTTP can start at once.
     pub fn ready(io: impl Io + 'static, alpn: Alpn) -> Self {
-        Self { io: Box::new(io), alpn: Some(alpn) }
+        Self { io: Box::new(io), alpn: Some(alpn), resolved: None }
     }
 }
 
@@ -141,17 +143,21 @@ impl tower::Service<Origin> for TcpConnector {
 
     fn call(&mut self, origin: Origin) -> Self::Future {
         Box::pin(async move {
-            let stream = connect(&origin).await?;
-            Ok(Connected::bare(stream))
+            let (stream, resolved) = connect(&origin).await?;
+            Ok(Connected { resolved, ..Connected::bare(stream) })
         })
     }
 }
 
-async fn connect(origin: &Origin) -> Result<TcpStream, StageError> {
+async fn connect(origin: &Origin) -> Result<(TcpStream, Option<Duration>), StageError> {
     let at = |stage| move |source| StageError { stage, source };
-    let addresses = match origin.host().parse::<IpAddr>() {
-        Ok(ip) => vec![SocketAddr::new(ip, origin.port())],
-        Err(_) => lookup_host((origin.host(), origin.port())).await.map_err(at(Stage::Dns))?.collect(),
+    let (addresses, resolved) = match origin.host().parse::<IpAddr>() {
+        Ok(ip) => (vec![SocketAddr::new(ip, origin.port())], None),
+        Err(_) => {
+            let began = Instant::now();
+            let found = lookup_host((origin.host(), origin.port())).await.map_err(at(Stage::Dns))?.collect();
+            (found, Some(Instant::now().saturating_duration_since(began)))
+        }
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let mut addresses = addresses.into_iter().take(ADDRESSES_MAX).peekable();
@@ -165,7 +171,7 @@ async fn connect(origin: &Origin) -> Result<TcpStream, StageError> {
         match connected {
             Ok(stream) => {
                 prepare(&stream).map_err(at(Stage::Tcp))?;
-                return Ok(stream);
+                return Ok((stream, resolved));
             }
             Err(error) => last = error,
         }

@@ -43,7 +43,7 @@ pub(crate) struct HandshakeGate {
 
 /// The right to compute.
 #[derive(Debug)]
-struct Permit<'a> {
+pub(super) struct Permit<'a> {
     gate: &'a HandshakeGate,
     outcome: Outcome,
 }
@@ -65,30 +65,31 @@ impl HandshakeGate {
         Self { window: Window::new(limits), limits, line: Mutex::new(VecDeque::new()) }
     }
 
-    /// Changes how many may ever compute at once; what was learnt is kept within it.
-    pub(crate) fn set_max(&self, max: u32) {
-        self.window.set_limits(WindowLimits { max, ..self.limits });
+    /// Changes how many may ever compute at once; what was learnt is kept within it. `None`: what the cores allow.
+    pub(crate) fn set_max(&self, max: Option<u32>) {
+        let max = max.unwrap_or(self.limits.max);
+        let floor = self.limits.floor.min(max);
+        self.window.set_limits(WindowLimits { floor, max, ..self.limits });
         self.call_next();
     }
 
     /// Handshakes that compute now, and how many may.
-    #[cfg(test)]
     pub(crate) fn usage(&self) -> (u32, u32) {
         (self.window.in_flight(), self.window.limit())
     }
 
-    /// Polls `handshake` only while a permit is held.
+    /// Polls `handshake` only while a permit is held. `waits` is told when it begins and ceases to wait for one.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future returns the permit or the place in line.
-    pub(crate) async fn run<F: Future>(&self, handshake: F) -> F::Output {
+    pub(crate) async fn run<F: Future>(&self, handshake: F, waits: impl Fn(bool)) -> F::Output {
         let mut handshake = pin!(handshake);
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         woken.flag.store(true, Ordering::Relaxed);
         loop {
-            let mut permit = self.acquire().await;
+            let mut permit = self.acquire(&waits).await;
             let computing = poll_fn(|cx| {
                 woken.task.register(cx.waker());
                 while woken.flag.swap(false, Ordering::AcqRel) {
@@ -115,11 +116,16 @@ impl HandshakeGate {
         }
     }
 
-    async fn acquire(&self) -> Permit<'_> {
+    pub(super) async fn acquire(&self, waits: &impl Fn(bool)) -> Permit<'_> {
+        let mut waited = false;
         loop {
             let turn = {
                 let mut line = self.line.lock();
                 if self.window.try_enter() {
+                    drop(line);
+                    if waited {
+                        waits(false);
+                    }
                     return Permit { gate: self, outcome: Outcome::Neutral };
                 }
                 line.retain(|place| !place.is_closed());
@@ -127,6 +133,9 @@ impl HandshakeGate {
                 line.push_back(place);
                 turn
             };
+            if !std::mem::replace(&mut waited, true) {
+                waits(true);
+            }
             let place = Place { gate: self, turn: Some(turn) };
             place.await_turn().await;
         }
@@ -216,9 +225,9 @@ mod tests {
         let mut silent = JoinSet::new();
         for _ in 0..50 {
             let gate = Arc::clone(&gate);
-            silent.spawn(async move { gate.run(std::future::pending::<()>()).await });
+            silent.spawn(async move { gate.run(std::future::pending::<()>(), drop).await });
         }
-        let answered = tokio::time::timeout(Duration::from_secs(1), gate.run(std::future::ready(7))).await;
+        let answered = tokio::time::timeout(Duration::from_secs(1), gate.run(std::future::ready(7), drop)).await;
         assert_eq!(answered, Ok(7));
         silent.shutdown().await;
         assert_eq!(gate.usage().0, 0);
@@ -232,11 +241,14 @@ mod tests {
         for _ in 0..100 {
             let (gate, now, most) = (Arc::clone(&gate), Arc::clone(&now), Arc::clone(&most));
             tasks.spawn(async move {
-                gate.run(async {
-                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    sleep(Duration::from_millis(1)).await;
-                    now.fetch_sub(1, Ordering::SeqCst);
-                })
+                gate.run(
+                    async {
+                        most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                        sleep(Duration::from_millis(1)).await;
+                        now.fetch_sub(1, Ordering::SeqCst);
+                    },
+                    drop,
+                )
                 .await;
             });
         }
@@ -254,13 +266,13 @@ mod tests {
             for n in 0..20 {
                 let gate = Arc::clone(&gate);
                 tasks.spawn(async move {
-                    let work = gate.run(sleep(Duration::from_millis(3)));
+                    let work = gate.run(sleep(Duration::from_millis(3)), drop);
                     drop(tokio::time::timeout(Duration::from_millis((n * 7 + round) % 23), work).await);
                 });
             }
             while tasks.join_next().await.is_some() {}
             assert_eq!(gate.usage().0, 0, "round {round}");
         }
-        gate.run(std::future::ready(())).await;
+        gate.run(std::future::ready(()), drop).await;
     }
 }

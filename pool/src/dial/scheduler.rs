@@ -5,14 +5,24 @@
 //! that have not proven themselves share at most three quarters of the slots, one origin gets at most a
 //! quarter, and origins take turns. An origin is in line at most once; what it wants is asked again when
 //! its turn comes.
+//!
+//! Turns are a deficit round robin: each time an origin comes to the front it earns one unit, and it dials
+//! when it has earned what its dials cost in slot time. An origin whose dials are slow thus dials more
+//! rarely, and all get the same share of the slots' time.
 
 use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// What part of the slots is kept for origins whose last dial worked: 1 in this many.
 const RESERVED_ONE_IN: usize = 4;
 
 /// One origin's largest share of the slots: 1 in this many.
 const ORIGIN_ONE_IN: usize = 4;
+
+/// Units an origin earns each time it comes to the front.
+const QUANTUM: u32 = 1;
 
 /// Under which heading a slot was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,15 +33,17 @@ pub(crate) enum Class {
     Unproven,
 }
 
-/// Why no slot can be given now.
+/// Who may dial now.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Turn<T> {
-    /// This one may dial.
-    Granted(T, Class),
+    /// This one may, after so long in line.
+    Granted { item: T, class: Class, waited: Duration },
     /// Nobody is in line, or every slot they may use is taken.
     NoSlot,
     /// Somebody could dial, but the partition's connections are used up.
     NoRoom,
+    /// Somebody could dial, but not before this moment: the rate of dials is used up.
+    NotYet(Instant),
 }
 
 #[derive(Debug)]
@@ -42,9 +54,28 @@ pub(crate) struct Scheduler<T> {
     connections: usize,
     in_flight: usize,
     in_flight_unproven: usize,
-    proven: VecDeque<T>,
-    unproven: VecDeque<T>,
+    proven: VecDeque<Flow<T>>,
+    unproven: VecDeque<Flow<T>>,
     unproven_next: bool,
+}
+
+/// An origin in line.
+#[derive(Debug)]
+struct Flow<T> {
+    item: T,
+    cost: u32,
+    credit: u32,
+    since: Instant,
+}
+
+/// Dials of one origin at once.
+pub(crate) fn origin_share(slots: usize) -> usize {
+    (slots / ORIGIN_ONE_IN).max(1)
+}
+
+/// Slots kept for proven origins: a quarter, rounded up; the last one is for everybody.
+fn reserve(slots: usize) -> usize {
+    slots.div_ceil(RESERVED_ONE_IN).min(slots - 1)
 }
 
 // === impl Scheduler ===
@@ -54,7 +85,7 @@ impl<T> Scheduler<T> {
         let slots = slots.max(1);
         Self {
             slots,
-            reserved: slots / RESERVED_ONE_IN,
+            reserved: reserve(slots),
             connections_max: connections_max.max(1),
             connections: 0,
             in_flight: 0,
@@ -65,24 +96,22 @@ impl<T> Scheduler<T> {
         }
     }
 
-    /// Changes the number of slots. Dials beyond a smaller number finish; no new one starts before.
-    pub(crate) fn set_slots(&mut self, slots: usize) {
+    /// Changes the number of slots and connections. What is beyond a smaller number finishes; nothing new
+    /// starts before.
+    pub(crate) fn set_limits(&mut self, slots: usize, connections_max: usize) {
         self.slots = slots.max(1);
-        self.reserved = self.slots / RESERVED_ONE_IN;
-    }
-
-    /// Dials of one origin at once.
-    pub(crate) fn origin_share(slots: usize) -> usize {
-        (slots / ORIGIN_ONE_IN).max(1)
+        self.reserved = reserve(self.slots);
+        self.connections_max = connections_max.max(1);
     }
 
     /// Puts an origin in line. The caller makes sure that it is in line only once.
-    pub(crate) fn enqueue(&mut self, item: T, proven: bool) {
-        if proven { self.proven.push_back(item) } else { self.unproven.push_back(item) }
+    pub(crate) fn enqueue(&mut self, item: T, proven: bool, cost: u32, now: Instant) {
+        let flow = Flow { item, cost: cost.max(1), credit: 0, since: now };
+        if proven { self.proven.push_back(flow) } else { self.unproven.push_back(flow) }
     }
 
-    /// The next origin that may dial. Takes a slot and a connection for it.
-    pub(crate) fn next(&mut self) -> Turn<T> {
+    /// The next origin that may dial, if `rate` allows one now. Takes a slot and a connection for it.
+    pub(crate) fn next(&mut self, now: Instant, rate: impl FnOnce() -> Result<(), Instant>) -> Turn<T> {
         let free = self.in_flight < self.slots;
         let proven = free && !self.proven.is_empty();
         let unproven = free && !self.unproven.is_empty() && self.in_flight_unproven < self.slots - self.reserved;
@@ -92,17 +121,20 @@ impl<T> Scheduler<T> {
         if self.connections >= self.connections_max {
             return Turn::NoRoom;
         }
+        if let Err(at) = rate() {
+            return Turn::NotYet(at);
+        }
         let class = if unproven && (self.unproven_next || !proven) { Class::Unproven } else { Class::Proven };
         self.unproven_next = class == Class::Proven;
         let line = match class {
             Class::Proven => &mut self.proven,
             Class::Unproven => &mut self.unproven,
         };
-        let Some(item) = line.pop_front() else { return Turn::NoSlot };
+        let Some(flow) = turn(line) else { return Turn::NoSlot };
         self.connections += 1;
         self.in_flight += 1;
         self.in_flight_unproven += usize::from(class == Class::Unproven);
-        Turn::Granted(item, class)
+        Turn::Granted { item: flow.item, class, waited: now.saturating_duration_since(flow.since) }
     }
 
     /// A dial is over.
@@ -116,14 +148,20 @@ impl<T> Scheduler<T> {
         self.connections -= 1;
     }
 
-    /// Empties the line, for the end of the partition.
-    pub(crate) fn clear(&mut self) -> (VecDeque<T>, VecDeque<T>) {
-        (std::mem::take(&mut self.proven), std::mem::take(&mut self.unproven))
+    /// Empties the line, for the end of the partition. What is returned is to be dropped.
+    pub(crate) fn clear(&mut self) -> Vec<T> {
+        self.proven.drain(..).chain(self.unproven.drain(..)).map(|flow| flow.item).collect()
     }
 
     /// Origins in line.
     pub(crate) fn queued(&self) -> usize {
         self.proven.len() + self.unproven.len()
+    }
+
+    /// How long the one who waits longest has been in line.
+    pub(crate) fn oldest(&self, now: Instant) -> Duration {
+        let since = self.proven.iter().chain(&self.unproven).map(|flow| flow.since).min();
+        since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     /// Connections held, dials included.
@@ -132,13 +170,27 @@ impl<T> Scheduler<T> {
     }
 }
 
+/// Rotates the line until somebody has earned the dial. Each rotation earns somebody a unit, so that a
+/// grant costs no more rotations than its own price.
+fn turn<T>(line: &mut VecDeque<Flow<T>>) -> Option<Flow<T>> {
+    while let Some(mut flow) = line.pop_front() {
+        flow.credit += QUANTUM;
+        if flow.credit >= flow.cost || line.is_empty() {
+            return Some(flow);
+        }
+        line.push_back(flow);
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn grants(scheduler: &mut Scheduler<u32>) -> Vec<u32> {
-        std::iter::from_fn(|| match scheduler.next() {
-            Turn::Granted(item, _) => Some(item),
+        let now = Instant::now();
+        std::iter::from_fn(|| match scheduler.next(now, || Ok(())) {
+            Turn::Granted { item, .. } => Some(item),
             _ => None,
         })
         .collect()
@@ -147,11 +199,11 @@ mod tests {
     #[test]
     fn r01_unproven_origins_leave_slots_for_proven_ones() {
         let mut scheduler = Scheduler::new(8, 100);
-        (0..20).for_each(|dead| scheduler.enqueue(dead, false));
+        (0..20).for_each(|dead| scheduler.enqueue(dead, false, 1, Instant::now()));
         assert_eq!(grants(&mut scheduler).len(), 6);
-        scheduler.enqueue(100, true);
-        scheduler.enqueue(101, true);
-        scheduler.enqueue(102, true);
+        scheduler.enqueue(100, true, 1, Instant::now());
+        scheduler.enqueue(101, true, 1, Instant::now());
+        scheduler.enqueue(102, true, 1, Instant::now());
         assert_eq!(grants(&mut scheduler), [100, 101]);
         scheduler.release_slot(Class::Proven);
         assert_eq!(grants(&mut scheduler), [102]);
@@ -160,13 +212,13 @@ mod tests {
     #[test]
     fn r20_fewer_slots_bite_at_once_and_more_are_used_at_once() {
         let mut scheduler = Scheduler::new(4, 100);
-        (0..8).for_each(|n| scheduler.enqueue(n, true));
+        (0..8).for_each(|n| scheduler.enqueue(n, true, 1, Instant::now()));
         assert_eq!(grants(&mut scheduler).len(), 4);
-        scheduler.set_slots(2);
+        scheduler.set_limits(2, 100);
         scheduler.release_slot(Class::Proven);
         scheduler.release_slot(Class::Proven);
         assert!(grants(&mut scheduler).is_empty());
-        scheduler.set_slots(5);
+        scheduler.set_limits(5, 100);
         assert_eq!(grants(&mut scheduler).len(), 3);
     }
 
@@ -174,8 +226,8 @@ mod tests {
     fn proven_and_unproven_take_turns() {
         let mut scheduler = Scheduler::new(4, 100);
         for n in 0..2 {
-            scheduler.enqueue(n, false);
-            scheduler.enqueue(10 + n, true);
+            scheduler.enqueue(n, false, 1, Instant::now());
+            scheduler.enqueue(10 + n, true, 1, Instant::now());
         }
         assert_eq!(grants(&mut scheduler), [10, 0, 11, 1]);
     }
@@ -183,11 +235,47 @@ mod tests {
     #[test]
     fn i09_connections_stay_within_their_budget() {
         let mut scheduler = Scheduler::new(8, 2);
-        (0..3).for_each(|n| scheduler.enqueue(n, true));
+        (0..3).for_each(|n| scheduler.enqueue(n, true, 1, Instant::now()));
         assert_eq!(grants(&mut scheduler), [0, 1]);
         scheduler.release_slot(Class::Proven);
-        assert_eq!(scheduler.next(), Turn::NoRoom);
+        assert_eq!(scheduler.next(Instant::now(), || Ok(())), Turn::NoRoom);
         scheduler.release_connection();
         assert_eq!(grants(&mut scheduler), [2]);
+    }
+
+    #[test]
+    fn r01_origins_with_slow_dials_get_the_same_slot_time_not_the_same_number_of_dials() {
+        let mut scheduler = Scheduler::new(1, 1_000);
+        let now = Instant::now();
+        let mut dials = [0; 2];
+        scheduler.enqueue(0, true, 1, now);
+        scheduler.enqueue(1, true, 8, now);
+        for _ in 0..180 {
+            let Turn::Granted { item, class, .. } = scheduler.next(now, || Ok(())) else { panic!("a slot is free") };
+            dials[item] += 1;
+            scheduler.release_slot(class);
+            scheduler.enqueue(item, true, if item == 1 { 8 } else { 1 }, now);
+        }
+        assert!((7..=9).contains(&(dials[0] / dials[1])), "{dials:?}");
+    }
+
+    #[test]
+    fn r04_a_used_up_rate_takes_no_slot() {
+        let mut scheduler = Scheduler::new(4, 100);
+        let now = Instant::now();
+        scheduler.enqueue(1, true, 1, now);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(scheduler.next(now, || Err(later)), Turn::NotYet(later));
+        assert_eq!((scheduler.connections(), scheduler.queued()), (0, 1));
+        assert_eq!(grants(&mut scheduler), [1]);
+    }
+
+    #[test]
+    fn r01_every_size_keeps_a_quarter_for_the_proven_and_one_slot_for_the_rest() {
+        for slots in 1..100 {
+            let kept = reserve(slots);
+            assert!(kept < slots && (slots == 1 || kept * 4 >= slots), "{kept} of {slots}");
+            assert!(origin_share(slots) == 1 || origin_share(slots) * 4 <= slots);
+        }
     }
 }

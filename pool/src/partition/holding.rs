@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::RngExt;
 
 use super::Cell;
-use crate::cell::{ConnKey, Event};
+use crate::cell::{ConnKey, Event, FailedDial};
 use crate::conn::Link;
 use crate::dial::scheduler::Class;
 use crate::error::{Error, Kind, Stage};
@@ -25,7 +26,7 @@ pub(crate) struct Holding {
 
 #[derive(Debug, Clone, Copy)]
 enum State {
-    Dialling { fresh: bool },
+    Dialling { fresh: bool, epoch: u32 },
     Live(ConnKey),
     Failed,
 }
@@ -33,15 +34,15 @@ enum State {
 // === impl Holding ===
 
 impl Holding {
-    pub(super) fn new(cell: Arc<Cell>, class: Class, fresh: bool) -> Self {
-        Self { cell, class, state: Mutex::new(State::Dialling { fresh }) }
+    pub(super) fn new(cell: Arc<Cell>, class: Class, fresh: bool, epoch: u32) -> Self {
+        Self { cell, class, state: Mutex::new(State::Dialling { fresh, epoch }) }
     }
 
     /// The dial worked: the permit is now the connection's.
-    pub(super) fn connected(&self, link: Link) {
-        let State::Dialling { fresh } = *self.state.lock() else { return };
+    pub(super) fn connected(&self, link: Link, took: Duration) {
+        let State::Dialling { fresh, .. } = *self.state.lock() else { return };
         let shared = link.is_shared();
-        let event = Event::Connected { fresh, channel: link, shared, jitter: rand::rng().random() };
+        let event = Event::Connected { fresh, channel: link, shared, took, jitter: rand::rng().random() };
         if let Some(key) = self.cell.open(event, |key| *self.state.lock() = State::Live(key)) {
             tracing::debug!(origin = %self.cell.origin(), ?key, shared, "connection opened");
         }
@@ -49,11 +50,16 @@ impl Holding {
     }
 
     /// The dial failed.
-    pub(super) fn failed(&self, error: Error) {
+    pub(super) fn failed(&self, error: Error, took: Duration) {
         let before = std::mem::replace(&mut *self.state.lock(), State::Failed);
-        if let State::Dialling { fresh } = before {
+        if let State::Dialling { fresh, epoch } = before {
             tracing::debug!(origin = %self.cell.origin(), %error, "dial failed");
-            self.cell.apply(Event::DialFailed { fresh, error, jitter: rand::rng().random() });
+            let ours = error.is_ours();
+            if error.is_local() {
+                self.cell.partition().hold_dials();
+            }
+            let dial = FailedDial { fresh, epoch, error, ours, jitter: rand::rng().random() };
+            self.cell.apply(Event::DialFailed { dial, took });
             self.release_slot();
         }
     }
@@ -68,7 +74,7 @@ impl Drop for Holding {
     fn drop(&mut self) {
         let state = *self.state.get_mut();
         match state {
-            State::Dialling { .. } => self.failed(Error::new(Kind::Aborted, Stage::DialSlot)),
+            State::Dialling { .. } => self.failed(Error::new(Kind::Aborted, Stage::DialSlot), Duration::ZERO),
             State::Live(key) => {
                 self.cell.ended.fetch_add(1, Ordering::Relaxed);
                 self.cell.apply(Event::Closed(key));
@@ -77,5 +83,6 @@ impl Drop for Holding {
         }
         self.cell.partition().scheduler.lock().release_connection();
         self.cell.partition().pump();
+        self.cell.partition().ended.notify_waiters();
     }
 }

@@ -12,23 +12,28 @@ mod timers;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::RngExt;
-use rate_limit::Backoff;
+use rate_limit::{Bucket, Quota};
 use rustc_hash::FxBuildHasher;
+use serde::Serialize;
 use smallvec::SmallVec;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use self::holding::Holding;
 pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
-use self::timers::Timers;
-use crate::cell::{CellLimits, Event};
+use self::timers::{Timers, Whom};
+use crate::cell::{CellCounts, Event, Intake, Tuning};
+use crate::debug::{OriginDebug, busiest};
 use crate::dial::Dialer;
 use crate::dial::scheduler::{Scheduler, Turn};
+use crate::lane::DrainReport;
 use crate::limits::LaneLimits;
 use crate::metrics::PartitionMetrics;
 use crate::origin::Origin;
@@ -41,24 +46,44 @@ const EVICT_TRIES: usize = 64;
 /// partitions are searched in a quarter of a second.
 const EVICT_RETRY: Duration = Duration::from_millis(5);
 
+/// Pause of a partition's dials after one failed for want of file descriptors, ports or memory.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a drain waits, after it cut connections at its deadline, for their tasks to notice.
+pub(crate) const ABORT_WAIT: Duration = Duration::from_secs(1);
+
+/// How often a drain looks for waiters who have left by themselves.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Partition {
-    limits: LaneLimits,
-    cell_limits: CellLimits,
-    waiters_max: usize,
-    origins_max: usize,
+    tuning: Arc<Tuning>,
+    waiters_max: AtomicUsize,
+    origins_max: AtomicUsize,
+    dial_rate: Bucket,
     waiters: AtomicUsize,
     /// Somebody could dial if only there were room.
     starved: AtomicBool,
     /// The timer will look for room again.
     searching: AtomicBool,
+    /// The timer will try to dial again when the rate allows.
+    paced: AtomicBool,
+    /// No dial starts before this, in milliseconds after `epoch`: the machine ran out of something.
+    held_until_ms: AtomicU64,
     draining: AtomicBool,
     cells: Mutex<Cells>,
     scheduler: Mutex<Scheduler<Arc<Cell>>>,
     timers: Timers,
     dialer: Arc<Dialer>,
     spawner: Spawner,
+    /// Ends the partition's dials and connections.
+    token: CancellationToken,
+    /// Rings whenever a connection or dial ends.
+    ended: Notify,
+    epoch: Instant,
+    /// When the timer was last seen alive, in milliseconds after `epoch`.
+    beat_ms: AtomicU64,
     pub(crate) metrics: PartitionMetrics,
 }
 
@@ -71,7 +96,7 @@ struct Cells {
 }
 
 /// What a partition holds at one moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PartitionSnapshot {
     /// Origins with state.
     pub origins: usize,
@@ -89,6 +114,12 @@ pub struct PartitionSnapshot {
     pub in_use: usize,
     /// Permits that are neither a live connection nor a dial; must be 0.
     pub permits_off: i64,
+    /// How long the caller who waits longest has been in line.
+    pub waiters_oldest_ms: u64,
+    /// How long the origin that waits longest has been in line for a dial slot.
+    pub dial_queue_oldest_ms: u64,
+    /// Time since the partition's timer was last seen alive: a second at most, unless it is stuck.
+    pub heartbeat_age_ms: u64,
 }
 
 // === impl Partition ===
@@ -100,55 +131,54 @@ impl Partition {
         spawner: Spawner,
         metrics: PartitionMetrics,
     ) -> Arc<Self> {
-        let share = |whole: usize| (whole / limits.partitions).max(1);
-        let slots = share(limits.dials_max);
+        let slots = limits.share(limits.dials_max);
         let partition = Arc::new(Self {
-            cell_limits: CellLimits {
-                connections_max: limits.connections_per_origin_max,
-                waiters_max: limits.waiters_per_origin_max,
-                dials_max: Scheduler::<Arc<Cell>>::origin_share(slots),
-                streams_max: limits.h2_streams_max,
-                idle_timeout: limits.idle_timeout,
-                age_max: limits.age_max,
-                backoff: Backoff { base: limits.backoff_base, max: limits.backoff_max },
-            },
-            waiters_max: share(limits.waiters_max),
-            // Hashing is even only on average: half as much again keeps the lane's total reachable.
-            origins_max: share(limits.origins_max).saturating_mul(3).div_ceil(2),
+            tuning: Arc::new(Tuning::new(limits, slots)),
+            waiters_max: AtomicUsize::new(limits.share(limits.waiters_max)),
+            origins_max: AtomicUsize::new(origins_share(limits)),
+            dial_rate: Bucket::new(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now()),
             waiters: AtomicUsize::new(0),
             starved: AtomicBool::new(false),
             searching: AtomicBool::new(false),
+            paced: AtomicBool::new(false),
+            held_until_ms: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             cells: Mutex::new(Cells::default()),
-            scheduler: Mutex::new(Scheduler::new(slots, share(limits.connections_max))),
+            scheduler: Mutex::new(Scheduler::new(slots, limits.share(limits.connections_max))),
             timers: Timers::default(),
-            limits: limits.clone(),
+            token: spawner.token(),
+            ended: Notify::new(),
+            epoch: Instant::now(),
+            beat_ms: AtomicU64::new(0),
             dialer,
             spawner,
             metrics,
         });
         let timers = Arc::downgrade(&partition);
-        partition.spawner.keep(move || timers::run(timers.clone()));
+        let restarts = partition.metrics.restarts.clone();
+        partition.spawner.keep(restarts, move || timers::run(timers.clone()));
         partition
     }
 
     /// The cell of an origin, made on first use. Beyond the partition's share of `origins_max` the cell
-    /// is not kept and refuses everything.
+    /// is not kept and refuses everything, as a full line does.
     pub(crate) fn cell(self: &Arc<Self>, origin: &Origin) -> Arc<Cell> {
         let mut cells = self.cells.lock();
         if let Some(at) = cells.index.get(origin) {
             return Arc::clone(&cells.list[*at]);
         }
-        let cell = Arc::new(Cell::new(origin.clone(), Arc::clone(self), self.cell_limits.clone()));
-        let kept = cells.list.len() < self.origins_max;
+        let cell = Arc::new(Cell::new(origin.clone(), Arc::clone(self), Arc::clone(&self.tuning)));
+        let kept = cells.list.len() < self.origins_max.load(Ordering::Relaxed);
         if kept {
             let at = cells.list.len();
             cells.index.insert(origin.clone(), at);
             cells.list.push(Arc::clone(&cell));
         }
         drop(cells);
-        if !kept || self.draining.load(Ordering::Acquire) {
-            cell.apply(Event::Drain);
+        if !kept {
+            cell.refuse_as_surplus();
+        } else if self.draining.load(Ordering::Acquire) {
+            cell.apply(Event::Drain(Intake::Refuse));
         }
         cell
     }
@@ -157,32 +187,102 @@ impl Partition {
     pub(crate) fn forget(&self, origin: &Origin) {
         let cell = self.cells.lock().remove(origin);
         if let Some(cell) = cell {
-            cell.apply(Event::Drain);
+            cell.apply(Event::Drain(Intake::Refuse));
         }
     }
 
-    /// Refuses new requests, answers waiters, closes idle connections. Returns how many waited.
-    pub(crate) fn begin_drain(&self) -> usize {
+    /// Refuses new requests, answers or serves waiters, closes idle connections. Returns how many waited.
+    pub(crate) fn begin_drain(&self, intake: Intake) -> usize {
         self.draining.store(true, Ordering::Release);
         let cells = self.cells.lock().list.clone();
         let waiting = cells.iter().map(|cell| cell.counts().waiters).sum();
-        cells.iter().for_each(|cell| cell.apply(Event::Drain));
+        cells.iter().for_each(|cell| cell.apply(Event::Drain(intake)));
         waiting
+    }
+
+    /// Drains one origin and forgets it.
+    pub(crate) async fn drain_origin(&self, origin: &Origin, intake: Intake, deadline: Instant) -> DrainReport {
+        let Some(cell) = self.cells.lock().remove(origin) else { return DrainReport::default() };
+        self.drain_cells(&[cell], intake, deadline).await
+    }
+
+    /// Drains every origin; the partition takes none afterwards.
+    pub(crate) async fn drain(&self, intake: Intake, deadline: Instant) -> DrainReport {
+        self.draining.store(true, Ordering::Release);
+        let cells = self.cells.lock().list.clone();
+        self.drain_cells(&cells, intake, deadline).await
+    }
+
+    async fn drain_cells(&self, cells: &[Arc<Cell>], intake: Intake, deadline: Instant) -> DrainReport {
+        let count = |read: fn(CellCounts) -> usize| cells.iter().map(|cell| read(cell.counts())).sum::<usize>();
+        let mut report = DrainReport::default();
+        if intake == Intake::Refuse {
+            report.waiters_refused = count(|counts| counts.waiters);
+        }
+        cells.iter().for_each(|cell| cell.apply(Event::Drain(intake)));
+        if timeout_at(deadline, self.emptied(cells)).await.is_err() {
+            report.waiters_refused += count(|counts| counts.waiters);
+            report.connections_aborted = count(|counts| counts.permits);
+            cells.iter().for_each(|cell| cell.apply(Event::Drain(Intake::Refuse)));
+            cells.iter().for_each(|cell| cell.cut());
+            let _late = timeout(ABORT_WAIT, self.emptied(cells)).await;
+        }
+        report
+    }
+
+    /// Waits until these cells have neither waiters nor connections nor dials.
+    async fn emptied(&self, cells: &[Arc<Cell>]) {
+        loop {
+            let ended = self.ended.notified();
+            let busy = |cell: &Arc<Cell>| {
+                let counts = cell.counts();
+                counts.permits + counts.waiters > 0
+            };
+            if !cells.iter().any(busy) {
+                return;
+            }
+            // Waiters who give up ring no bell.
+            let _again = timeout(DRAIN_LOOK, ended).await;
+        }
+    }
+
+    /// The timer is alive.
+    fn beat(&self, now: Instant) {
+        let since = now.saturating_duration_since(self.epoch).as_millis();
+        self.beat_ms.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The busiest `top` origins.
+    pub(crate) fn busiest(&self, partition: usize, top: usize) -> Vec<OriginDebug> {
+        let cells = self.cells.lock().list.clone();
+        let now = Instant::now();
+        busiest(cells.iter().map(|cell| cell.debug(partition, now)).collect(), top)
     }
 
     /// Breaks the cycle between partition and cells. Nothing works afterwards.
     pub(crate) fn shut_down(&self) {
         self.draining.store(true, Ordering::Release);
         let cells = std::mem::take(&mut *self.cells.lock());
-        cells.list.iter().for_each(|cell| cell.apply(Event::Drain));
+        cells.list.iter().for_each(|cell| cell.apply(Event::Drain(Intake::Refuse)));
         let lines = self.scheduler.lock().clear();
         drop(lines);
         self.timers.clear();
     }
 
-    /// Changes the partition's share of the lane's dials in flight.
-    pub(crate) fn set_dials_max(&self, lane_dials_max: usize) {
-        self.scheduler.lock().set_slots(lane_dials_max / self.limits.partitions);
+    /// Applies the partition's share of changed limits at once: whoever waits is looked at again.
+    pub(crate) fn set_limits(&self, limits: &LaneLimits) {
+        let slots = limits.share(limits.dials_max);
+        self.tuning.set(limits, slots);
+        self.waiters_max.store(limits.share(limits.waiters_max), Ordering::Relaxed);
+        self.origins_max.store(origins_share(limits), Ordering::Relaxed);
+        self.dial_rate.set_quota(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now());
+        self.scheduler.lock().set_limits(slots, limits.share(limits.connections_max));
+        let cells = self.cells.lock().list.clone();
+        for cell in cells.iter().filter(|cell| cell.counts().waiters > 0) {
+            cell.apply(Event::Retune);
+        }
+        // A ring that was set under the old rate may be a minute away.
+        self.paced.store(false, Ordering::Release);
         self.pump();
     }
 
@@ -199,7 +299,14 @@ impl Partition {
             sum.in_use += counts.streams;
             sum.permits_off += count(counts.permits) - count(counts.live + counts.dialling);
         }
-        sum.dial_queue = self.scheduler.lock().queued();
+        let now = Instant::now();
+        let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+        sum.waiters_oldest_ms = cells.iter().map(|cell| ms(cell.oldest_wait(now))).max().unwrap_or(0);
+        sum.heartbeat_age_ms =
+            ms(now.saturating_duration_since(self.epoch)).saturating_sub(self.beat_ms.load(Ordering::Relaxed));
+        let scheduler = self.scheduler.lock();
+        sum.dial_queue = scheduler.queued();
+        sum.dial_queue_oldest_ms = ms(scheduler.oldest(now));
         sum
     }
 
@@ -208,32 +315,57 @@ impl Partition {
         self.scheduler.lock().connections()
     }
 
-    pub(crate) fn limits(&self) -> &LaneLimits {
-        &self.limits
+    pub(crate) fn tuning(&self) -> &Tuning {
+        &self.tuning
     }
 
     /// Gives dial slots to whoever is in line until there is no slot, no room or nobody left.
     pub(crate) fn pump(&self) {
         loop {
-            let turn = self.scheduler.lock().next();
+            let now = Instant::now();
+            let rate = || {
+                let held_until = self.epoch + Duration::from_millis(self.held_until_ms.load(Ordering::Relaxed));
+                if now < held_until {
+                    return Err(held_until);
+                }
+                self.dial_rate.try_take(1, now).map_err(|not_yet| not_yet.ready_at)
+            };
+            let turn = self.scheduler.lock().next(now, rate);
             match turn {
-                Turn::Granted(cell, class) => {
-                    if !cell.take_slot(class) {
+                Turn::Granted { item: cell, class, waited } => {
+                    if cell.take_slot(class) {
+                        self.metrics.slot_given(waited);
+                    } else {
+                        self.dial_rate.give_back(1, now);
                         let mut scheduler = self.scheduler.lock();
                         scheduler.release_slot(class);
                         scheduler.release_connection();
                     }
                 }
+                Turn::NotYet(at) => {
+                    if !self.paced.swap(true, Ordering::AcqRel) {
+                        self.timers.push(at, Whom::Pace);
+                    }
+                    return;
+                }
                 Turn::NoSlot => return,
                 Turn::NoRoom => {
                     self.starved.store(true, Ordering::Release);
                     if !self.make_room() && !self.searching.swap(true, Ordering::AcqRel) {
-                        self.timers.arm_pump(Instant::now() + EVICT_RETRY);
+                        self.timers.push(Instant::now() + EVICT_RETRY, Whom::Search);
                     }
                     return; // The end of the closed connection, or the timer, pumps again.
                 }
             }
         }
+    }
+
+    /// The machine has run out of something that every dial needs: an idle connection closes, and no dial
+    /// starts for a moment. It says nothing about any host.
+    fn hold_dials(&self) {
+        let until = Instant::now().saturating_duration_since(self.epoch) + SHORTAGE_PAUSE;
+        self.held_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.make_room();
     }
 
     /// A connection fell idle: if somebody starves, it may have to go.
@@ -258,23 +390,32 @@ impl Partition {
             cells.list.iter().cycle().skip(start).take(EVICT_TRIES.min(all)).cloned().collect()
         };
         let Some(cell) = candidates.iter().find(|cell| cell.counts().idle > 0) else { return false };
-        self.metrics.evicted.inc();
+        self.metrics.spilled.inc();
         cell.apply(Event::EvictIdle);
         true
     }
 
     fn ring(&self, now: Instant) -> Option<Instant> {
-        while let Some((at, cell)) = self.timers.pop_due(now) {
-            match cell.and_then(|cell| cell.upgrade()) {
-                Some(cell) => cell.apply(Event::Tick { at }),
-                None => {
+        while let Some((at, whom)) = self.timers.pop_due(now) {
+            match whom {
+                Whom::Cell(cell) => cell.upgrade().into_iter().for_each(|cell| cell.apply(Event::Tick { at })),
+                Whom::Search => {
                     self.searching.store(false, Ordering::Release);
+                    self.pump();
+                }
+                Whom::Pace => {
+                    self.paced.store(false, Ordering::Release);
                     self.pump();
                 }
             }
         }
         self.timers.next()
     }
+}
+
+/// Hashing is even only on average: half as much again keeps the lane's total reachable.
+fn origins_share(limits: &LaneLimits) -> usize {
+    limits.share(limits.origins_max).saturating_mul(3).div_ceil(2)
 }
 
 // === impl Cells ===
@@ -287,5 +428,17 @@ impl Cells {
             self.index.insert(moved.origin().clone(), at);
         }
         Some(cell)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r04_an_origin_without_connections_costs_little_memory() {
+        // Its share of the index and of the list comes on top: 56 bytes.
+        let bytes = size_of::<Cell>() + 2 * size_of::<usize>();
+        assert!(bytes <= 704, "{bytes} bytes per origin");
     }
 }

@@ -1,22 +1,25 @@
 //! The shell around a cell: one mutex, and the hands that do what the state machine says.
 
 use std::future::Future;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::{Holding, Partition};
 use crate::cell::{
-    Action, Actions, BreakerState, CellCounts, CellLimits, CellState, ConnKey, Event, Refusal, Ticket, Verdict,
+    Action, Actions, Awaited, BreakerState, CellCounts, CellState, ConnKey, Event, Intake, Refusal, Ticket, Tuning,
+    Verdict,
 };
-use crate::conn::{Lease, Link, TaskExecutor};
+use crate::conn::{Driver, Lease, Link, Pulse, TaskExecutor};
+use crate::debug::{self, OriginDebug};
 use crate::dial::Progress;
 use crate::dial::scheduler::Class;
 use crate::error::{Error, Kind, Stage};
@@ -26,6 +29,12 @@ use crate::origin::Origin;
 /// the rate of a busy but healthy origin.
 const SATURATED_RETRY_AFTER: Duration = Duration::from_millis(500);
 
+/// Least time that is told to somebody whose deadline the line would have missed by less.
+const RETRY_AFTER_MIN: Duration = Duration::from_millis(10);
+
+/// How late the ring for a caller's deadline may be before the caller gives up by itself.
+const RING_LATE_MAX: Duration = Duration::from_secs(1);
+
 /// One origin of a partition.
 #[derive(Debug)]
 pub(crate) struct Cell {
@@ -33,8 +42,12 @@ pub(crate) struct Cell {
     partition: Arc<Partition>,
     state: Mutex<CellState<Link, Caller, Error>>,
     progress: Arc<Progress>,
+    /// There was no room for this origin: everything is refused.
+    surplus: AtomicBool,
     /// Connections that have ended.
     pub(super) ended: AtomicU64,
+    /// Ends the origin's dials and connections; made with the first dial.
+    token: OnceLock<CancellationToken>,
 }
 
 /// A caller in line.
@@ -52,7 +65,7 @@ struct Place(Arc<Partition>);
 #[derive(Debug, Default)]
 struct Left {
     ticket: Option<Ticket>,
-    dial_fresh: Option<bool>,
+    dial: Option<(bool, u32)>,
     pump: bool,
 }
 
@@ -66,14 +79,26 @@ struct Wait<'a> {
 // === impl Cell ===
 
 impl Cell {
-    pub(super) fn new(origin: Origin, partition: Arc<Partition>, limits: CellLimits) -> Self {
+    pub(super) fn new(origin: Origin, partition: Arc<Partition>, tuning: Arc<Tuning>) -> Self {
         Self {
             origin,
             partition,
-            state: Mutex::new(CellState::new(limits)),
+            state: Mutex::new(CellState::new(tuning)),
             progress: Arc::default(),
+            surplus: AtomicBool::new(false),
             ended: AtomicU64::new(0),
+            token: OnceLock::new(),
         }
+    }
+
+    /// The partition does not keep this cell, which refuses everything.
+    pub(super) fn refuse_as_surplus(self: &Arc<Self>) {
+        self.surplus.store(true, Ordering::Relaxed);
+        self.apply(Event::Drain(Intake::Surplus));
+    }
+
+    pub(crate) fn is_surplus(&self) -> bool {
+        self.surplus.load(Ordering::Relaxed)
     }
 
     pub(crate) fn origin(&self) -> &Origin {
@@ -96,18 +121,51 @@ impl Cell {
         self.state.lock().counts()
     }
 
+    pub(super) fn oldest_wait(&self, now: Instant) -> Duration {
+        self.state.lock().oldest_wait(now)
+    }
+
+    /// The origin as an operator sees it.
+    pub(super) fn debug(&self, partition: usize, now: Instant) -> OriginDebug {
+        let (counts, learnt, breaker) = {
+            let state = self.state.lock();
+            (state.counts(), state.learnt(), state.breaker(now))
+        };
+        let left = match breaker {
+            BreakerState::Open { until } => Some(until.saturating_duration_since(now)),
+            BreakerState::Closed | BreakerState::HalfOpen => None,
+        };
+        OriginDebug {
+            origin: self.origin.to_string(),
+            partition,
+            breaker: debug::word(breaker),
+            backoff_left_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            proven: learnt.proven,
+            draining: learnt.draining,
+            protocol: learnt.h2.map(|h2| if h2 { "h2" } else { "http/1.1" }),
+            waiters: counts.waiters,
+            dialling: counts.dialling,
+            live: counts.live,
+            idle: counts.idle,
+            in_use: counts.streams,
+            ended: self.ended(),
+            hold_ms: debug::ms(learnt.hold),
+            dial_ms: debug::ms(learnt.dial),
+        }
+    }
+
     /// A connection for one request: at once if one is free, else after a wait in line.
     ///
     /// # Cancel safety
     ///
     /// A dropped wait leaves the line; what was given in the same moment goes back.
     pub(crate) async fn acquire(self: &Arc<Self>, fresh: bool, deadline: Instant) -> Result<Lease, Error> {
-        let now = Instant::now();
-        if !fresh && let Some(lease) = self.checkout(now) {
+        if !fresh && let Some(lease) = self.checkout() {
             return Ok(lease);
         }
+        let now = Instant::now();
         let partition = &self.partition;
-        if partition.waiters.fetch_add(1, Ordering::Relaxed) >= partition.waiters_max {
+        if partition.waiters.fetch_add(1, Ordering::Relaxed) >= partition.waiters_max.load(Ordering::Relaxed) {
             partition.waiters.fetch_sub(1, Ordering::Relaxed);
             partition.metrics.shed(&Kind::Saturated);
             return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
@@ -116,14 +174,17 @@ impl Cell {
         let waiter = Caller { answer, place: Place(Arc::clone(partition)) };
         let mut wait = Wait { cell: self, ticket: None, answer: receiver };
         wait.ticket = self.step(Event::Wait { waiter, deadline, fresh }, now).ticket;
-        let given = wait.await;
+        // The cell's timer rings at the deadline. Should it ever be lost, nobody waits for ever.
+        let given = timeout_at(deadline + RING_LATE_MAX, wait).await;
+        let given = given.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, Stage::Queue)));
         partition.metrics.waited(Instant::now().saturating_duration_since(now));
         given
     }
 
-    fn checkout(self: &Arc<Self>, now: Instant) -> Option<Lease> {
+    /// The fast path: one lock, no clock, no allocation.
+    fn checkout(self: &Arc<Self>) -> Option<Lease> {
         let mut closed: SmallVec<[Link; 2]> = SmallVec::new();
-        let taken = self.state.lock().checkout(now, &mut |link| closed.push(link));
+        let taken = self.state.lock().checkout(&mut |link| closed.push(link));
         drop(closed);
         Some(Lease::new(Arc::clone(self), taken?))
     }
@@ -137,12 +198,31 @@ impl Cell {
     pub(crate) fn give_back(
         self: &Arc<Self>,
         key: ConnKey,
-        channel: Option<Link>,
+        mut channel: Option<Link>,
         verdict: Verdict,
         keep_alive: Option<Duration>,
+        since: Option<Instant>,
     ) {
-        self.apply(Event::Return { key, channel, verdict, keep_alive });
+        if keep_alive.is_none()
+            && (since.is_none() || verdict == Verdict::Unused)
+            && self.put_back(key, &mut channel, verdict)
+        {
+            return self.partition.note_idle();
+        }
+        let now = Instant::now();
+        let held = since.map(|since| now.saturating_duration_since(since));
+        self.step(Event::Return { key, channel, verdict, keep_alive, held }, now);
         self.partition.note_idle();
+    }
+
+    /// The fast path back: one lock, no allocation, and no clock if the connection was not used.
+    fn put_back(&self, key: ConnKey, channel: &mut Option<Link>, verdict: Verdict) -> bool {
+        let now = match verdict {
+            Verdict::Unused => None,
+            Verdict::Answered => Some(Instant::now()),
+            Verdict::Abandoned | Verdict::TimedOut => return false,
+        };
+        self.state.lock().put_back(key, channel, now)
     }
 
     /// A dial worked. `opened` learns the connection's name before anybody can use the connection.
@@ -167,10 +247,10 @@ impl Cell {
     pub(super) fn take_slot(self: &Arc<Self>, class: Class) -> bool {
         let actions = self.state.lock().step(Event::Slot, Instant::now());
         let left = self.execute(actions);
-        let Some(fresh) = left.dial_fresh else { return false };
-        let holding = Arc::new(Holding::new(Arc::clone(self), class, fresh));
+        let Some((fresh, epoch)) = left.dial else { return false };
+        let holding = Arc::new(Holding::new(Arc::clone(self), class, fresh, epoch));
         let cell = Arc::clone(self);
-        self.partition.spawner.spawn(async move { cell.dial(holding).await });
+        self.partition.spawner.spawn_under(self.token(), async move { cell.dial(holding).await });
         true
     }
 
@@ -178,20 +258,42 @@ impl Cell {
         let partition = &self.partition;
         let progress = Progress::of_dial(Arc::clone(&self.progress));
         let permit: Arc<dyn Send + Sync> = Arc::<Holding>::clone(&holding);
-        let executor = TaskExecutor::new(partition.spawner.clone(), permit);
+        let executor = TaskExecutor::new(partition.spawner.clone(), self.token().clone(), permit);
         let began = Instant::now();
-        let dial = partition.dialer.dial(&self.origin, &progress, executor);
-        let result = timeout(partition.limits.dial_timeout, dial).await;
+        let settings = partition.tuning.conn_settings();
+        let limit = partition.tuning.dial_timeout.get();
+        let result = partition.dialer.dial(&self.origin, &progress, &settings, executor, limit).await;
         let took = Instant::now().saturating_duration_since(began);
-        let result = result.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, progress.stage())));
-        partition.metrics.dialled(took, &result);
+        partition.metrics.dialled(took, &progress.stages(began + took), &result);
         match result {
             Ok(dialled) => {
-                holding.connected(dialled.link);
-                dialled.driver.await;
+                let pulse = dialled.link.pulse();
+                holding.connected(dialled.link, took);
+                self.drive(dialled.driver, pulse).await;
             }
-            Err(error) => holding.failed(error),
+            Err(error) => holding.failed(error, took),
         }
+    }
+
+    /// Moves the connection's bytes until it ends.
+    async fn drive(self: &Arc<Self>, driver: Driver, pulse: Option<Arc<Pulse>>) {
+        let mut driver = pin!(driver);
+        let Some(pulse) = pulse else { return driver.await };
+        loop {
+            tokio::select! {
+                () = &mut driver => return,
+                () = pulse.revived() => self.apply(Event::Heard),
+            }
+        }
+    }
+
+    /// Ends every dial and connection now.
+    pub(super) fn cut(&self) {
+        self.token().cancel();
+    }
+
+    fn token(&self) -> &CancellationToken {
+        self.token.get_or_init(|| self.partition.token.child_token())
     }
 
     fn step(self: &Arc<Self>, event: Event<Link, Caller, Error>, now: Instant) -> Left {
@@ -210,6 +312,18 @@ impl Cell {
     /// Runs after the lock is released. Pumping is left to the caller, who may be the pump.
     fn execute(self: &Arc<Self>, actions: Actions<Link, Caller, Error>) -> Left {
         let mut left = Left::default();
+        // What the cell takes for done comes first: nobody's waker or destructor may come between.
+        for action in &actions {
+            match action {
+                Action::WantSlot { proven, cost } => {
+                    let now = Instant::now();
+                    self.partition.scheduler.lock().enqueue(Arc::clone(self), *proven, *cost, now);
+                    left.pump = true;
+                }
+                Action::Arm(at) => self.partition.timers.arm(*at, Arc::downgrade(self)),
+                _ => {}
+            }
+        }
         for action in actions {
             match action {
                 Action::Queued(ticket) => left.ticket = Some(ticket),
@@ -218,16 +332,13 @@ impl Cell {
                     let error = self.explain(why);
                     waiter.answer(Err(error));
                 }
-                Action::Dial { fresh } => left.dial_fresh = Some(fresh),
+                Action::Dial { fresh, epoch } => left.dial = Some((fresh, epoch)),
                 Action::Left(waiter) => drop(waiter),
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
                 Action::Opened(_) => {}
-                Action::WantSlot { proven } => {
-                    self.partition.scheduler.lock().enqueue(Arc::clone(self), proven);
-                    left.pump = true;
-                }
+                Action::WantSlot { .. } | Action::Arm(_) => {}
                 Action::Close(link) => drop(link),
-                Action::Arm(at) => self.partition.timers.arm(at, Arc::downgrade(self)),
+                Action::Ended(reason) => self.partition.metrics.closed(reason),
             }
         }
         left
@@ -236,18 +347,23 @@ impl Cell {
     fn explain(&self, why: Refusal<Error>) -> Error {
         let metrics = &self.partition.metrics;
         match why {
-            Refusal::Expired { dialling, queued } => {
+            Refusal::Expired(awaited) => {
                 metrics.shed(&Kind::Timeout);
-                let stage = match (dialling, queued) {
-                    (true, _) => self.progress.stage(),
-                    (false, true) => Stage::DialSlot,
-                    (false, false) => Stage::Queue,
-                };
-                Error::new(Kind::Timeout, stage)
+                let late = |stage| Error::new(Kind::Timeout, stage);
+                match awaited {
+                    Awaited::Turn => late(Stage::Queue),
+                    Awaited::Slot => late(Stage::DialSlot),
+                    Awaited::Dial => late(self.progress.stage()),
+                    Awaited::SharedDial => late(self.progress.stage()).shared(),
+                }
             }
             Refusal::Saturated => {
                 metrics.shed(&Kind::Saturated);
                 Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER)
+            }
+            Refusal::WontMakeDeadline { excess } => {
+                metrics.shed(&Kind::WontMakeDeadline);
+                Error::new(Kind::WontMakeDeadline, Stage::Queue).with_retry_after(excess.max(RETRY_AFTER_MIN))
             }
             Refusal::Draining => {
                 metrics.shed(&Kind::Draining);
@@ -298,6 +414,7 @@ impl Future for Wait<'_> {
 impl Drop for Wait<'_> {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket {
+            self.cell.partition.metrics.cancelled("queue");
             self.cell.apply(Event::Cancel(ticket));
         }
     }

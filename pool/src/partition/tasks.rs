@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -31,7 +32,12 @@ impl Spawner {
 
     /// Runs a dial, a connection or a part of one until it ends or the lane does.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let token = self.token.clone();
+        self.spawn_under(&self.token, task);
+    }
+
+    /// As [`Spawner::spawn`], and until this token (which descends from the lane's) is cancelled.
+    pub(crate) fn spawn_under(&self, token: &CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
+        let token = token.clone();
         let task = async move {
             // `None` means that the lane ended first; the task's destructors have run.
             let _ended: Option<()> = token.run_until_cancelled_owned(task).await;
@@ -40,7 +46,7 @@ impl Spawner {
     }
 
     /// Keeps a task alive: started again when it panics, until it returns or the lane ends.
-    pub(crate) fn keep<F>(&self, start: impl Fn() -> F + Send + Sync + 'static)
+    pub(crate) fn keep<F>(&self, restarts: Counter, start: impl Fn() -> F + Send + Sync + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -51,6 +57,7 @@ impl Spawner {
                 if panic.is_cancelled() {
                     return;
                 }
+                restarts.inc();
                 tracing::error!(%panic, "pool timer panicked and is started again");
                 sleep(RESTART_PAUSE).await;
             }
@@ -60,6 +67,11 @@ impl Spawner {
             let _ended: Option<()> = token.run_until_cancelled_owned(keeper).await;
         };
         self.keepers.spawn_on(keeper, &self.handle);
+    }
+
+    /// A token that ends with the lane, or before.
+    pub(crate) fn token(&self) -> CancellationToken {
+        self.token.child_token()
     }
 
     /// Waits until every dial and connection has ended.

@@ -1,17 +1,23 @@
 //! One timer for all deadlines of a partition.
 //!
 //! A cell asks to be rung at its earliest deadline only, so a thousand waiters of one origin are one
-//! entry here. Entries are not removed when a cell asks for an earlier time: the late ring is ignored.
+//! entry here. Entries are not removed when a cell asks for an earlier time: the cell knows of the late ring and
+//! does not ask for it again.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::sync::Weak;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Cell, Partition};
+
+/// How often the timer shows that it is alive when nobody needs it. A stuck one is seen within seconds, and
+/// a lane of eight partitions wakes eight times a second.
+const HEARTBEAT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
@@ -22,8 +28,17 @@ pub(crate) struct Timers {
 #[derive(Debug)]
 struct Entry {
     at: Instant,
-    /// Whom to ring; nobody means that the partition looks for dials to start.
-    cell: Option<Weak<Cell>>,
+    whom: Whom,
+}
+
+/// Whom to ring. The partition's two are apart, so that the ring of one is not taken for the other's.
+#[derive(Debug)]
+pub(super) enum Whom {
+    Cell(Weak<Cell>),
+    /// The partition, which looks for room again.
+    Search,
+    /// The partition, whose rate allows a dial again.
+    Pace,
 }
 
 // === impl Timers ===
@@ -31,19 +46,14 @@ struct Entry {
 impl Timers {
     /// Rings a cell at `at`.
     pub(crate) fn arm(&self, at: Instant, cell: Weak<Cell>) {
-        self.push(at, Some(cell));
+        self.push(at, Whom::Cell(cell));
     }
 
-    /// Rings the partition itself at `at`.
-    pub(super) fn arm_pump(&self, at: Instant) {
-        self.push(at, None);
-    }
-
-    fn push(&self, at: Instant, cell: Option<Weak<Cell>>) {
+    pub(super) fn push(&self, at: Instant, whom: Whom) {
         let first = {
             let mut heap = self.heap.lock();
             let first = heap.peek().is_none_or(|Reverse(entry)| at < entry.at);
-            heap.push(Reverse(Entry { at, cell }));
+            heap.push(Reverse(Entry { at, whom }));
             first
         };
         if first {
@@ -51,12 +61,12 @@ impl Timers {
         }
     }
 
-    pub(super) fn pop_due(&self, now: Instant) -> Option<(Instant, Option<Weak<Cell>>)> {
+    pub(super) fn pop_due(&self, now: Instant) -> Option<(Instant, Whom)> {
         let mut heap = self.heap.lock();
         if heap.peek().is_none_or(|Reverse(entry)| entry.at > now) {
             return None;
         }
-        heap.pop().map(|Reverse(entry)| (entry.at, entry.cell))
+        heap.pop().map(|Reverse(entry)| (entry.at, entry.whom))
     }
 
     pub(super) fn next(&self) -> Option<Instant> {
@@ -72,14 +82,14 @@ impl Timers {
 pub(super) async fn run(partition: Weak<Partition>) {
     loop {
         let Some(partition) = partition.upgrade() else { return };
-        let next = partition.ring(Instant::now());
+        let now = Instant::now();
+        let next = partition.ring(now);
+        partition.beat(now);
         let earlier = partition.timers.earlier.notified();
-        match next {
-            None => earlier.await,
-            Some(at) => tokio::select! {
-                () = earlier => {}
-                () = sleep_until(at) => {}
-            },
+        let beat = now + HEARTBEAT;
+        tokio::select! {
+            () = earlier => {}
+            () = sleep_until(next.map_or(beat, |at| at.min(beat))) => {}
         }
     }
 }

@@ -45,6 +45,37 @@ impl Ca {
         self.issuer.pem()
     }
 
+    /// A certificate for a client.
+    pub fn client_cert(&self) -> pool::tls::ClientCert {
+        let key = KeyPair::generate().expect("key");
+        let params = CertificateParams::new(vec!["client".to_owned()]).expect("name");
+        let cert = params.signed_by(&key, &self.issuer).expect("certificate");
+        pool::tls::ClientCert { chain_pem: cert.pem().into_bytes(), key_pem: key.serialize_pem().into_bytes() }
+    }
+
+    /// A server that takes only clients with a certificate of ours.
+    pub async fn mutual(&self) -> Server {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).expect("ca");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier =
+            rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .expect("verifier");
+        let key = KeyPair::generate().expect("key");
+        let params = CertificateParams::new(vec![ip.to_string()]).expect("name");
+        let cert = params.signed_by(&key, &self.issuer).expect("certificate");
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![cert.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+            .expect("certificate and key");
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Server::start("https", ip, Some(TlsAcceptor::from(Arc::new(config)))).await
+    }
+
     pub fn server_config(&self, ip: IpAddr, alpn: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("key");
         let params = CertificateParams::new(vec![ip.to_string()]).expect("name");

@@ -1,0 +1,82 @@
+//! The named cells: not the full product of everything, but those that tell something.
+
+use benches::fleet::{Fault, FleetSpec, Protocol};
+
+/// One cell.
+#[derive(Debug, Clone)]
+pub(crate) struct Cell {
+    /// Its name.
+    pub(crate) name: &'static str,
+    /// The servers.
+    pub(crate) fleet: FleetSpec,
+    /// Requests, spread evenly over the hosts in random order.
+    pub(crate) tasks: usize,
+    /// They start evenly over this time; 0 is all at once.
+    pub(crate) spread_ms: u64,
+    /// Faulty hosts are healed after this.
+    pub(crate) heal_ms: Option<u64>,
+    /// Part of a quick run.
+    pub(crate) quick: bool,
+    /// All contestants instead of the main ones.
+    pub(crate) all: bool,
+}
+
+// === impl Cell ===
+
+impl Cell {
+    fn new(name: &'static str, hosts: u32, tasks: usize) -> Self {
+        let fleet = FleetSpec::healthy(hosts);
+        Self { name, fleet, tasks, spread_ms: 0, heal_ms: None, quick: false, all: false }
+    }
+
+    fn fault(mut self, fault: Fault) -> Self {
+        self.fleet.fault = fault;
+        self
+    }
+
+    fn handler(mut self, handler_ms: u64) -> Self {
+        self.fleet.handler_ms = handler_ms;
+        self
+    }
+
+    fn rtt(mut self, rtt_ms: u64) -> Self {
+        self.fleet.rtt_ms = rtt_ms;
+        self
+    }
+
+    fn protocol(mut self, protocol: Protocol) -> Self {
+        self.fleet.protocol = protocol;
+        self
+    }
+
+    fn quick(mut self) -> Self {
+        self.quick = true;
+        self
+    }
+
+    fn all(mut self) -> Self {
+        self.all = true;
+        self
+    }
+}
+
+/// All cells, those that matter most first.
+pub(crate) fn cells() -> Vec<Cell> {
+    let recovery = Cell::new("recovery_100h_h2_10k", 100, 10_000).fault(Fault::BlackHole);
+    vec![
+        Cell::new("plain_100h_h2_2k", 100, 2_000).quick().all(),
+        Cell::new("blackhole_100h_h2_2k", 100, 2_000).fault(Fault::BlackHole).quick().all(),
+        Cell::new("one_host_h2_2k", 1, 2_000).quick(),
+        Cell::new("slow_100h_h2_2k_200ms", 100, 2_000).handler(200),
+        Cell::new("slow_1h_h2_2k_200ms", 1, 2_000).handler(200),
+        Cell::new("plain_500h_h2_2k", 500, 2_000),
+        Cell::new("refused_100h_h2_2k", 100, 2_000).fault(Fault::Refused),
+        Cell::new("resets_100h_h2_2k", 100, 2_000).fault(Fault::Resets),
+        Cell::new("plain_100h_h1_2k", 100, 2_000).protocol(Protocol::Http1),
+        Cell::new("mixed_100h_2k_rtt20", 100, 2_000).protocol(Protocol::Mixed).rtt(20),
+        Cell::new("far_100h_h2_2k_rtt100", 100, 2_000).rtt(100),
+        Cell::new("blackhole_500h_h2_10k", 500, 10_000).fault(Fault::BlackHole),
+        Cell { spread_ms: 2_000, heal_ms: Some(1_000), ..recovery },
+        Cell::new("plain_100h_h2_50k", 100, 50_000),
+    ]
+}

@@ -1,0 +1,89 @@
+//! What a cell has learnt about time: how long a request holds a connection, how long a dial takes.
+//!
+//! Exponentially weighted means. They decide whether a waiter is better served by waiting or by a dial,
+//! and whether a newcomer can make its deadline at all, so a wrong value must not be for ever: the
+//! decisions that use them have an escape that does not (see [`super::demand`]).
+
+use std::time::Duration;
+
+/// Weight of a new sample: the last dozen or so count.
+const WEIGHT: f64 = 0.125;
+
+/// Samples before a mean is trusted to send somebody away. One cold request must not.
+const SAMPLES_TRUSTED: u32 = 8;
+
+/// Least hold time assumed: a handler that answers from memory. Keeps the quotient finite.
+const HOLD_MIN: Duration = Duration::from_micros(10);
+
+/// A mean that follows its samples.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mean {
+    seconds: f32,
+    samples: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Estimates {
+    pub(crate) hold: Mean,
+    /// Of dials that worked: a refusal takes no time, and a silent host says nothing about one that speaks.
+    pub(crate) dial: Mean,
+    /// How long any dial kept its slot.
+    pub(crate) slot: Mean,
+}
+
+// === impl Mean ===
+
+impl Mean {
+    #[expect(clippy::cast_possible_truncation, reason = "seven digits of a duration are plenty")]
+    pub(crate) fn learn(&mut self, sample: Duration) {
+        let (old, new) = (f64::from(self.seconds), sample.as_secs_f64());
+        self.seconds = if self.samples == 0 { new } else { old + WEIGHT * (new - old) } as f32;
+        self.samples = self.samples.saturating_add(1);
+    }
+
+    /// The mean, if there is a sample at all.
+    pub(crate) fn get(self) -> Option<Duration> {
+        (self.samples > 0).then(|| Duration::from_secs_f32(self.seconds.max(0.0)))
+    }
+
+    /// The mean, if enough is known to act on it against a caller.
+    pub(crate) fn trusted(self) -> Option<Duration> {
+        self.get().filter(|_| self.samples >= SAMPLES_TRUSTED)
+    }
+}
+
+// === impl Estimates ===
+
+impl Estimates {
+    /// How many requests `capacity` connections (or streams) take up in the time of one dial; with that time.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a count")]
+    pub(crate) fn served_during_a_dial(&self, capacity: usize) -> Option<(usize, Duration)> {
+        let (hold, dial) = (self.hold.get()?.max(HOLD_MIN), self.dial.get()?);
+        Some(((capacity as f64 * dial.div_duration_f64(hold)) as usize, dial))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mean_starts_at_the_first_sample_and_follows() {
+        let mut mean = Mean::default();
+        assert_eq!(mean.get(), None);
+        mean.learn(Duration::from_millis(100));
+        assert!(mean.get().expect("one sample").abs_diff(Duration::from_millis(100)) < Duration::from_micros(1));
+        (0..40).for_each(|_| mean.learn(Duration::from_millis(10)));
+        assert!(mean.trusted().expect("many samples") < Duration::from_millis(12));
+    }
+
+    #[test]
+    fn quick_requests_and_slow_dials_mean_waiting() {
+        let mut estimates = Estimates::default();
+        assert!(estimates.served_during_a_dial(4).is_none());
+        estimates.hold.learn(Duration::from_millis(5));
+        estimates.dial.learn(Duration::from_millis(100));
+        let (served, _) = estimates.served_during_a_dial(4).expect("both are known");
+        assert!((79..=81).contains(&served), "{served}");
+    }
+}

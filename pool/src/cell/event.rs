@@ -1,0 +1,162 @@
+//! What happens to a cell, and what it asks its shell to do.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::conns::{CloseReason, ConnKey, Taken, Verdict};
+use super::waiters::WaiterKey;
+
+/// Names one waiter; given out when it joins the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(super) fresh: bool,
+    pub(super) key: WaiterKey,
+}
+
+/// What becomes of those in line when a drain begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Intake {
+    /// They are told to go elsewhere.
+    Refuse,
+    /// They are served; only newcomers are refused.
+    ServeLine,
+    /// There is no room for this origin: everybody is refused as when a line is full.
+    Surplus,
+}
+
+/// What happens to a cell.
+#[derive(Debug)]
+pub(crate) enum Event<C, W, E> {
+    /// A caller wants a connection; a fresh one wants a *new* one, past any back-off.
+    Wait { waiter: W, deadline: Instant, fresh: bool },
+    /// A caller gave up.
+    Cancel(Ticket),
+    /// The scheduler has a dial slot for this cell.
+    Slot,
+    /// A dial worked. `jitter` is drawn evenly from 0 to 1.
+    Connected { fresh: bool, channel: C, shared: bool, took: Duration, jitter: f64 },
+    /// A dial failed.
+    DialFailed { dial: FailedDial<E>, took: Duration },
+    /// A request is done with its connection, which it held so long (if that was measured).
+    Return { key: ConnKey, channel: Option<C>, verdict: Verdict, keep_alive: Option<Duration>, held: Option<Duration> },
+    /// The exchange on an HTTP/1.1 connection is over; its return follows at once, or its end.
+    Returning(ConnKey),
+    /// A connection that was passed over because it was silent has been heard of.
+    Heard,
+    /// The connection is closed and its task has ended.
+    Closed(ConnKey),
+    /// The partition needs room: close the connection that has been idle longest.
+    EvictIdle,
+    /// The timer rang that was armed for this time.
+    Tick { at: Instant },
+    /// A limit has changed.
+    Retune,
+    /// No more requests; close what is idle.
+    Drain(Intake),
+}
+
+/// A dial that failed.
+#[derive(Debug)]
+pub(crate) struct FailedDial<E> {
+    pub(crate) fresh: bool,
+    /// The epoch it began in, from [`Action::Dial`].
+    pub(crate) epoch: u32,
+    pub(crate) error: E,
+    /// It failed for want of something of our own, and says nothing about the host.
+    pub(crate) ours: bool,
+    /// Drawn evenly from 0 to 1.
+    pub(crate) jitter: f64,
+}
+
+/// What a caller waited for when its deadline came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// A connection in use.
+    Turn,
+    /// A slot to dial.
+    Slot,
+    /// A dial, and this is the first caller who is told of it.
+    Dial,
+    /// A dial of which somebody else has been told.
+    SharedDial,
+}
+
+/// Why a waiter gets no connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal<E> {
+    /// Its deadline came.
+    Expired(Awaited),
+    /// The line is full.
+    Saturated,
+    /// The line would take longer than its deadline allows, by so much.
+    WontMakeDeadline { excess: Duration },
+    /// The cell is being drained.
+    Draining,
+    /// The dial that was made for it failed.
+    Dial(E),
+    /// A dial failed that was made for somebody else.
+    Shared { error: E, retry_after: Duration },
+}
+
+/// What the shell has to do after it released the lock.
+#[derive(Debug)]
+pub(crate) enum Action<C, W, E> {
+    /// The waiter is in line under this ticket.
+    Queued(Ticket),
+    Give {
+        waiter: W,
+        taken: Taken<C>,
+    },
+    Refuse {
+        waiter: W,
+        why: Refusal<E>,
+    },
+    /// A waiter that gave up; handed out so that its destructor runs outside the lock.
+    Left(W),
+    /// Answer to [`Event::Slot`]: dial.
+    Dial {
+        fresh: bool,
+        epoch: u32,
+    },
+    /// Answer to [`Event::Slot`]: nobody needs it any more.
+    SlotUnused,
+    /// Answer to [`Event::Connected`]: the new connection's name.
+    Opened(ConnKey),
+    /// Put the cell in line for dial slots. The cost is in units of slot time.
+    WantSlot {
+        proven: bool,
+        cost: u32,
+    },
+    /// Drop this handle to a connection.
+    Close(C),
+    /// A connection has ended, for this reason.
+    Ended(CloseReason),
+    /// Ring at this time.
+    Arm(Instant),
+}
+
+pub(crate) type Actions<C, W, E> = SmallVec<[Action<C, W, E>; 4]>;
+
+/// Numbers for snapshots and checks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct CellCounts {
+    pub(crate) waiters: usize,
+    pub(crate) dialling: usize,
+    pub(crate) live: usize,
+    pub(crate) idle: usize,
+    pub(crate) streams: usize,
+    pub(crate) permits: usize,
+}
+
+/// What a cell has learnt, for snapshots.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CellLearnt {
+    pub(crate) hold: Option<Duration>,
+    pub(crate) dial: Option<Duration>,
+    /// Whether the origin speaks HTTP/2, if known.
+    pub(crate) h2: Option<bool>,
+    pub(crate) proven: bool,
+    pub(crate) draining: bool,
+}

@@ -1,0 +1,248 @@
+//! What a cell decides from what it has measured: wait or dial, refuse or queue.
+
+use super::*;
+
+impl Model {
+    /// Opens one exclusive connection and has `n` requests on it, each holding it for `hold_ms`.
+    fn proven(hold_ms: u64, n: usize) -> Self {
+        let mut model = Self::new();
+        model.hold_time = Duration::from_millis(hold_ms);
+        model.apply(Op::Wait { fresh: false, patience_ms: 60_000 });
+        model.apply(Op::GrantSlot);
+        model.apply(Op::DialWorks { at: 0, shared: false });
+        for _ in 0..n {
+            model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+            model.apply(Op::Wait { fresh: false, patience_ms: 60_000 });
+        }
+        assert_eq!((model.leases.len(), model.queued), (1, 0));
+        model
+    }
+
+    fn join(&mut self, patience_ms: u64) {
+        self.apply(Op::Wait { fresh: false, patience_ms });
+    }
+}
+
+/// The failure of an ordinary dial that began in `epoch`.
+fn refused_in(epoch: u32) -> Event<Pipe, u32, &'static str> {
+    let dial = FailedDial { fresh: false, epoch, error: "refused", ours: false, jitter: 1.0 };
+    Event::DialFailed { dial, took: DIAL_TIME }
+}
+
+/// What those whose deadline comes at `now` are told that they waited for.
+fn expired(model: &mut Model, now: Instant) -> Vec<Awaited> {
+    let actions = model.cell.step(Event::Tick { at: now }, now);
+    let told = actions.iter().filter_map(|action| match action {
+        Action::Refuse { why: Refusal::Expired(awaited), .. } => Some(*awaited),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
+    // A dial takes 20 ms: one connection serves ten requests of 2 ms in that time.
+    let mut model = Model::proven(2, 12);
+    (0..9).for_each(|_| model.join(60_000));
+    assert_eq!(model.queued, 0, "waiting is quicker for all nine");
+    model.join(60_000);
+    model.join(60_000);
+    assert_eq!(model.queued, 1, "the eleventh is better served by a dial");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r03_slow_handlers_are_answered_with_dials() {
+    let mut model = Model::proven(200, 12);
+    model.join(60_000);
+    assert_eq!(model.queued, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_stuck_connection_holds_nobody_longer_than_a_dial_takes() {
+    let mut model = Model::proven(2, 12);
+    model.join(60_000);
+    assert_eq!(model.queued, 0);
+    model.apply(Op::Pass(19));
+    assert_eq!(model.queued, 0);
+    model.apply(Op::Pass(2));
+    assert_eq!(model.queued, 1, "the estimate was wrong, so it dials");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_who_cannot_make_the_deadline_is_told_at_once_and_by_how_much() {
+    let mut model = Model::proven(1_000, 12);
+    // Take every connection there may be.
+    for _ in 1..CONNECTIONS_MAX {
+        model.join(60_000);
+        model.apply(Op::GrantSlot);
+        model.apply(Op::DialWorks { at: 0, shared: false });
+    }
+    assert_eq!(model.leases.len(), CONNECTIONS_MAX);
+    (0..8).for_each(|_| model.join(60_000));
+    let waiting = model.cell.counts().waiters;
+    assert_eq!(waiting, 8);
+    // Eight ahead on four connections: two seconds.
+    let now = model.now;
+    let ask = |model: &mut Model, patience| {
+        let event = Event::Wait { waiter: 1_000, deadline: now + Duration::from_millis(patience), fresh: false };
+        model.cell.step(event, now)
+    };
+    let refused = ask(&mut model, 1_500);
+    let [Action::Refuse { why: Refusal::WontMakeDeadline { excess }, .. }] = refused.as_slice() else {
+        panic!("{refused:?}");
+    };
+    assert!(excess.abs_diff(Duration::from_millis(500)) < Duration::from_millis(1), "{excess:?}");
+    assert!(matches!(ask(&mut model, 2_500).first(), Some(Action::Queued(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
+    let limits = LaneLimits { backoff_base: Duration::from_millis(50), ..LaneLimits::default() };
+    let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::new(Tuning::new(&limits, SLOTS)));
+    let mut now = Instant::now();
+    let join = |cell: &mut CellState<Pipe, u32, &'static str>, waiter, now| {
+        cell.step(Event::Wait { waiter, deadline: now + Duration::from_secs(9), fresh: false }, now)
+    };
+    join(&mut cell, 0, now);
+    cell.step(Event::Slot, now);
+    cell.step(refused_in(0), now);
+    now += Duration::from_secs(1);
+    assert_eq!(cell.breaker(now), BreakerState::HalfOpen);
+    let mut refused = 0;
+    for waiter in 1..1_000 {
+        let actions = join(&mut cell, waiter, now);
+        refused += actions.iter().filter(|a| matches!(a, Action::Refuse { why: Refusal::Shared { .. }, .. })).count();
+        cell.step(Event::Slot, now);
+    }
+    let counts = cell.counts();
+    assert_eq!((counts.dialling, counts.waiters, refused), (1, demand::HALF_OPEN_WAITERS_MAX, 983));
+    cell.step(refused_in(1), now);
+    assert_eq!(cell.counts().waiters, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
+    let limits = LaneLimits { connections_per_origin_max: 1, ..LaneLimits::default() };
+    let tuning = Arc::new(Tuning::new(&limits, SLOTS));
+    let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::clone(&tuning));
+    let now = Instant::now();
+    let wants = |actions: &[Action<Pipe, u32, &str>]| actions.iter().any(|a| matches!(a, Action::WantSlot { .. }));
+    for waiter in 0..3 {
+        cell.step(Event::Wait { waiter, deadline: now + Duration::from_secs(9), fresh: false }, now);
+    }
+    cell.step(Event::Slot, now);
+    let channel = Pipe::new(false);
+    let opened = Event::Connected { fresh: false, channel, shared: false, took: DIAL_TIME, jitter: 0.0 };
+    assert!(!wants(&cell.step(opened, now)), "the cap is reached");
+    tuning.set(&LaneLimits { connections_per_origin_max: 2, ..limits }, SLOTS);
+    assert!(wants(&cell.step(Event::Retune, now)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_can_serve_the_line_first() {
+    let mut model = Model::proven(200, 1);
+    model.join(60_000);
+    model.step(Event::Drain(Intake::ServeLine), None, None);
+    assert_eq!(model.cell.counts().waiters, 1);
+    model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+    assert_eq!((model.cell.counts().waiters, model.leases.len()), (0, 1), "served, not refused");
+    model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+    assert_eq!(model.cell.counts().idle, 0, "closed when the line was empty");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r19_a_keep_alive_of_three_hundred_billion_years_is_only_long() {
+    let mut model = Model::proven(2, 1);
+    let (key, pipe, _) = model.leases.pop().expect("one lease");
+    let keep_alive = Some(Duration::from_secs(u64::MAX));
+    let event = Event::Return { key, channel: Some(pipe), verdict: Verdict::Answered, keep_alive, held: None };
+    model.step(event, None, None);
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_keep_alive_rings_earlier() {
+    let mut model = Model::proven(2, 1);
+    let (key, pipe, _) = model.leases.pop().expect("one lease");
+    let keep_alive = Some(Duration::from_millis(30));
+    let event = Event::Return { key, channel: Some(pipe), verdict: Verdict::Answered, keep_alive, held: None };
+    model.step(event, None, None);
+    model.apply(Op::Pass(31));
+    assert_eq!(model.cell.counts().idle, 0, "the server has closed it by now");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_caller_is_told_of_a_silent_dial_first_hand() {
+    let mut model = Model::new();
+    (0..8).for_each(|_| model.join(100));
+    model.apply(Op::GrantSlot);
+    let then = model.now + Duration::from_millis(100);
+    let mut told = expired(&mut model, then);
+    assert_eq!((told.remove(0), told.len()), (Awaited::Dial, 7));
+    assert!(told.iter().all(|awaited| *awaited == Awaited::SharedDial), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_connection_in_use_says_nothing_of_the_dial_beside_it() {
+    let mut model = Model::proven(200, 12);
+    model.join(100);
+    model.apply(Op::GrantSlot);
+    assert_eq!(model.dials.len(), 1);
+    let then = model.now + Duration::from_millis(100);
+    assert_eq!(expired(&mut model, then), [Awaited::Turn]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_thousand_short_waits_leave_no_rings_behind() {
+    let mut model = Model::proven(2, 12);
+    let mut most = 0;
+    for _ in 0..1_000 {
+        model.join(5);
+        model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+        model.apply(Op::Pass(1));
+        most = most.max(model.armed.len());
+    }
+    assert!(most <= 8, "{most} rings outstanding");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shortage_of_ours_opens_no_breaker_and_answers_one_caller() {
+    let mut model = Model::new();
+    (0..3).for_each(|_| model.join(60_000));
+    model.apply(Op::GrantSlot);
+    let dial = FailedDial { fresh: false, epoch: 0, error: "too many open files", ours: true, jitter: 1.0 };
+    let actions = model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
+    let told = actions.iter().filter(|a| matches!(a, Action::Refuse { why: Refusal::Dial(_), .. })).count();
+    assert_eq!((told, model.cell.counts().waiters), (1, 2), "one caller pays for one dial");
+    assert_eq!(model.cell.breaker(model.now), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_dials_teach_nothing_about_how_long_a_dial_takes() {
+    let mut model = Model::proven(2, 12);
+    let before = model.cell.learnt().dial;
+    for took in [Duration::ZERO, Duration::from_secs(3)] {
+        model.apply(Op::Wait { fresh: true, patience_ms: 60_000 });
+        model.apply(Op::GrantSlot);
+        let (fresh, epoch) = model.dials.pop().expect("a probe dials");
+        let dial = FailedDial { fresh, epoch, error: "refused", ours: false, jitter: 1.0 };
+        model.last_dial_failed = true;
+        model.step(Event::DialFailed { dial, took }, None, None);
+    }
+    assert_eq!(model.cell.learnt().dial, before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r03_a_stream_limit_that_comes_after_the_handshake_counts() {
+    let mut model = Model::new();
+    model.apply(Op::Wait { fresh: false, patience_ms: 60_000 });
+    model.apply(Op::GrantSlot);
+    model.apply(Op::DialWorks { at: 0, shared: true });
+    assert_eq!(model.cell.conns.carries(), STREAMS_MAX);
+    model.leases[0].1.streams.store(1, Ordering::Relaxed);
+    model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+    model.join(60_000);
+    assert_eq!(model.cell.conns.carries(), 1);
+}
