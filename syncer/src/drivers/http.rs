@@ -171,6 +171,10 @@ fn of_pool(error: &pool::Error) -> DriverError {
         ErrorKind::Refused
     } else if error.is_reset() {
         ErrorKind::Reset
+    } else if error.is_unreachable() {
+        ErrorKind::TimedOutBeforeSend // no way there: as silent as one that does not answer
+    } else if error.is_not_processed() {
+        ErrorKind::Overloaded
     } else if error.is_tls() {
         ErrorKind::Tls
     } else if error.is_protocol() {
