@@ -32,12 +32,16 @@ struct Key {
 }
 
 /// A bar, and whether it was met.
-#[derive(Debug, Clone)]
-struct Verdict {
-    scenario: String,
-    bar: String,
-    ratio: f64,
-    met: bool,
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The scenario.
+    pub scenario: String,
+    /// What is compared, and the most that the ratio may be.
+    pub bar: String,
+    /// Ours to theirs, of the medians.
+    pub ratio: f64,
+    /// Whether the ratio is within the bar.
+    pub met: bool,
 }
 
 /// The file's schema.
@@ -49,8 +53,12 @@ pub struct Document {
     pub commit: String,
     /// Where it ran.
     pub machine: String,
+    /// The contestants' versions.
+    pub versions: String,
     /// The figures.
     pub rows: Vec<Row>,
+    /// The bars.
+    pub bars: Vec<Verdict>,
 }
 
 /// One figure.
@@ -128,36 +136,49 @@ impl Report {
         } else {
             1.0
         };
-        let bar = format!("{what} ≤ {most}");
+        let bar = format!("{what} ≤ {}", short(most));
         self.verdicts.push(Verdict { scenario: scenario.to_owned(), bar, ratio, met: ratio <= most });
     }
 
-    /// Prints the tables and verdicts, and writes JSON and plot next to each other.
+    /// Prints the tables and verdicts, and writes them, JSON and plot next to each other.
     ///
     /// # Errors
     ///
     /// When the files cannot be written.
     pub fn finish(&self, plotted: &str) -> Result<()> {
-        println!("\n# {}: commit {}", self.bench, machine::commit());
-        println!("{}; load before {}, after {}", machine::describe(), self.load_before, machine::load());
-        println!("versions: {}", self.versions);
-        for scenario in self.scenarios() {
-            println!("\n## {scenario}\n{}", self.table(&scenario));
-        }
-        println!("\n## bars");
-        for verdict in &self.verdicts {
-            let word = if verdict.met { "met    " } else { "NOT MET" };
-            println!("{word} {}: {} (ratio {:.3})", verdict.scenario, verdict.bar, verdict.ratio);
-        }
-        let met = self.verdicts.iter().filter(|verdict| verdict.met).count();
-        println!("{met} of {} bars met", self.verdicts.len());
-        self.write(plotted)
+        let text = self.text();
+        println!("\n{text}");
+        self.write(&text, plotted)
     }
 
-    fn write(&self, plotted: &str) -> Result<()> {
+    /// The tables and verdicts as Markdown.
+    fn text(&self) -> String {
+        let mut text = format!(
+            "# {}: commit {}\n\n{}; load before {}, after {}\n\nversions: {}\n",
+            self.bench,
+            machine::commit(),
+            machine::describe(),
+            self.load_before,
+            machine::load(),
+            self.versions
+        );
+        for scenario in self.scenarios() {
+            text += &format!("\n## {scenario}\n\n{}\n", self.table(&scenario));
+        }
+        let met = self.verdicts.iter().filter(|verdict| verdict.met).count();
+        text += &format!("\n## bars\n\n{met} of {} bars met.\n\n", self.verdicts.len());
+        for verdict in &self.verdicts {
+            let word = if verdict.met { "met" } else { "**not met**" };
+            text += &format!("- {word}, {}: {} (ratio {:.3})\n", verdict.scenario, verdict.bar, verdict.ratio);
+        }
+        text
+    }
+
+    fn write(&self, text: &str, plotted: &str) -> Result<()> {
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
         let dir = target.join("bench");
         fs::create_dir_all(&dir).context("making the directory of results")?;
+        fs::write(dir.join(format!("{}.md", self.bench)), text).context("writing the tables")?;
         let json = dir.join(format!("{}.json", self.bench));
         fs::write(&json, serde_json::to_vec_pretty(&self.document())?).context("writing results")?;
         let groups = self
@@ -176,7 +197,7 @@ impl Report {
         let unit = self.units.get(plotted).copied().unwrap_or_default();
         let svg = dir.join(format!("{}.svg", self.bench));
         plot::write(&svg, &format!("{}: {plotted}, {unit} (less is better)", self.bench), &groups)?;
-        println!("written: {} and {}", json.display(), svg.display());
+        println!("written: {}, {} and the tables beside them", json.display(), svg.display());
         Ok(())
     }
 
@@ -188,7 +209,14 @@ impl Report {
             Some(Row { scenario, contestant, metric, unit, median, min, max })
         });
         let machine = format!("{}; load before {}", machine::describe(), self.load_before);
-        Document { bench: self.bench.clone(), commit: machine::commit(), machine, rows: rows.collect() }
+        Document {
+            bench: self.bench.clone(),
+            commit: machine::commit(),
+            machine,
+            versions: self.versions.clone(),
+            rows: rows.collect(),
+            bars: self.verdicts.clone(),
+        }
     }
 
     fn scenarios(&self) -> Vec<String> {

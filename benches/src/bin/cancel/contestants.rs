@@ -33,6 +33,7 @@ pub(crate) enum Parker {
     Ours,
     OursRequest,
     Semaphore,
+    SemaphoreRequest,
     HyperUtil,
     Cache,
 }
@@ -49,13 +50,14 @@ struct Nothing;
 
 impl Parker {
     pub(crate) const ALL: &'static [Self] =
-        &[Self::Ours, Self::OursRequest, Self::Semaphore, Self::HyperUtil, Self::Cache];
+        &[Self::Ours, Self::OursRequest, Self::Semaphore, Self::SemaphoreRequest, Self::HyperUtil, Self::Cache];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
             Self::OursRequest => "ours_request",
             Self::Semaphore => "semaphore",
+            Self::SemaphoreRequest => "semaphore_request",
             Self::HyperUtil => "hyper_util",
             Self::Cache => "hyper_util_cache",
         }
@@ -86,6 +88,18 @@ impl Parker {
                 let make = move || -> Parked {
                     let semaphore = Arc::clone(&semaphore);
                     Box::pin(async move { drop(semaphore.acquire().await) })
+                };
+                (Box::new(make), None)
+            }
+            Self::SemaphoreRequest => {
+                let semaphore = Arc::new(Semaphore::new(0));
+                let make = move || -> Parked {
+                    let semaphore = Arc::clone(&semaphore);
+                    let request = Request::new(Body::empty());
+                    Box::pin(async move {
+                        drop(semaphore.acquire().await);
+                        drop(request);
+                    })
                 };
                 (Box::new(make), None)
             }

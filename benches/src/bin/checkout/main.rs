@@ -30,8 +30,9 @@ const BATCH: u32 = 64;
 /// Batches of the uncontended scenario.
 const BATCHES: u32 = 4_000;
 
-/// Checkouts of a contended scenario, all tasks together.
-const CHECKOUTS: usize = 200_000;
+/// Checkouts of a contended scenario, all tasks together: half a second, so that one preemption by a neighbour
+/// is not the whole tail.
+const CHECKOUTS: usize = 1_000_000;
 
 /// Tasks and connections.
 const SCENARIOS: [(usize, usize); 7] =

@@ -115,9 +115,11 @@ async fn burst(storm: &Storm, contestant: &Contestant, began: Instant) -> Result
     Ok(told)
 }
 
-/// A failed request to a healthy host counts with its whole deadline: failing early is no way to be fast.
+/// A failed request to a healthy host counts with its whole deadline: failing early is no way to be fast. The
+/// drain is counted from the last intended start: a paced load lasts as long as it lasts for everyone.
 fn weigh(storm: &Storm, told: &[Told], began: Instant) -> Figures {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let last_start = began + Duration::from_millis(storm.spread_ms);
     let (mut healthy, mut faulty) = (Latencies::default(), Latencies::default());
     let (mut drained_healthy, mut drained) = (Duration::ZERO, Duration::ZERO);
     let (mut failed_healthy, mut failed_faulty, mut shed) = (0_u64, 0_u64, 0_u64);
@@ -125,7 +127,7 @@ fn weigh(storm: &Storm, told: &[Told], began: Instant) -> Figures {
     let mut revived: Vec<Option<Instant>> = vec![None; storm.faulty.len()];
     for one in told {
         let took = one.ended.saturating_duration_since(one.intended);
-        let since = one.ended.saturating_duration_since(began);
+        let since = one.ended.saturating_duration_since(last_start);
         drained = drained.max(since);
         shed += u64::from(one.went == Err(Failure::Shed));
         if storm.faulty[one.host] {
