@@ -58,23 +58,24 @@ pub struct OriginDebug {
     pub dial_ms: Option<f64>,
 }
 
-// === impl OriginDebug ===
+/// How busy an origin is: callers in line, then dials, then requests, then connections.
+pub(crate) type Rank = (usize, usize, usize, usize);
 
-impl OriginDebug {
-    /// Busiest first.
-    pub(crate) fn rank(&self) -> Reverse<(usize, usize, usize, usize)> {
-        Reverse((self.waiters, self.dialling, self.in_use, self.live))
+/// The `k` busiest of many, busiest first. Never holds more than `2 k`, however many are shown to it.
+pub(crate) fn busiest<T>(all: impl Iterator<Item = (Rank, T)>, k: usize) -> Vec<(Rank, T)> {
+    let keep = |top: &mut Vec<(Rank, T)>| {
+        top.sort_by_key(|(rank, _)| Reverse(*rank));
+        top.truncate(k);
+    };
+    let mut top = Vec::new();
+    for one in all {
+        top.push(one);
+        if top.len() >= k.saturating_mul(2) {
+            keep(&mut top);
+        }
     }
-}
-
-/// The `k` busiest of many origins, without sorting them all.
-pub(crate) fn busiest(mut origins: Vec<OriginDebug>, k: usize) -> Vec<OriginDebug> {
-    if k < origins.len() {
-        origins.select_nth_unstable_by_key(k, OriginDebug::rank);
-        origins.truncate(k);
-    }
-    origins.sort_by_key(OriginDebug::rank);
-    origins
+    keep(&mut top);
+    top
 }
 
 pub(crate) fn word(breaker: BreakerState) -> &'static str {
@@ -87,4 +88,23 @@ pub(crate) fn word(breaker: BreakerState) -> &'static str {
 
 pub(crate) fn ms(span: Option<Duration>) -> Option<f64> {
     span.map(|span| span.as_secs_f64() * 1_000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_of_many_are_found_and_no_more_are_held() {
+        let drops = std::rc::Rc::new(());
+        let mut held_max = 0;
+        let all = (0..1_000_usize).map(|n| {
+            held_max = std::rc::Rc::strong_count(&drops).max(held_max);
+            ((n * 7_919 % 1_000, 0, 0, 0), std::rc::Rc::clone(&drops))
+        });
+        let top: Vec<_> = busiest(all, 3).into_iter().map(|(rank, _)| rank.0).collect();
+        assert_eq!((top, held_max), (vec![999, 998, 997], 6));
+        assert!(busiest([((1, 0, 0, 0), ())].into_iter(), 0).is_empty());
+        assert_eq!(busiest([((1, 0, 0, 0), ())].into_iter(), usize::MAX).len(), 1);
+    }
 }

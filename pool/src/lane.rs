@@ -168,8 +168,8 @@ impl Lane {
     }
 
     /// Changes any limit but the number of partitions. Takes effect at once: whoever waits is looked at
-    /// again, what is beyond a smaller limit finishes. PING times count for connections opened from now
-    /// on. For levers: [`Lane::register_levers`].
+    /// again, what is beyond a smaller limit finishes. Ages, idle times and PING times count for connections
+    /// opened from now on. For levers: [`Lane::register_levers`].
     ///
     /// # Errors
     ///
@@ -208,18 +208,22 @@ impl Lane {
         self.inner.spawner.keep(restarts, levers::register(&self.inner, levers, prefix));
     }
 
-    /// The lane for an operator's eyes, with its `top` busiest origins. Walks all origins.
+    /// The lane for an operator's eyes, with its `top` busiest origins. Walks all origins, and writes out
+    /// only those.
     #[must_use]
     pub fn debug(&self, top: usize) -> LaneDebug {
-        let partitions = self.inner.partitions.iter().enumerate();
-        let origins = partitions.flat_map(|(n, partition)| partition.busiest(n, top)).collect();
+        let now = Instant::now();
+        let of = |(n, partition): (usize, &Arc<Partition>)| {
+            partition.busiest(top).into_iter().map(move |(rank, cell)| (rank, (n, cell)))
+        };
+        let found = busiest(self.inner.partitions.iter().enumerate().flat_map(of), top);
         let (handshakes, handshakes_limit) = self.inner.dialer.gate.usage();
         LaneDebug {
             lane: self.name().to_owned(),
             totals: self.snapshot(),
             handshakes,
             handshakes_limit,
-            top: busiest(origins, top),
+            top: found.into_iter().map(|(_, (n, cell))| cell.debug(n, now)).collect(),
         }
     }
 

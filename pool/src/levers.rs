@@ -92,9 +92,9 @@ levers! {
     h2_streams_max: u64 = "requests", 1 => 100_000, |l| whole(l.h2_streams_max), |l, v| l.h2_streams_max = count(v);
     /// How long a whole dial may take: name, TCP, TLS and HTTP together.
     dial_timeout: Duration = "duration", MS(10) => S(300), |l| l.dial_timeout, |l, v| l.dial_timeout = v;
-    /// An idle connection is closed after this.
+    /// An idle connection is closed after this, if it is opened from now on.
     idle_timeout: Duration = "duration", MS(10) => S(86_400), |l| l.idle_timeout, |l, v| l.idle_timeout = v;
-    /// A connection serves at most this long.
+    /// A connection opened from now on serves at most this long.
     age_max: Duration = "duration", MS(100) => S(604_800), |l| l.age_max, |l, v| l.age_max = v;
     /// Back-off after the first failed dial of an origin; doubles.
     backoff_base: Duration = "duration", MS(1) => S(600), |l| l.backoff_base, |l, v| l.backoff_base = v;
@@ -106,6 +106,18 @@ levers! {
     ping_interval: Duration = "duration", MS(10) => S(3_600), |l| l.ping_interval, |l, v| l.ping_interval = v;
     /// A PING unanswered for this long ends the connection, for connections opened from now on.
     ping_timeout: Duration = "duration", MS(10) => S(600), |l| l.ping_timeout, |l, v| l.ping_timeout = v;
+}
+
+impl LaneLimits {
+    /// Registers the levers that a lane with these limits would have, without a lane: so that a configuration
+    /// that sets them can be checked. Nothing follows them.
+    ///
+    /// # Panics
+    ///
+    /// As [`Lane::register_levers`](crate::Lane::register_levers).
+    pub fn register_levers(&self, levers: &Levers, prefix: &str) {
+        let _followed_by_nobody = LaneLevers::register(levers, prefix, self);
+    }
 }
 
 /// Registers the lane's limits and returns what keeps them applied.

@@ -30,7 +30,7 @@ pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
 use self::timers::{Timers, Whom};
 use crate::cell::{CellCounts, Event, Intake, Tuning};
-use crate::debug::{OriginDebug, busiest};
+use crate::debug::{Rank, busiest};
 use crate::dial::Dialer;
 use crate::dial::scheduler::{Scheduler, Turn};
 use crate::lane::DrainReport;
@@ -253,10 +253,9 @@ impl Partition {
     }
 
     /// The busiest `top` origins.
-    pub(crate) fn busiest(&self, partition: usize, top: usize) -> Vec<OriginDebug> {
+    pub(crate) fn busiest(&self, top: usize) -> Vec<(Rank, Arc<Cell>)> {
         let cells = self.cells.lock().list.clone();
-        let now = Instant::now();
-        busiest(cells.iter().map(|cell| cell.debug(partition, now)).collect(), top)
+        busiest(cells.into_iter().map(|cell| (cell.rank(), cell)), top)
     }
 
     /// Breaks the cycle between partition and cells. Nothing works afterwards.

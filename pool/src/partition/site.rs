@@ -19,7 +19,7 @@ use crate::cell::{
     Verdict,
 };
 use crate::conn::{Driver, Lease, Link, Pulse, TaskExecutor};
-use crate::debug::{self, OriginDebug};
+use crate::debug::{self, OriginDebug, Rank};
 use crate::dial::Progress;
 use crate::dial::scheduler::Class;
 use crate::error::{Error, Kind, Stage};
@@ -125,8 +125,13 @@ impl Cell {
         self.state.lock().oldest_wait(now)
     }
 
+    pub(super) fn rank(&self) -> Rank {
+        let counts = self.counts();
+        (counts.waiters, counts.dialling, counts.streams, counts.live)
+    }
+
     /// The origin as an operator sees it.
-    pub(super) fn debug(&self, partition: usize, now: Instant) -> OriginDebug {
+    pub(crate) fn debug(&self, partition: usize, now: Instant) -> OriginDebug {
         let (counts, learnt, breaker) = {
             let state = self.state.lock();
             (state.counts(), state.learnt(), state.breaker(now))

@@ -8,6 +8,7 @@ mod body;
 mod bulk;
 mod calls;
 mod clock;
+mod debug;
 mod error;
 mod extract;
 mod levers;
@@ -68,6 +69,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/levers", get(levers::list).patch(levers::change))
         .route("/v1/status", get(ops::status))
         .route("/v1/members", get(ops::members))
+        .route("/debug/pool", get(debug::pool))
         .route("/.well-known/jwks.json", get(ops::jwks))
         .route("/openapi.json", get(ops::openapi))
         .route("/", get(ops::landing))

@@ -22,6 +22,7 @@ use utoipa::{Modify, OpenApi};
         super::levers::change,
         super::ops::status,
         super::ops::members,
+        super::debug::pool,
         super::ops::jwks,
         super::ops::livez,
         super::ops::readyz,

@@ -97,7 +97,7 @@ pub(crate) async fn status(State(app): State<Arc<App>>, _: Caller) -> Json<Statu
         engine,
         pool: PoolStatus {
             waiters: pool.waiters,
-            waiters_max: app.waiters_max,
+            waiters_max: app.sfu_lane.limits().waiters_max,
             live: pool.live,
             dialling: pool.dialling,
             idle: pool.idle,

@@ -33,8 +33,6 @@ pub(crate) struct App {
     pub(crate) ownership: Arc<Ownership>,
     pub(crate) peers: Arc<Peers>,
     pub(crate) sfu_lane: pool::Lane,
-    /// Most requests that may wait in a lane of the pool.
-    pub(crate) waiters_max: usize,
     pub(crate) signer: Arc<Signer>,
     pub(crate) auth: Auth,
     pub(crate) ready: Readiness,

@@ -90,6 +90,12 @@ impl From<pool::Error> for PeerError {
 // === impl Peers ===
 
 impl Peers {
+    /// The limits with which the lane starts.
+    #[must_use]
+    pub fn limits() -> LaneLimits {
+        LaneLimits { partitions: 4, connections_per_origin_max: CONNECTIONS_PER_PEER_MAX, ..LaneLimits::default() }
+    }
+
     /// Builds the lane on the current runtime. Without a secret nothing is forwarded.
     ///
     /// # Errors
@@ -101,8 +107,6 @@ impl Peers {
         secret: Option<&str>,
         pool_metrics: &pool::Metrics,
     ) -> Result<Self, PeerError> {
-        let limits =
-            LaneLimits { partitions: 4, connections_per_origin_max: CONNECTIONS_PER_PEER_MAX, ..LaneLimits::default() };
         let value = |s: &str| HeaderValue::from_bytes(s.as_bytes()).map_err(PeerError::new);
         let secret = secret
             .map(|s| {
@@ -111,7 +115,7 @@ impl Peers {
                 Ok::<_, PeerError>(secret)
             })
             .transpose()?;
-        let lane = Lane::builder("peer").tls(tls).limits(limits).metrics(pool_metrics.clone()).build()?;
+        let lane = Lane::builder("peer").tls(tls).limits(Self::limits()).metrics(pool_metrics.clone()).build()?;
         Ok(Self { lane, me: value(me.as_str())?, secret, metrics: PeerMetrics::default() })
     }
 

@@ -17,6 +17,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 struct Watched {
     /// Permits were off at the look before.
     was_off: bool,
+    /// Waiters that may be left from before the limit was lowered.
+    left_over: usize,
 }
 
 /// Looks at the lanes once a second.
@@ -29,7 +31,7 @@ pub(super) async fn watch(app: Arc<App>) {
         tick.tick().await;
         for (lane, watched) in lanes.iter().zip(&mut watched) {
             let now = lane.snapshot();
-            for what in watched.look(&now, app.waiters_max) {
+            for what in watched.look(&now, lane.limits().waiters_max) {
                 let (permits_off, waiters) = (now.permits_off, now.waiters);
                 tracing::error!(lane = lane.name(), what, permits_off, waiters, "invariant of the pool violated");
                 app.http.pool_violations.inc();
@@ -42,11 +44,14 @@ pub(super) async fn watch(app: Arc<App>) {
 
 impl Watched {
     /// What is violated now. Permits are counted origin by origin while they come and go, so only
-    /// being off twice in a row counts.
+    /// being off twice in a row counts. A limit that is lowered lets those who wait finish: above it
+    /// the line may only shrink.
     fn look(&mut self, now: &LaneSnapshot, waiters_max: usize) -> impl Iterator<Item = &'static str> + use<> {
         let off = now.permits_off != 0;
         let leaked = std::mem::replace(&mut self.was_off, off) && off;
-        let crowded = now.waiters > waiters_max;
+        let allowed = waiters_max.max(self.left_over);
+        let crowded = now.waiters > allowed;
+        self.left_over = allowed.min(now.waiters);
         let found = [leaked.then_some("i08_permits"), crowded.then_some("i09_queue")];
         found.into_iter().flatten()
     }
@@ -72,5 +77,16 @@ mod tests {
         let mut watched = Watched::default();
         assert!(look(&mut watched, 0, 10).is_empty(), "the limit itself is allowed");
         assert_eq!(look(&mut watched, 0, 11), ["i09_queue"]);
+    }
+
+    #[test]
+    fn i09_a_lowered_limit_lets_the_line_shrink_and_not_grow() {
+        let mut watched = Watched::default();
+        let mut look = |waiters, waiters_max| {
+            let now = LaneSnapshot { waiters, ..LaneSnapshot::default() };
+            watched.look(&now, waiters_max).count()
+        };
+        let looks = [(9, 10), (9, 5), (7, 5), (7, 5), (8, 5), (5, 5), (6, 5)].map(|(now, max)| look(now, max));
+        assert_eq!(looks, [0, 0, 0, 0, 1, 0, 1]);
     }
 }

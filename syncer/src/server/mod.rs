@@ -47,6 +47,11 @@ const SLOTS: &str = "the claims of slots";
 /// Latch: taken back when the syncer leaves.
 const STAYING: &str = "nothing: this syncer is leaving";
 
+/// Where the levers of the lane to the SFUs begin.
+const SFU_LEVERS: &str = "pool.sfu";
+/// Where the levers of the lane to the peers begin.
+const PEER_LEVERS: &str = "pool.peer";
+
 /// A syncer that is not running yet.
 #[derive(Debug)]
 pub struct Syncer;
@@ -109,6 +114,8 @@ impl Syncer {
         files::check(config)?;
         let levers = Levers::new();
         let _registered = EngineLevers::register(&levers);
+        sfu_limits().register_levers(&levers, SFU_LEVERS);
+        Peers::limits().register_levers(&levers, PEER_LEVERS);
         apply_limits(config, &levers)?;
         Ok(())
     }
@@ -171,6 +178,11 @@ impl Syncer {
     }
 }
 
+/// The lane to the SFUs is what the pool's defaults are made for.
+fn sfu_limits() -> LaneLimits {
+    LaneLimits::default()
+}
+
 async fn bind(key: &'static str, at: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(at).await.map_err(|e| StartError::bind(key, at, &e))
 }
@@ -195,11 +207,8 @@ fn build(
         (None, None) => Arc::new(Signer::generate()?),
     };
     let pool_metrics = pool::Metrics::default();
-    let sfu_lane = Lane::builder("sfu")
-        .tls(config.sfu_tls()?)
-        .limits(LaneLimits::default())
-        .metrics(pool_metrics.clone())
-        .build()?;
+    let sfu_lane =
+        Lane::builder("sfu").tls(config.sfu_tls()?).limits(sfu_limits()).metrics(pool_metrics.clone()).build()?;
     let peers = Arc::new(Peers::new(&config.id, config.peer_tls()?, config.peer_secret(), &pool_metrics)?);
     let hub = Hub::new(boot);
     let factory: DriverFactory = {
@@ -211,6 +220,8 @@ fn build(
     // Not a child of `stop`: the engine's loops end with its drain.
     let engine_stop = end.child_token();
     let engine = Engine::start(config.id.clone(), levers, announcer, factory, boot, engine_stop);
+    sfu_lane.register_levers(engine.levers(), SFU_LEVERS);
+    peers.lane().register_levers(engine.levers(), PEER_LEVERS);
     apply_limits(config, engine.levers())?;
 
     let http = HttpMetrics::default();
@@ -226,8 +237,6 @@ fn build(
         ownership: Ownership::new(config.id.clone(), registry),
         peers,
         sfu_lane,
-        // The lane to the peers differs from it in other limits only.
-        waiters_max: LaneLimits::default().waiters_max,
         signer,
         auth: Auth::new(config),
         ready: Readiness::waiting_for(&[CATALOGUE, SLOTS]),

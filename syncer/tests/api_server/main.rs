@@ -5,6 +5,7 @@ mod bulk;
 mod calls;
 mod fleet;
 mod operators;
+mod pool;
 mod start;
 mod support;
 mod watch;

@@ -1,0 +1,77 @@
+//! The pool as operators see it and change it.
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{Fleet, answer, until};
+
+/// One lane of `GET /debug/pool`.
+async fn lane(fleet: &Fleet, name: &str) -> Value {
+    let (status, body) = fleet.get(0, "/debug/pool?top=500").await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    let lanes = body["lanes"].as_array().expect("lanes");
+    lanes.iter().find(|l| l["lane"] == name).cloned().unwrap_or_else(|| panic!("no lane {name} in {body}"))
+}
+
+async fn patch(fleet: &Fleet, levers: Value) {
+    let (status, body) = answer(fleet.request(0, Method::PATCH, "/v1/levers").json(&levers)).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r21_the_pool_shows_its_lanes_and_as_many_origins_as_asked_for() {
+    let fleet = Fleet::start(1, 3).await;
+    until("the pool knows all SFUs", || async { lane(&fleet, "sfu").await["top"].as_array().map(Vec::len) == Some(3) })
+        .await;
+    let sfu = lane(&fleet, "sfu").await;
+    assert_eq!(sfu["totals"]["origins"], 3, "{sfu}");
+    assert_eq!(sfu["totals"]["permits_off"], 0, "{sfu}");
+    assert!(sfu["top"][0]["origin"].as_str().expect("text").starts_with("https://127."), "{sfu}");
+    assert_eq!(sfu["top"][0]["breaker"], "closed", "{sfu}");
+    assert_eq!(lane(&fleet, "peer").await["top"], json!([]));
+    let count = async |query: &str| {
+        let (status, body) = fleet.get(0, &format!("/debug/pool{query}")).await;
+        (status.as_u16(), body["lanes"][0]["top"].as_array().map(Vec::len))
+    };
+    assert_eq!(count("").await, (200, Some(3)));
+    assert_eq!(count("?top=2").await, (200, Some(2)));
+    assert_eq!(count("?top=0").await, (200, Some(0)));
+    for wrong in ["?top=501", "?top=-1", "?top=all", "?top=", "?tip=1", "?top=99999999999999999999"] {
+        assert_eq!(count(wrong).await, (400, None), "{wrong}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r20_limits_of_the_pool_are_levers_that_bite_while_it_runs() {
+    let fleet = Fleet::start_with(1, 2, |config| {
+        // No connection gets old: the lane dials all the time.
+        let limits = "pool.sfu.age_max = \"100ms\"\npool.peer.dials_max = 9";
+        config.limits = toml::from_str(limits).expect("limits");
+    })
+    .await;
+    until("there is a connection", || async { lane(&fleet, "sfu").await["totals"]["live"] != 0 }).await;
+    let value = async |name: &str| {
+        let (_, all) = fleet.get(0, "/v1/levers").await;
+        let found = all["levers"].as_array().expect("levers").iter().find(|l| l["name"] == name).cloned();
+        found.unwrap_or_else(|| panic!("no lever {name}"))["value"].clone()
+    };
+    assert_eq!(value("pool.sfu.age_max").await, "100ms", "configured");
+    assert_eq!(value("pool.peer.dials_max").await, 9, "configured");
+
+    // No dial starts: whoever asks an SFU waits.
+    patch(&fleet, json!({ "pool.sfu.dial_burst": 0 })).await;
+    until("dials are held back", || async {
+        let totals = lane(&fleet, "sfu").await["totals"].clone();
+        totals["live"] == 0 && totals["dialling"] == 0 && totals["dial_queue"] != 0 && totals["waiters"] != 0
+    })
+    .await;
+    patch(&fleet, json!({ "pool.sfu.dial_burst": 100, "pool.sfu.age_max": "10m" })).await;
+    until("they are let go", || async { lane(&fleet, "sfu").await["totals"]["live"] != 0 }).await;
+    fleet.join_until_placed(0, "g", "c", "s").await;
+
+    patch(&fleet, json!({ "pool.sfu.waiters_max": 1234 })).await;
+    until("the status shows the limit in force", || async {
+        fleet.get(0, "/v1/status").await.1["pool"]["waiters_max"] == 1234
+    })
+    .await;
+}
