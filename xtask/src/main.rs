@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a developer's tool talks on the terminal")]
 
+mod bench;
 mod deny;
 mod dependencies;
 mod process;
@@ -28,6 +29,8 @@ enum Task {
     /// The last line reads `N passed, N failed`: each test counts, and each other stage counts as one.
     /// The exit code is 0 only when nothing failed.
     Test(Test),
+    /// Run the benches, each alone on the machine.
+    Bench(bench::Bench),
 }
 
 #[derive(Debug, clap::Args)]
@@ -44,8 +47,11 @@ struct Test {
 }
 
 fn main() -> ExitCode {
-    let Task::Test(test) = Arguments::parse().task;
-    match run(&test) {
+    let done = match Arguments::parse().task {
+        Task::Test(test) => run(&test),
+        Task::Bench(bench) => bench::run(&bench).map(|()| true),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
