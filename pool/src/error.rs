@@ -12,6 +12,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::cell::Blame;
+
 /// Any error as hyper, tower and bodies hand it around.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -277,9 +279,13 @@ impl Error {
         self.inner.kind == Kind::NotProcessed
     }
 
-    /// A dial failed for a reason of our own: it must not count against the host.
-    pub(crate) fn is_ours(&self) -> bool {
-        matches!(self.inner.kind, Kind::Local | Kind::Saturated | Kind::Aborted | Kind::Config)
+    /// Whom a failed dial speaks against.
+    pub(crate) fn blame(&self) -> Blame {
+        match self.inner.kind {
+            Kind::Saturated => Blame::Haste,
+            Kind::Local | Kind::Aborted | Kind::Config => Blame::Us,
+            _ => Blame::Host,
+        }
     }
 
     /// The host name did not resolve.

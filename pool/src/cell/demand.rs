@@ -110,7 +110,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// The reason to fail at once: no connection, none coming, and a back-off to wait for; or the one dial
     /// of a half-open origin has its audience.
     pub(super) fn hopeless(&self, now: Instant) -> Option<Refusal<E>> {
-        if self.dialling > 0 || self.conns.usable() > 0 {
+        if !self.deserted() {
             return None;
         }
         let (error, retry_after) = self.breaker.blocks(now)?;

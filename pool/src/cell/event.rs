@@ -64,10 +64,20 @@ pub(crate) struct FailedDial<E> {
     /// The epoch it began in, from [`Action::Dial`].
     pub(crate) epoch: u32,
     pub(crate) error: E,
-    /// It failed for want of something of our own, and says nothing about the host.
-    pub(crate) ours: bool,
+    pub(crate) blame: Blame,
     /// Drawn evenly from 0 to 1.
     pub(crate) jitter: f64,
+}
+
+/// Whom a failed dial speaks against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// The host.
+    Host,
+    /// Us: something is missing that a dial needs. Somebody is told.
+    Us,
+    /// Us: there was no time for it. Those in line wait for the next dial, as long as their deadlines allow.
+    Haste,
 }
 
 /// What a caller waited for when its deadline came.

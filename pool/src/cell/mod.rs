@@ -34,7 +34,7 @@ use self::conns::Conns;
 pub(crate) use self::conns::{Channel, CloseReason, ConnKey, Taken, Verdict};
 use self::estimate::Estimates;
 pub(crate) use self::event::{
-    Action, Actions, Awaited, CellCounts, CellLearnt, Event, FailedDial, Intake, Refusal, Ticket,
+    Action, Actions, Awaited, Blame, CellCounts, CellLearnt, Event, FailedDial, Intake, Refusal, Ticket,
 };
 pub(crate) use self::tuning::Tuning;
 use self::waiters::Waiters;
@@ -274,22 +274,30 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     fn dial_failed(&mut self, failed: FailedDial<E>, now: Instant, out: &mut Actions<C, W, E>) {
-        let FailedDial { fresh, epoch, error, ours, jitter } = failed;
+        let FailedDial { fresh, epoch, error, blame, jitter } = failed;
         self.permits -= 1;
         let news = self.dial_over(fresh);
-        if !ours && self.breaker.fail(epoch, error.clone(), jitter, self.tuning.backoff(), now) {
+        if blame == Blame::Haste {
+            return;
+        }
+        if blame == Blame::Host && self.breaker.fail(epoch, error.clone(), jitter, self.tuning.backoff(), now) {
             self.proven = false;
             self.dial_window = 1;
         }
         // Exactly one caller learns of the failure first hand.
         let owner = if fresh {
             self.fresh_line.pop_front()
-        } else if news && (self.hopeless(now).is_some() || ours && self.dialling == 0 && self.conns.usable() == 0) {
+        } else if news && (self.hopeless(now).is_some() || blame == Blame::Us && self.deserted()) {
             self.line.pop_front()
         } else {
             None
         };
         out.extend(owner.map(|waiter| Action::Refuse { waiter, why: Refusal::Dial(error) }));
+    }
+
+    /// No connection, and none coming.
+    fn deserted(&self) -> bool {
+        self.dialling == 0 && self.conns.usable() == 0
     }
 
     fn tick(&mut self, at: Instant, now: Instant, out: &mut Actions<C, W, E>) {

@@ -169,7 +169,7 @@ impl Model {
                 if let Some(at) = pick(at, self.dials.len()) {
                     let (fresh, epoch) = self.dials.swap_remove(at);
                     self.last_dial_failed = true;
-                    let dial = FailedDial { fresh, epoch, error: "refused", ours: false, jitter };
+                    let dial = FailedDial { fresh, epoch, error: "refused", blame: Blame::Host, jitter };
                     self.step(Event::DialFailed { dial, took: DIAL_TIME }, None, None);
                 }
             }

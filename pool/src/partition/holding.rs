@@ -54,11 +54,11 @@ impl Holding {
         let before = std::mem::replace(&mut *self.state.lock(), State::Failed);
         if let State::Dialling { fresh, epoch } = before {
             tracing::debug!(origin = %self.cell.origin(), %error, "dial failed");
-            let ours = error.is_ours();
+            let blame = error.blame();
             if error.is_local() {
                 self.cell.partition().hold_dials();
             }
-            let dial = FailedDial { fresh, epoch, error, ours, jitter: rand::rng().random() };
+            let dial = FailedDial { fresh, epoch, error, blame, jitter: rand::rng().random() };
             self.cell.apply(Event::DialFailed { dial, took });
             self.release_slot();
         }

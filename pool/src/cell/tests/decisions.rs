@@ -25,7 +25,7 @@ impl Model {
 
 /// The failure of an ordinary dial that began in `epoch`.
 fn refused_in(epoch: u32) -> Event<Pipe, u32, &'static str> {
-    let dial = FailedDial { fresh: false, epoch, error: "refused", ours: false, jitter: 1.0 };
+    let dial = FailedDial { fresh: false, epoch, error: "refused", blame: Blame::Host, jitter: 1.0 };
     Event::DialFailed { dial, took: DIAL_TIME }
 }
 
@@ -212,11 +212,23 @@ async fn a_shortage_of_ours_opens_no_breaker_and_answers_one_caller() {
     let mut model = Model::new();
     (0..3).for_each(|_| model.join(60_000));
     model.apply(Op::GrantSlot);
-    let dial = FailedDial { fresh: false, epoch: 0, error: "too many open files", ours: true, jitter: 1.0 };
+    let dial = FailedDial { fresh: false, epoch: 0, error: "too many open files", blame: Blame::Us, jitter: 1.0 };
     let actions = model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
     let told = actions.iter().filter(|a| matches!(a, Action::Refuse { why: Refusal::Dial(_), .. })).count();
     assert_eq!((told, model.cell.counts().waiters), (1, 2), "one caller pays for one dial");
     assert_eq!(model.cell.breaker(model.now), BreakerState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r01_a_dial_that_got_no_time_answers_nobody_and_the_next_one_is_made() {
+    let mut model = Model::new();
+    (0..3).for_each(|_| model.join(60_000));
+    model.apply(Op::GrantSlot);
+    let dial = FailedDial { fresh: false, epoch: 0, error: "no time", blame: Blame::Haste, jitter: 1.0 };
+    let actions = model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
+    assert!(!actions.iter().any(|action| matches!(action, Action::Refuse { .. })), "somebody was answered");
+    assert!(actions.iter().any(|action| matches!(action, Action::WantSlot { .. })), "nobody dials again");
+    assert_eq!((model.cell.counts().waiters, model.cell.breaker(model.now)), (3, BreakerState::Closed));
 }
 
 #[tokio::test(start_paused = true)]
@@ -227,7 +239,7 @@ async fn failed_dials_teach_nothing_about_how_long_a_dial_takes() {
         model.apply(Op::Wait { fresh: true, patience_ms: 60_000 });
         model.apply(Op::GrantSlot);
         let (fresh, epoch) = model.dials.pop().expect("a probe dials");
-        let dial = FailedDial { fresh, epoch, error: "refused", ours: false, jitter: 1.0 };
+        let dial = FailedDial { fresh, epoch, error: "refused", blame: Blame::Host, jitter: 1.0 };
         model.last_dial_failed = true;
         model.step(Event::DialFailed { dial, took }, None, None);
     }

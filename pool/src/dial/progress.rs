@@ -1,0 +1,96 @@
+//! How far a dial is, and what it waited for that was not the host.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::error::Stage;
+
+const STAGES: [Stage; 5] = [Stage::DialSlot, Stage::Dns, Stage::Tcp, Stage::Tls, Stage::Handshake];
+
+/// When each stage began. A dial has four, and two more for a wait in front of the gate.
+type Marks = SmallVec<[(Stage, Instant); 6]>;
+
+/// How far a dial is. The newest dial of an origin also tells its cell, which reads it when a waiter's
+/// deadline comes.
+#[derive(Debug, Default)]
+pub(crate) struct Progress {
+    stage: AtomicU8,
+    /// This process was too busy to look after the dial.
+    late: AtomicBool,
+    newest: Option<Arc<Self>>,
+    marks: Mutex<Marks>,
+    /// Time spent in front of the handshake gate: whole waits, and since when in the one that lasts.
+    gate: Mutex<(Duration, Option<Instant>)>,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    /// A dial's own progress, which is also written to its cell's.
+    pub(crate) fn of_dial(newest: Arc<Self>) -> Self {
+        newest.late.store(false, Ordering::Relaxed);
+        Self { newest: Some(newest), ..Self::default() }
+    }
+
+    pub(crate) fn set(&self, stage: Stage) {
+        let at = STAGES.iter().position(|known| *known == stage).unwrap_or(0);
+        self.stage.store(u8::try_from(at).unwrap_or(0), Ordering::Relaxed);
+        if let Some(newest) = &self.newest {
+            newest.stage.store(u8::try_from(at).unwrap_or(0), Ordering::Relaxed);
+            self.marks.lock().push((stage, Instant::now()));
+        }
+    }
+
+    /// The dial was looked at so late that its host cannot be blamed for the time it has taken.
+    pub(super) fn set_late(&self) {
+        self.late.store(true, Ordering::Relaxed);
+        if let Some(newest) = &self.newest {
+            newest.late.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Begins or ends a wait in front of the handshake gate. It is our own queue, and no sign of the host.
+    pub(super) fn gated(&self, waits: bool) {
+        let now = Instant::now();
+        {
+            let (whole, since) = &mut *self.gate.lock();
+            *whole += since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+            *since = waits.then_some(now);
+        }
+        self.set(if waits { Stage::DialSlot } else { Stage::Tls });
+    }
+
+    /// The time spent in front of the handshake gate so far.
+    pub(super) fn waited(&self, now: Instant) -> Duration {
+        let (whole, since) = *self.gate.lock();
+        whole + since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    /// The name was resolved after so long; what followed was TCP.
+    pub(super) fn resolved(&self, after: Duration) {
+        let mut marks = self.marks.lock();
+        if let Some((Stage::Dns, began)) = marks.last().copied() {
+            marks.push((Stage::Tcp, began + after));
+        }
+    }
+
+    /// How long each stage took, as of now.
+    pub(crate) fn stages(&self, now: Instant) -> SmallVec<[(Stage, Duration); 6]> {
+        let marks = self.marks.lock();
+        let ends = marks.iter().skip(1).map(|(_, at)| *at).chain([now]);
+        marks.iter().zip(ends).map(|((stage, began), end)| (*stage, end.saturating_duration_since(*began))).collect()
+    }
+
+    /// What the dial is waiting for: our own turn to dial, if we could not look after it.
+    pub(crate) fn stage(&self) -> Stage {
+        if self.late.load(Ordering::Relaxed) {
+            return Stage::DialSlot;
+        }
+        STAGES.get(usize::from(self.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::DialSlot)
+    }
+}
