@@ -78,7 +78,7 @@ impl Ca {
 
     pub fn server_config(&self, ip: IpAddr, alpn: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("key");
-        let params = CertificateParams::new(vec![ip.to_string()]).expect("name");
+        let params = CertificateParams::new(vec![ip.to_string(), "localhost".to_owned()]).expect("names");
         let cert = params.signed_by(&key, &self.issuer).expect("certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -295,7 +295,12 @@ pub fn reset(stream: TcpStream) {
 
 /// Nothing waits, nothing dials, and every permit is accounted for.
 pub async fn settled(lane: &Lane) {
-    until("the lane has settled", || {
+    settled_after("what it did", lane).await;
+}
+
+/// As [`settled`], for tests of many cases.
+pub async fn settled_after(what: &str, lane: &Lane) {
+    until(&format!("the lane has settled after {what}"), || {
         let now = lane.snapshot();
         now.waiters == 0 && now.dialling == 0 && now.in_use == 0 && now.permits_off == 0
     })
