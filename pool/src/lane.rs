@@ -29,7 +29,7 @@ use crate::levers;
 use crate::limits::LaneLimits;
 use crate::metrics::Metrics;
 use crate::origin::Origin;
-use crate::partition::{ABORT_WAIT, Partition, PartitionSnapshot, Spawner};
+use crate::partition::{ABORT_WAIT, Partition, PartitionSnapshot, Spawner, watch};
 use crate::service::OriginHandle;
 use crate::tls;
 
@@ -204,8 +204,7 @@ impl Lane {
     ///
     /// When a lever of one of these names exists: each lane is registered once.
     pub fn register_levers(&self, levers: &Levers, prefix: &str) {
-        let restarts = self.inner.metrics.restarts(&self.inner.name);
-        self.inner.spawner.keep(restarts, levers::register(&self.inner, levers, prefix));
+        self.inner.keep("levers", levers::register(&self.inner, levers, prefix));
     }
 
     /// The lane for an operator's eyes, with its `top` busiest origins. Walks all origins, and writes out
@@ -302,6 +301,19 @@ impl LaneInner {
 
     pub(crate) fn limits(&self) -> LaneLimits {
         self.limits.lock().clone()
+    }
+
+    /// Keeps a task of the lane alive.
+    fn keep<F>(&self, task: &'static str, start: impl Fn() -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let (name, restarts) = (Arc::clone(&self.name), self.metrics.restarts(&self.name));
+        let panicked = move |panic: &str| {
+            restarts.inc();
+            tracing::error!(lane = %name, task, panic, "lane task panicked and is started again");
+        };
+        self.spawner.keep(self.spawner.token(), panicked, start);
     }
 
     /// Waits until nobody is in line and every dial and connection has ended.
@@ -418,6 +430,8 @@ impl LaneBuilder {
         let limits = Mutex::new(limits);
         let inner = Arc::new(LaneInner { name: self.name, partitions, dialer, spawner, metrics, limits });
         inner.metrics.attach(Arc::downgrade(&inner));
+        let partitions: Vec<_> = inner.partitions.iter().map(Arc::downgrade).collect();
+        inner.keep("watchdog", move || watch(partitions.clone()));
         Ok(Lane { inner })
     }
 }

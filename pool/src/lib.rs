@@ -78,6 +78,7 @@ mod conn;
 mod debug;
 mod dial;
 mod error;
+mod fault;
 mod lane;
 mod levers;
 mod limits;

@@ -45,6 +45,8 @@ struct Families {
     closed: Family<OutcomeLabels, Counter>,
     cancelled: Family<OutcomeLabels, Counter>,
     restarts: Family<Labels, Counter>,
+    rebuilds: Family<Labels, Counter>,
+    cell_panics: Family<Labels, Counter>,
     stage: Family<OutcomeLabels, Histogram>,
     wait: Family<Labels, Histogram>,
     dial: Family<Labels, Histogram>,
@@ -90,6 +92,8 @@ pub(crate) struct PartitionMetrics {
     pub(crate) spilled: Counter,
     pub(crate) replayed: Counter,
     pub(crate) restarts: Counter,
+    pub(crate) rebuilds: Counter,
+    pub(crate) cell_panics: Counter,
     answered_reused: Counter,
     answered_new: Counter,
     wait: Histogram,
@@ -121,6 +125,8 @@ impl Metrics {
         registry.register("spilled", "Idle connections closed to make room", families.spilled.clone());
         registry.register("cancelled", "Callers that went away, by what they were doing", families.cancelled.clone());
         registry.register("restarts", "Tasks that died and were started again", families.restarts.clone());
+        registry.register("rebuilds", "Partitions rebuilt after panics or a hang", families.rebuilds.clone());
+        registry.register("cell_panics", "Panics that began a cell's life anew", families.cell_panics.clone());
         registry.register_with_unit(
             "dial_stage",
             "Duration of the stages of dials",
@@ -162,6 +168,8 @@ impl Metrics {
             spilled: families.spilled.get_or_create_owned(&labels),
             replayed: families.replayed.get_or_create_owned(&labels),
             restarts: families.restarts.get_or_create_owned(&labels),
+            rebuilds: families.rebuilds.get_or_create_owned(&labels),
+            cell_panics: families.cell_panics.get_or_create_owned(&labels),
             answered_reused: families.requests.get_or_create_owned(&labels.request("reused", "answered")),
             answered_new: families.requests.get_or_create_owned(&labels.request("new", "answered")),
             wait: families.wait.get_or_create_owned(&labels),
@@ -192,6 +200,8 @@ impl Default for Families {
             closed: Family::default(),
             cancelled: Family::default(),
             restarts: Family::default(),
+            rebuilds: Family::default(),
+            cell_panics: Family::default(),
             stage: Family::new_with_constructor(histogram),
             replayed: Family::default(),
             wait: Family::new_with_constructor(histogram),
@@ -218,6 +228,11 @@ impl Labels {
 // === impl PartitionMetrics ===
 
 impl PartitionMetrics {
+    /// Lane and number of the partition.
+    pub(crate) fn labels(&self) -> (&str, u32) {
+        (&self.labels.lane, self.labels.partition)
+    }
+
     pub(crate) fn waited(&self, wait: Duration) {
         self.wait.observe(wait.as_secs_f64());
     }

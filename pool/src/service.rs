@@ -141,6 +141,11 @@ impl OriginHandle {
         self.cell.ended()
     }
 
+    #[cfg(test)]
+    pub(crate) fn partition(&self) -> &Arc<crate::partition::Partition> {
+        self.cell.partition()
+    }
+
     /// The origin's cell. A handle that was made when the lane was full looks again whether there is room.
     fn cell(&self) -> Cow<'_, Arc<Cell>> {
         if self.cell.is_surplus() {

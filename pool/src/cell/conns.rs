@@ -118,8 +118,9 @@ struct Conn<C> {
 // === impl Conns ===
 
 impl<C: Channel> Conns<C> {
-    pub(crate) fn new() -> Self {
-        Self { slab: Slab::new(), free: Vec::new(), generation: 0, usable: 0, returning: 0, carries: 1 }
+    /// No key made after `generation` is one of those before.
+    pub(crate) fn new(generation: u64) -> Self {
+        Self { slab: Slab::new(), free: Vec::new(), generation, usable: 0, returning: 0, carries: 1 }
     }
 
     /// Open connections, those on their way out included.

@@ -15,6 +15,15 @@ pub(crate) struct Ticket {
     pub(super) key: WaiterKey,
 }
 
+/// When a dial began.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Epoch {
+    /// In which life of its cell: a cell that panicked begins another, and takes nothing from the one before.
+    pub(super) life: u32,
+    /// After how many changes of its breaker.
+    pub(super) breaker: u32,
+}
+
 /// What becomes of those in line when a drain begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Intake {
@@ -36,7 +45,7 @@ pub(crate) enum Event<C, W, E> {
     /// The scheduler has a dial slot for this cell.
     Slot,
     /// A dial worked. `jitter` is drawn evenly from 0 to 1.
-    Connected { fresh: bool, channel: C, shared: bool, took: Duration, jitter: f64 },
+    Connected { fresh: bool, epoch: Epoch, channel: C, shared: bool, took: Duration, jitter: f64 },
     /// A dial failed.
     DialFailed { dial: FailedDial<E>, took: Duration },
     /// A request is done with its connection, which it held so long (if that was measured).
@@ -62,7 +71,7 @@ pub(crate) enum Event<C, W, E> {
 pub(crate) struct FailedDial<E> {
     pub(crate) fresh: bool,
     /// The epoch it began in, from [`Action::Dial`].
-    pub(crate) epoch: u32,
+    pub(crate) epoch: Epoch,
     pub(crate) error: E,
     pub(crate) blame: Blame,
     /// Drawn evenly from 0 to 1.
@@ -128,7 +137,7 @@ pub(crate) enum Action<C, W, E> {
     /// Answer to [`Event::Slot`]: dial.
     Dial {
         fresh: bool,
-        epoch: u32,
+        epoch: Epoch,
     },
     /// Answer to [`Event::Slot`]: nobody needs it any more.
     SlotUnused,

@@ -1,6 +1,6 @@
 //! One origin's state: connections, waiters, dial demand, breaker.
 //!
-//! A cell is a state machine without I/O: [`CellState::step`] takes an event and the time, changes state
+//! A cell is a state machine without I/O: [`CellState::apply`] takes an event and the time, changes state
 //! and says what to do. The shell ([`crate::partition`]) holds one mutex around it and does the doing
 //! after it let go: nothing wakes, dials, drops a connection, logs or calls back under the lock. The
 //! alternatives were measured: an actor per origin costs 18 µs a checkout where this costs 77 ns.
@@ -34,10 +34,11 @@ use self::conns::Conns;
 pub(crate) use self::conns::{Channel, CloseReason, ConnKey, Taken, Verdict};
 use self::estimate::Estimates;
 pub(crate) use self::event::{
-    Action, Actions, Awaited, Blame, CellCounts, CellLearnt, Event, FailedDial, Intake, Refusal, Ticket,
+    Action, Actions, Awaited, Blame, CellCounts, CellLearnt, Epoch, Event, FailedDial, Intake, Refusal, Ticket,
 };
 pub(crate) use self::tuning::Tuning;
 use self::waiters::Waiters;
+use crate::fault::{self, Point};
 
 /// Connections beyond the cap that a fresh dial may add: a probe must not be starved by a cap full of
 /// stuck connections.
@@ -47,9 +48,15 @@ pub(crate) const FRESH_EXTRA: usize = 1;
 /// reconnect together.
 const AGE_JITTER_SHARE: f64 = 0.2;
 
+/// Where the number of a cell's life begins in the generations of keys. A life of 2^40 connections or callers is
+/// longer than any process; 2^24 panics are more than one survives.
+const LIFE_SHIFT: u32 = 40;
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct CellState<C, W, E> {
+    /// Counts the fresh starts after a panic; wraps. See [`CellState::renew`].
+    life: u32,
     tuning: Arc<Tuning>,
     conns: Conns<C>,
     /// In line for any connection.
@@ -85,10 +92,16 @@ pub(crate) struct CellState<C, W, E> {
 
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     pub(crate) fn new(tuning: Arc<Tuning>) -> Self {
+        Self::of_life(0, tuning)
+    }
+
+    fn of_life(life: u32, tuning: Arc<Tuning>) -> Self {
+        let generation = u64::from(life) << LIFE_SHIFT;
         Self {
-            conns: Conns::new(),
-            line: Waiters::new(),
-            fresh_line: Waiters::new(),
+            life,
+            conns: Conns::new(generation),
+            line: Waiters::new(generation),
+            fresh_line: Waiters::new(generation),
             breaker: Breaker::new(),
             permits: 0,
             dialling: 0,
@@ -107,8 +120,17 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
     }
 
+    /// Begins a new life and returns what is left of the old one, to be dropped outside the lock. No key, ticket
+    /// or dial of the old life fits anything in the new one: what comes back is closed, and what ends has ended.
+    pub(crate) fn renew(&mut self) -> Self {
+        let mut renewed = Self::of_life(self.life.wrapping_add(1), Arc::clone(&self.tuning));
+        renewed.draining = self.draining;
+        std::mem::replace(self, renewed)
+    }
+
     /// The fast path: a connection at once, unless others wait for one.
     pub(crate) fn checkout(&mut self, closed: &mut impl FnMut(C)) -> Option<Taken<C>> {
+        fault::point(Point::Checkout);
         if self.draining.is_some() || !self.line.is_empty() {
             return None;
         }
@@ -119,6 +141,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// Returns whether that was so; if not, nothing has changed and [`Event::Return`] does the rest. A
     /// connection that was only held has not been used, so its idleness goes on and no clock is needed.
     pub(crate) fn put_back(&mut self, key: ConnKey, channel: &mut Option<C>, now: Option<Instant>) -> bool {
+        fault::point(Point::PutBack);
         if !self.line.is_empty() || self.draining.is_some() {
             return false;
         }
@@ -126,27 +149,30 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.conns.put_back(key, channel, armed, now)
     }
 
-    /// Applies one event. What it returns must be executed, in order, after the lock is released.
-    pub(crate) fn step(&mut self, event: Event<C, W, E>, now: Instant) -> Actions<C, W, E> {
-        let mut out = Actions::new();
+    /// Applies one event. What it adds to `out` must be executed, in order, after the lock is released. (Not
+    /// returned, so that in a panic nothing of it is dropped under the lock.)
+    pub(crate) fn apply(&mut self, event: Event<C, W, E>, now: Instant, out: &mut Actions<C, W, E>) {
+        fault::point(Point::StepBegins);
         match event {
-            Event::Wait { waiter, deadline, fresh } => self.wait(waiter, deadline, fresh, now, &mut out),
+            Event::Wait { waiter, deadline, fresh } => self.wait(waiter, deadline, fresh, now, out),
             Event::Cancel(ticket) => {
                 let line = if ticket.fresh { &mut self.fresh_line } else { &mut self.line };
                 out.extend(line.remove(ticket.key).map(Action::Left));
             }
-            Event::Slot => self.slot(now, &mut out),
-            Event::Connected { fresh, channel, shared, took, jitter } => {
+            Event::Slot => self.slot(now, out),
+            Event::Connected { epoch, channel, .. } if epoch.life != self.life => out.push(Action::Close(channel)),
+            Event::Connected { fresh, channel, shared, took, jitter, .. } => {
                 self.estimates.dial.learn(took);
                 self.estimates.slot.learn(took);
-                self.connected(fresh, channel, shared, jitter, now, &mut out);
+                self.connected(fresh, channel, shared, jitter, now, out);
             }
+            Event::DialFailed { dial, .. } if dial.epoch.life != self.life => {}
             Event::DialFailed { dial, took } => {
                 self.estimates.slot.learn(took);
-                self.dial_failed(dial, now, &mut out);
+                self.dial_failed(dial, now, out);
             }
             Event::Return { key, channel, verdict, keep_alive, held } => {
-                self.given_back(key, channel, verdict, keep_alive, held, now, &mut out);
+                self.given_back(key, channel, verdict, keep_alive, held, now, out);
             }
             Event::Returning(key) => self.conns.set_returning(key, true),
             Event::Heard | Event::Retune => {}
@@ -158,11 +184,12 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 }
             }
             Event::EvictIdle => out.extend(self.conns.retire_oldest_idle().map(Action::Close)),
-            Event::Tick { at } => self.tick(at, now, &mut out),
-            Event::Drain(intake) => self.drain(intake, &mut out),
+            Event::Tick { at } => self.tick(at, now, out),
+            Event::Drain(intake) => self.drain(intake, out),
         }
-        self.settle(now, &mut out);
-        out
+        fault::point(Point::StepHalf);
+        self.settle(now, out);
+        fault::point(Point::StepEnds);
     }
 
     pub(crate) fn breaker(&self, now: Instant) -> BreakerState {
@@ -232,7 +259,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.dialling += 1;
         self.dialling_fresh += usize::from(fresh);
         *(if fresh { &mut self.untold_fresh } else { &mut self.untold }) += 1;
-        out.push(Action::Dial { fresh, epoch: self.breaker.epoch() });
+        let epoch = Epoch { life: self.life, breaker: self.breaker.epoch() };
+        out.push(Action::Dial { fresh, epoch });
     }
 
     fn connected(
@@ -280,7 +308,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         if blame == Blame::Haste {
             return;
         }
-        if blame == Blame::Host && self.breaker.fail(epoch, error.clone(), jitter, self.tuning.backoff(), now) {
+        if blame == Blame::Host && self.breaker.fail(epoch.breaker, error.clone(), jitter, self.tuning.backoff(), now) {
             self.proven = false;
             self.dial_window = 1;
         }

@@ -11,6 +11,9 @@ use super::*;
 use crate::limits::LaneLimits;
 
 mod decisions;
+mod relics;
+
+use self::relics::Relic;
 
 const WAITERS_MAX: usize = 12;
 const CONNECTIONS_MAX: usize = 4;
@@ -34,6 +37,14 @@ impl Pipe {
     }
 }
 
+impl<C: Channel, W, E: Clone> CellState<C, W, E> {
+    fn step(&mut self, event: Event<C, W, E>, now: Instant) -> Actions<C, W, E> {
+        let mut out = Actions::new();
+        self.apply(event, now, &mut out);
+        out
+    }
+}
+
 impl Channel for Pipe {
     fn share(&self) -> Option<Self> {
         self.shared.then(|| self.clone())
@@ -54,17 +65,33 @@ impl Channel for Pipe {
 
 #[derive(Debug, Clone, Copy)]
 enum Op {
-    Wait { fresh: bool, patience_ms: u64 },
+    Wait {
+        fresh: bool,
+        patience_ms: u64,
+    },
     Cancel(usize),
     GrantSlot,
-    DialWorks { at: usize, shared: bool },
-    DialFails { at: usize, jitter: f64 },
-    Answer { at: usize, verdict: Verdict },
+    DialWorks {
+        at: usize,
+        shared: bool,
+    },
+    DialFails {
+        at: usize,
+        jitter: f64,
+    },
+    Answer {
+        at: usize,
+        verdict: Verdict,
+    },
     Returning(usize),
     CloseConn(usize),
     Goaway(usize),
     Pass(u64),
     Evict,
+    /// The cell panics and begins a new life.
+    Panic,
+    /// Something of an earlier life ends.
+    Late(usize),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -80,6 +107,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(Op::Goaway),
         3 => (1..300_u64).prop_map(Op::Pass),
         1 => Just(Op::Evict),
+        1 => Just(Op::Panic),
+        3 => any::<usize>().prop_map(Op::Late),
     ]
 }
 
@@ -94,13 +123,14 @@ struct Model {
     next_waiter: u32,
     /// Who is in line, in order, with deadline; normal and fresh apart.
     lines: [VecDeque<(u32, Ticket, Instant)>; 2],
-    dials: Vec<(bool, u32)>,
+    dials: Vec<(bool, Epoch)>,
     conns: HashMap<ConnKey, Pipe>,
     leases: Vec<(ConnKey, Pipe, bool)>,
     queued: usize,
     armed: Vec<Instant>,
     answered: HashSet<u32>,
     last_dial_failed: bool,
+    relics: Vec<Relic>,
     /// How long every request is said to have held its connection.
     hold_time: Duration,
 }
@@ -130,6 +160,7 @@ impl Model {
             armed: Vec::new(),
             answered: HashSet::new(),
             last_dial_failed: false,
+            relics: Vec::new(),
             hold_time: Duration::from_millis(7),
         }
     }
@@ -151,17 +182,30 @@ impl Model {
                     self.step(Event::Cancel(ticket), None, None);
                 }
             }
+            Op::Panic => self.panic(),
+            Op::Late(at) => {
+                if let Some(at) = pick(at, self.relics.len()) {
+                    let relic = self.relics.swap_remove(at);
+                    self.late(relic);
+                }
+            }
             Op::GrantSlot if self.queued > 0 => {
                 self.queued -= 1;
                 self.step(Event::Slot, None, None);
             }
             Op::DialWorks { at, shared } => {
                 if let Some(at) = pick(at, self.dials.len()) {
-                    let (fresh, _) = self.dials.swap_remove(at);
+                    let (fresh, epoch) = self.dials.swap_remove(at);
                     let channel = Pipe::new(shared);
                     self.last_dial_failed = false;
-                    let event =
-                        Event::Connected { fresh, channel: channel.clone(), shared, took: DIAL_TIME, jitter: 0.5 };
+                    let event = Event::Connected {
+                        fresh,
+                        epoch,
+                        channel: channel.clone(),
+                        shared,
+                        took: DIAL_TIME,
+                        jitter: 0.5,
+                    };
                     self.step(event, None, Some(&channel));
                 }
             }

@@ -47,8 +47,9 @@ struct Node<W> {
 // === impl Waiters ===
 
 impl<W> Waiters<W> {
-    pub(crate) fn new() -> Self {
-        Self { nodes: Slab::new(), head: None, tail: None, generation: 0, deadlines: BinaryHeap::new() }
+    /// No key made after `generation` is one of those before.
+    pub(crate) fn new(generation: u64) -> Self {
+        Self { nodes: Slab::new(), head: None, tail: None, generation, deadlines: BinaryHeap::new() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -155,7 +156,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_line_is_first_in_first_out_and_cancel_leaves_no_hole() {
         let now = Instant::now();
-        let mut line = Waiters::new();
+        let mut line = Waiters::new(0);
         let keys: Vec<_> = (0..5).map(|n| line.push_back(n, now + Duration::from_secs(1), now)).collect();
         assert_eq!(line.remove(keys[2]), Some(2));
         assert_eq!(line.remove(keys[2]), None);
@@ -169,7 +170,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn r04_cancelled_waiters_leave_no_memory_behind() {
         let now = Instant::now();
-        let mut line = Waiters::new();
+        let mut line = Waiters::new(0);
         line.push_back(0, now + Duration::from_secs(9), now);
         for n in 1..10_000 {
             let key = line.push_back(n, now + Duration::from_secs(10), now);

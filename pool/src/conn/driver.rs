@@ -16,6 +16,7 @@ use super::h1::Return;
 use super::pulse::{Pulse, Watched};
 use crate::body::Body;
 use crate::dial::connect::BoxIo;
+use crate::fault::{self, Point};
 use crate::partition::Spawner;
 
 /// How long a finished HTTP/1.1 exchange may take to leave its connection ready. One that answered early and does
@@ -130,7 +131,9 @@ where
     fn execute(&self, future: F) {
         let permit = Arc::clone(&self.permit);
         self.spawner.spawn_under(&self.token, async move {
+            fault::point(Point::HyperTaskBegins);
             future.await;
+            fault::point(Point::HyperTaskEnds);
             drop(permit);
         });
     }

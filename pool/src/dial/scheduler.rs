@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::fault::{self, Point};
+
 /// What part of the slots is kept for origins whose last dial worked: 1 in this many.
 const RESERVED_ONE_IN: usize = 4;
 
@@ -112,6 +114,7 @@ impl<T> Scheduler<T> {
 
     /// The next origin that may dial, if `rate` allows one now. Takes a slot and a connection for it.
     pub(crate) fn next(&mut self, now: Instant, rate: impl FnOnce() -> Result<(), Instant>) -> Turn<T> {
+        fault::point(Point::Scheduler);
         let free = self.in_flight < self.slots;
         let proven = free && !self.proven.is_empty();
         let unproven = free && !self.unproven.is_empty() && self.in_flight_unproven < self.slots - self.reserved;
@@ -137,15 +140,16 @@ impl<T> Scheduler<T> {
         Turn::Granted { item: flow.item, class, waited: now.saturating_duration_since(flow.since) }
     }
 
-    /// A dial is over.
+    /// A dial is over. Cannot panic: it runs where a dial unwinds.
     pub(crate) fn release_slot(&mut self, class: Class) {
-        self.in_flight -= 1;
-        self.in_flight_unproven -= usize::from(class == Class::Unproven);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let unproven = usize::from(class == Class::Unproven);
+        self.in_flight_unproven = self.in_flight_unproven.saturating_sub(unproven);
     }
 
-    /// A connection, or the hope of one, is gone.
+    /// A connection, or the hope of one, is gone. Cannot panic.
     pub(crate) fn release_connection(&mut self) {
-        self.connections -= 1;
+        self.connections = self.connections.saturating_sub(1);
     }
 
     /// Empties the line, for the end of the partition. What is returned is to be dropped.
@@ -162,6 +166,11 @@ impl<T> Scheduler<T> {
     pub(crate) fn oldest(&self, now: Instant) -> Duration {
         let since = self.proven.iter().chain(&self.unproven).map(|flow| flow.since).min();
         since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight + self.in_flight_unproven
     }
 
     /// Connections held, dials included.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rand::RngExt;
 
 use super::Cell;
-use crate::cell::{ConnKey, Event, FailedDial};
+use crate::cell::{ConnKey, Epoch, Event, FailedDial};
 use crate::conn::Link;
 use crate::dial::scheduler::Class;
 use crate::error::{Error, Kind, Stage};
@@ -26,32 +26,38 @@ pub(crate) struct Holding {
 
 #[derive(Debug, Clone, Copy)]
 enum State {
-    Dialling { fresh: bool, epoch: u32 },
+    Dialling {
+        fresh: bool,
+        epoch: Epoch,
+    },
     Live(ConnKey),
-    Failed,
+    /// The dial failed, or its cell has begun a new life meanwhile: only the permit is left.
+    Over,
 }
 
 // === impl Holding ===
 
 impl Holding {
-    pub(super) fn new(cell: Arc<Cell>, class: Class, fresh: bool, epoch: u32) -> Self {
+    pub(super) fn new(cell: Arc<Cell>, class: Class, fresh: bool, epoch: Epoch) -> Self {
         Self { cell, class, state: Mutex::new(State::Dialling { fresh, epoch }) }
     }
 
     /// The dial worked: the permit is now the connection's.
     pub(super) fn connected(&self, link: Link, took: Duration) {
-        let State::Dialling { fresh, .. } = *self.state.lock() else { return };
+        let State::Dialling { fresh, epoch } = *self.state.lock() else { return };
         let shared = link.is_shared();
-        let event = Event::Connected { fresh, channel: link, shared, took, jitter: rand::rng().random() };
+        let event = Event::Connected { fresh, epoch, channel: link, shared, took, jitter: rand::rng().random() };
         if let Some(key) = self.cell.open(event, |key| *self.state.lock() = State::Live(key)) {
             tracing::debug!(origin = %self.cell.origin(), ?key, shared, "connection opened");
+        } else {
+            *self.state.lock() = State::Over;
         }
         self.release_slot();
     }
 
     /// The dial failed.
     pub(super) fn failed(&self, error: Error, took: Duration) {
-        let before = std::mem::replace(&mut *self.state.lock(), State::Failed);
+        let before = std::mem::replace(&mut *self.state.lock(), State::Over);
         if let State::Dialling { fresh, epoch } = before {
             tracing::debug!(origin = %self.cell.origin(), %error, "dial failed");
             let blame = error.blame();
@@ -79,7 +85,7 @@ impl Drop for Holding {
                 self.cell.ended.fetch_add(1, Ordering::Relaxed);
                 self.cell.apply(Event::Closed(key));
             }
-            State::Failed => {}
+            State::Over => {}
         }
         self.cell.partition().scheduler.lock().release_connection();
         self.cell.partition().pump();

@@ -5,10 +5,16 @@
 //! checkout path: it has its own cells, dial scheduler, timer, budgets and tasks. What is above it (the
 //! lane) only looks up and adds up.
 
+mod contain;
 mod holding;
+mod rebuild;
 mod site;
 mod tasks;
 mod timers;
+mod watchdog;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,9 +32,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::holding::Holding;
+use self::rebuild::Budget;
 pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
 use self::timers::{Timers, Whom};
+pub(crate) use self::watchdog::watch;
 use crate::cell::{CellCounts, Event, Intake, Tuning};
 use crate::debug::{Rank, busiest};
 use crate::dial::Dialer;
@@ -75,6 +83,9 @@ pub(crate) struct Partition {
     cells: Mutex<Cells>,
     scheduler: Mutex<Scheduler<Arc<Cell>>>,
     timers: Timers,
+    /// Ends the timer that runs now.
+    timer: Mutex<CancellationToken>,
+    budget: Mutex<Budget>,
     dialer: Arc<Dialer>,
     spawner: Spawner,
     /// Ends the partition's dials and connections.
@@ -120,6 +131,10 @@ pub struct PartitionSnapshot {
     pub dial_queue_oldest_ms: u64,
     /// Time since the partition's timer was last seen alive: a second at most, unless it is stuck.
     pub heartbeat_age_ms: u64,
+    /// Panics that began a cell's life anew.
+    pub cell_panics: u64,
+    /// How often the partition was rebuilt because its machinery panicked too often or hung.
+    pub rebuilds: u64,
 }
 
 // === impl Partition ===
@@ -146,6 +161,8 @@ impl Partition {
             cells: Mutex::new(Cells::default()),
             scheduler: Mutex::new(Scheduler::new(slots, limits.share(limits.connections_max))),
             timers: Timers::default(),
+            timer: Mutex::new(spawner.token()),
+            budget: Mutex::default(),
             token: spawner.token(),
             ended: Notify::new(),
             epoch: Instant::now(),
@@ -154,9 +171,7 @@ impl Partition {
             spawner,
             metrics,
         });
-        let timers = Arc::downgrade(&partition);
-        let restarts = partition.metrics.restarts.clone();
-        partition.spawner.keep(restarts, move || timers::run(timers.clone()));
+        partition.start_timer();
         partition
     }
 
@@ -252,6 +267,10 @@ impl Partition {
         self.beat_ms.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
+    fn last_beat_ms(&self) -> u64 {
+        self.beat_ms.load(Ordering::Relaxed)
+    }
+
     /// The busiest `top` origins.
     pub(crate) fn busiest(&self, top: usize) -> Vec<(Rank, Arc<Cell>)> {
         let cells = self.cells.lock().list.clone();
@@ -265,11 +284,11 @@ impl Partition {
         cells.list.iter().for_each(|cell| cell.apply(Event::Drain(Intake::Refuse)));
         let lines = self.scheduler.lock().clear();
         drop(lines);
-        self.timers.clear();
+        drop(self.timers.clear());
     }
 
     /// Applies the partition's share of changed limits at once: whoever waits is looked at again.
-    pub(crate) fn set_limits(&self, limits: &LaneLimits) {
+    pub(crate) fn set_limits(self: &Arc<Self>, limits: &LaneLimits) {
         let slots = limits.share(limits.dials_max);
         self.tuning.set(limits, slots);
         self.waiters_max.store(limits.share(limits.waiters_max), Ordering::Relaxed);
@@ -301,8 +320,9 @@ impl Partition {
         let now = Instant::now();
         let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         sum.waiters_oldest_ms = cells.iter().map(|cell| ms(cell.oldest_wait(now))).max().unwrap_or(0);
-        sum.heartbeat_age_ms =
-            ms(now.saturating_duration_since(self.epoch)).saturating_sub(self.beat_ms.load(Ordering::Relaxed));
+        sum.heartbeat_age_ms = ms(now.saturating_duration_since(self.epoch)).saturating_sub(self.last_beat_ms());
+        sum.cell_panics = self.metrics.cell_panics.get();
+        sum.rebuilds = self.metrics.rebuilds.get();
         let scheduler = self.scheduler.lock();
         sum.dial_queue = scheduler.queued();
         sum.dial_queue_oldest_ms = ms(scheduler.oldest(now));
@@ -318,8 +338,8 @@ impl Partition {
         &self.tuning
     }
 
-    /// Gives dial slots to whoever is in line until there is no slot, no room or nobody left.
-    pub(crate) fn pump(&self) {
+    /// See [`Partition::pump`].
+    fn serve_line(&self) {
         loop {
             let now = Instant::now();
             let rate = || {
@@ -368,7 +388,7 @@ impl Partition {
     }
 
     /// A connection fell idle: if somebody starves, it may have to go.
-    fn note_idle(&self) {
+    fn note_idle(self: &Arc<Self>) {
         if self.starved.load(Ordering::Acquire) && self.starved.swap(false, Ordering::AcqRel) {
             self.pump();
         }
@@ -394,7 +414,7 @@ impl Partition {
         true
     }
 
-    fn ring(&self, now: Instant) -> Option<Instant> {
+    fn ring(self: &Arc<Self>, now: Instant) -> Option<Instant> {
         while let Some((at, whom)) = self.timers.pop_due(now) {
             match whom {
                 Whom::Cell(cell) => cell.upgrade().into_iter().for_each(|cell| cell.apply(Event::Tick { at })),
@@ -427,17 +447,5 @@ impl Cells {
             self.index.insert(moved.origin().clone(), at);
         }
         Some(cell)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn r04_an_origin_without_connections_costs_little_memory() {
-        // Its share of the index and of the list comes on top: 56 bytes.
-        let bytes = size_of::<Cell>() + 2 * size_of::<usize>();
-        assert!(bytes <= 704, "{bytes} bytes per origin");
     }
 }

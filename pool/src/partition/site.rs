@@ -23,6 +23,7 @@ use crate::debug::{self, OriginDebug, Rank};
 use crate::dial::Progress;
 use crate::dial::scheduler::Class;
 use crate::error::{Error, Kind, Stage};
+use crate::fault::{self, Point};
 use crate::origin::Origin;
 
 /// What a caller is told when a line is full: about the time in which a full line of 4,096 moves on at
@@ -40,15 +41,18 @@ const RING_LATE_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Cell {
     origin: Origin,
     partition: Arc<Partition>,
-    state: Mutex<CellState<Link, Caller, Error>>,
+    pub(super) state: Mutex<State>,
     progress: Arc<Progress>,
-    /// There was no room for this origin: everything is refused.
+    /// The partition has no room for this origin, or has given this cell up: handles look again.
     surplus: AtomicBool,
     /// Connections that have ended.
     pub(super) ended: AtomicU64,
     /// Ends the origin's dials and connections; made with the first dial.
     token: OnceLock<CancellationToken>,
 }
+
+/// The state of a cell whose connections are real.
+pub(super) type State = CellState<Link, Caller, Error>;
 
 /// A caller in line.
 #[derive(Debug)]
@@ -65,7 +69,6 @@ struct Place(Arc<Partition>);
 #[derive(Debug, Default)]
 struct Left {
     ticket: Option<Ticket>,
-    dial: Option<(bool, u32)>,
     pump: bool,
 }
 
@@ -95,6 +98,11 @@ impl Cell {
     pub(super) fn refuse_as_surplus(self: &Arc<Self>) {
         self.surplus.store(true, Ordering::Relaxed);
         self.apply(Event::Drain(Intake::Surplus));
+    }
+
+    /// The partition has put another cell in this one's place.
+    pub(super) fn give_up(&self) {
+        self.surplus.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_surplus(&self) -> bool {
@@ -189,9 +197,9 @@ impl Cell {
     /// The fast path: one lock, no clock, no allocation.
     fn checkout(self: &Arc<Self>) -> Option<Lease> {
         let mut closed: SmallVec<[Link; 2]> = SmallVec::new();
-        let taken = self.state.lock().checkout(&mut |link| closed.push(link));
+        let taken = self.locked(|state| state.checkout(&mut |link| closed.push(link)));
         drop(closed);
-        Some(Lease::new(Arc::clone(self), taken?))
+        Some(Lease::new(Arc::clone(self), taken??))
     }
 
     /// Applies an event and does what it asks for.
@@ -227,16 +235,16 @@ impl Cell {
             Verdict::Answered => Some(Instant::now()),
             Verdict::Abandoned | Verdict::TimedOut => return false,
         };
-        self.state.lock().put_back(key, channel, now)
+        self.locked(|state| state.put_back(key, channel, now)).unwrap_or(false)
     }
 
-    /// A dial worked. `opened` learns the connection's name before anybody can use the connection.
+    /// A dial worked; `None` if nobody knows of it any more. `opened` learns the connection's name before anybody can use the connection.
     pub(super) fn open(
         self: &Arc<Self>,
         event: Event<Link, Caller, Error>,
         opened: impl FnOnce(ConnKey),
     ) -> Option<ConnKey> {
-        let actions = self.state.lock().step(event, Instant::now());
+        let actions = self.decide(event, Instant::now());
         let key = actions.iter().find_map(|action| match action {
             Action::Opened(key) => Some(*key),
             _ => None,
@@ -250,16 +258,20 @@ impl Cell {
 
     /// The scheduler's turn: dials if that is still wanted.
     pub(super) fn take_slot(self: &Arc<Self>, class: Class) -> bool {
-        let actions = self.state.lock().step(Event::Slot, Instant::now());
-        let left = self.execute(actions);
-        let Some((fresh, epoch)) = left.dial else { return false };
-        let holding = Arc::new(Holding::new(Arc::clone(self), class, fresh, epoch));
+        let actions = self.decide(Event::Slot, Instant::now());
+        let holding = actions.iter().find_map(|action| match action {
+            Action::Dial { fresh, epoch } => Some(Holding::new(Arc::clone(self), class, *fresh, *epoch)),
+            _ => None,
+        });
+        self.execute(actions);
+        let Some(holding) = holding.map(Arc::new) else { return false };
         let cell = Arc::clone(self);
         self.partition.spawner.spawn_under(self.token(), async move { cell.dial(holding).await });
         true
     }
 
     async fn dial(self: &Arc<Self>, holding: Arc<Holding>) {
+        fault::point(Point::DialBegins);
         let partition = &self.partition;
         let progress = Progress::of_dial(Arc::clone(&self.progress));
         let permit: Arc<dyn Send + Sync> = Arc::<Holding>::clone(&holding);
@@ -273,6 +285,7 @@ impl Cell {
         match result {
             Ok(dialled) => {
                 let pulse = dialled.link.pulse();
+                fault::point(Point::DialConnected);
                 holding.connected(dialled.link, took);
                 self.drive(dialled.driver, pulse).await;
             }
@@ -282,11 +295,15 @@ impl Cell {
 
     /// Moves the connection's bytes until it ends.
     async fn drive(self: &Arc<Self>, driver: Driver, pulse: Option<Arc<Pulse>>) {
+        fault::point(Point::DriverBegins);
         let mut driver = pin!(driver);
-        let Some(pulse) = pulse else { return driver.await };
+        let Some(pulse) = pulse else {
+            driver.await;
+            return fault::point(Point::DriverEnds);
+        };
         loop {
             tokio::select! {
-                () = &mut driver => return,
+                () = &mut driver => return fault::point(Point::DriverEnds),
                 () = pulse.revived() => self.apply(Event::Heard),
             }
         }
@@ -302,8 +319,17 @@ impl Cell {
     }
 
     fn step(self: &Arc<Self>, event: Event<Link, Caller, Error>, now: Instant) -> Left {
-        let actions = self.state.lock().step(event, now);
+        let actions = self.decide(event, now);
         self.execute_and_pump(actions)
+    }
+
+    /// What the cell says to an event; nothing if it panicked.
+    fn decide(&self, event: Event<Link, Caller, Error>, now: Instant) -> Actions<Link, Caller, Error> {
+        let mut actions = Actions::new();
+        match self.locked(|state| state.apply(event, now, &mut actions)) {
+            Some(()) => actions,
+            None => Actions::new(),
+        }
     }
 
     fn execute_and_pump(self: &Arc<Self>, actions: Actions<Link, Caller, Error>) -> Left {
@@ -337,11 +363,9 @@ impl Cell {
                     let error = self.explain(why);
                     waiter.answer(Err(error));
                 }
-                Action::Dial { fresh, epoch } => left.dial = Some((fresh, epoch)),
                 Action::Left(waiter) => drop(waiter),
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
-                Action::Opened(_) => {}
-                Action::WantSlot { .. } | Action::Arm(_) => {}
+                Action::Dial { .. } | Action::Opened(_) | Action::WantSlot { .. } | Action::Arm(_) => {}
                 Action::Close(link) => drop(link),
                 Action::Ended(reason) => self.partition.metrics.closed(reason),
             }

@@ -3,11 +3,12 @@
 use std::future::Future;
 use std::time::Duration;
 
-use prometheus_client::metrics::counter::Counter;
 use tokio::runtime::Handle;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+use super::contain::message;
 
 /// Pause before a keeper that panicked is started again: a fault that repeats must not spin.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -45,24 +46,26 @@ impl Spawner {
         self.connections.spawn_on(task, &self.handle);
     }
 
-    /// Keeps a task alive: started again when it panics, until it returns or the lane ends.
-    pub(crate) fn keep<F>(&self, restarts: Counter, start: impl Fn() -> F + Send + Sync + 'static)
-    where
+    /// Keeps a task alive: started again after it panicked and `panicked` was told, until it returns or its token
+    /// (which descends from the lane's) is cancelled.
+    pub(crate) fn keep<F>(
+        &self,
+        token: CancellationToken,
+        panicked: impl Fn(&str) + Send + Sync + 'static,
+        start: impl Fn() -> F + Send + Sync + 'static,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let this = self.clone();
+        let kept_under = token.clone();
         let keeper = async move {
-            let kept = || this.token.clone().run_until_cancelled_owned(start());
-            while let Err(panic) = this.keepers.spawn_on(kept(), &this.handle).await {
-                if panic.is_cancelled() {
-                    return;
-                }
-                restarts.inc();
-                tracing::error!(%panic, "pool timer panicked and is started again");
+            let kept = || kept_under.clone().run_until_cancelled_owned(start());
+            while let Err(error) = this.keepers.spawn_on(kept(), &this.handle).await {
+                let Ok(panic) = error.try_into_panic() else { return };
+                panicked(message(&*panic));
                 sleep(RESTART_PAUSE).await;
             }
         };
-        let token = self.token.clone();
         let keeper = async move {
             let _ended: Option<()> = token.run_until_cancelled_owned(keeper).await;
         };

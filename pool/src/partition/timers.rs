@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Cell, Partition};
+use crate::fault::{self, Point};
 
 /// How often the timer shows that it is alive when nobody needs it. A stuck one is seen within seconds, and
 /// a lane of eight partitions wakes eight times a second.
@@ -73,8 +74,14 @@ impl Timers {
         self.heap.lock().peek().map(|Reverse(entry)| entry.at)
     }
 
-    pub(super) fn clear(&self) {
-        self.heap.lock().clear();
+    /// Forgets every ring; with the cells that asked for one.
+    pub(super) fn clear(&self) -> Vec<Weak<Cell>> {
+        let entries = std::mem::take(&mut *self.heap.lock());
+        let cell = |Reverse(entry): Reverse<Entry>| match entry.whom {
+            Whom::Cell(cell) => Some(cell),
+            Whom::Search | Whom::Pace => None,
+        };
+        entries.into_iter().filter_map(cell).collect()
     }
 }
 
@@ -82,9 +89,11 @@ impl Timers {
 pub(super) async fn run(partition: Weak<Partition>) {
     loop {
         let Some(partition) = partition.upgrade() else { return };
+        fault::point(Point::TimerBegins);
         let now = Instant::now();
         let next = partition.ring(now);
         partition.beat(now);
+        fault::point(Point::TimerEnds);
         let earlier = partition.timers.earlier.notified();
         let beat = now + HEARTBEAT;
         tokio::select! {

@@ -23,8 +23,9 @@ impl Model {
     }
 }
 
-/// The failure of an ordinary dial that began in `epoch`.
-fn refused_in(epoch: u32) -> Event<Pipe, u32, &'static str> {
+/// The failure of an ordinary dial that began in this epoch of the breaker.
+fn refused_in(breaker: u32) -> Event<Pipe, u32, &'static str> {
+    let epoch = Epoch { breaker, ..Epoch::default() };
     let dial = FailedDial { fresh: false, epoch, error: "refused", blame: Blame::Host, jitter: 1.0 };
     Event::DialFailed { dial, took: DIAL_TIME }
 }
@@ -134,7 +135,14 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
     }
     cell.step(Event::Slot, now);
     let channel = Pipe::new(false);
-    let opened = Event::Connected { fresh: false, channel, shared: false, took: DIAL_TIME, jitter: 0.0 };
+    let opened = Event::Connected {
+        fresh: false,
+        epoch: Epoch::default(),
+        channel,
+        shared: false,
+        took: DIAL_TIME,
+        jitter: 0.0,
+    };
     assert!(!wants(&cell.step(opened, now)), "the cap is reached");
     tuning.set(&LaneLimits { connections_per_origin_max: 2, ..limits }, SLOTS);
     assert!(wants(&cell.step(Event::Retune, now)));
@@ -212,7 +220,13 @@ async fn a_shortage_of_ours_opens_no_breaker_and_answers_one_caller() {
     let mut model = Model::new();
     (0..3).for_each(|_| model.join(60_000));
     model.apply(Op::GrantSlot);
-    let dial = FailedDial { fresh: false, epoch: 0, error: "too many open files", blame: Blame::Us, jitter: 1.0 };
+    let dial = FailedDial {
+        fresh: false,
+        epoch: Epoch::default(),
+        error: "too many open files",
+        blame: Blame::Us,
+        jitter: 1.0,
+    };
     let actions = model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
     let told = actions.iter().filter(|a| matches!(a, Action::Refuse { why: Refusal::Dial(_), .. })).count();
     assert_eq!((told, model.cell.counts().waiters), (1, 2), "one caller pays for one dial");
@@ -224,7 +238,7 @@ async fn r01_a_dial_that_got_no_time_answers_nobody_and_the_next_one_is_made() {
     let mut model = Model::new();
     (0..3).for_each(|_| model.join(60_000));
     model.apply(Op::GrantSlot);
-    let dial = FailedDial { fresh: false, epoch: 0, error: "no time", blame: Blame::Haste, jitter: 1.0 };
+    let dial = FailedDial { fresh: false, epoch: Epoch::default(), error: "no time", blame: Blame::Haste, jitter: 1.0 };
     let actions = model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
     assert!(!actions.iter().any(|action| matches!(action, Action::Refuse { .. })), "somebody was answered");
     assert!(actions.iter().any(|action| matches!(action, Action::WantSlot { .. })), "nobody dials again");
