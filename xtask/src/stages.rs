@@ -36,6 +36,9 @@ pub(crate) fn all(install: bool) -> anyhow::Result<Vec<Stage>> {
         stage("crates", "unit, property and simulation tests of every crate", || {
             tests(&mut cargo("test --workspace --exclude trunkline --lib --bins --tests --locked --no-fail-fast"))
         }),
+        stage("soak", "a minute of faults leaves nothing behind in the pool", || {
+            tests(cargo("test -p pool --test soak --locked").env("POOL_SOAK_SECONDS", "60"))
+        }),
         stage("command", "unit tests of the command", || tests(&mut cargo("test -p trunkline --bins --locked"))),
         stage("examples", "the examples in the documentation run", || {
             tests(&mut cargo("test --workspace --doc --locked --no-fail-fast"))

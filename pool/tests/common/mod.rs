@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -216,7 +217,8 @@ impl Server {
     }
 }
 
-async fn serve<S>(stream: S, seen: Arc<Seen>, goodbye: Arc<Notify>)
+/// Answers what comes on a connection, until it ends or `goodbye` rings.
+pub async fn serve<S>(stream: S, seen: Arc<Seen>, goodbye: Arc<Notify>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -237,7 +239,8 @@ where
 
 type ServerBody = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
-/// `/ok`, `/echo`, `/slow/{ms}`, `/never`, `/big/{bytes}`, `/stall` (a head, one chunk, silence).
+/// `/ok`, `/echo`, `/slow/{ms}`, `/never`, `/big/{bytes}`, `/stall` (a head, one chunk, silence),
+/// `/drip/{chunks}` (one in 5 ms).
 async fn answer(request: Request<Incoming>) -> Result<Response<ServerBody>, Infallible> {
     let path = request.uri().path().to_owned();
     let number = || path.rsplit('/').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
@@ -252,10 +255,17 @@ async fn answer(request: Request<Incoming>) -> Result<Response<ServerBody>, Infa
         }
         "never" => std::future::pending().await,
         "big" => Full::from(vec![b'x'; usize::try_from(number()).unwrap_or(0)]).boxed_unsync(),
+        "drip" => {
+            let drops = futures_util::stream::iter(0..number()).then(async |_| {
+                sleep(Duration::from_millis(5)).await;
+                Ok(Frame::data(Bytes::from_static(b"drop")))
+            });
+            StreamBody::new(drops).boxed_unsync()
+        }
         "stall" => {
             let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"first")))]);
             let rest = futures_util::stream::pending();
-            StreamBody::new(futures_util::StreamExt::chain(first, rest)).boxed_unsync()
+            StreamBody::new(first.chain(rest)).boxed_unsync()
         }
         _ => Full::from("ok").boxed_unsync(),
     };
