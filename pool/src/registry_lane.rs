@@ -74,6 +74,7 @@ struct Inner {
     dialer: Arc<Dialer>,
     spawner: Spawner,
     requests: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
     pools: Mutex<HashMap<Origin, Connections>>,
     /// Dropped with the lane: the thread's runtime ends.
     _alive: oneshot::Sender<()>,
@@ -86,16 +87,17 @@ struct Members {
     origin: Origin,
     dialer: Arc<Dialer>,
     spawner: Spawner,
+    connections: Arc<AtomicUsize>,
 }
 
-/// A place within [`REQUESTS_MAX`].
+/// One of a number, for as long as it lives: of the requests, or of the connections.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+struct Counted(Arc<AtomicUsize>);
 
 /// What a response body holds.
 struct Hold {
     _connection: Object<Members>,
-    _place: Place,
+    _place: Counted,
 }
 
 // === impl RegistryLane ===
@@ -129,6 +131,7 @@ impl RegistryLane {
             dialer,
             spawner,
             requests: Arc::default(),
+            connections: Arc::default(),
             pools: Mutex::default(),
             _alive: alive,
         };
@@ -144,6 +147,12 @@ impl RegistryLane {
     #[must_use]
     pub fn requests(&self) -> usize {
         self.inner.requests.load(Ordering::Relaxed)
+    }
+
+    /// Open connections. One that ended, whoever ended it, is not counted and not used again.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.inner.connections.load(Ordering::Relaxed)
     }
 
     /// Sends a request and waits, until `deadline`, for the head of the response.
@@ -217,12 +226,12 @@ impl Drop for Sending {
 // === impl Inner ===
 
 impl Inner {
-    fn enter(&self) -> Result<Place, Error> {
-        if self.requests.fetch_add(1, Ordering::Relaxed) >= REQUESTS_MAX {
-            self.requests.fetch_sub(1, Ordering::Relaxed);
+    fn enter(&self) -> Result<Counted, Error> {
+        let (place, before) = Counted::one_of(&self.requests);
+        if before >= REQUESTS_MAX {
             return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
         }
-        Ok(Place(Arc::clone(&self.requests)))
+        Ok(place)
     }
 
     fn pool(&self, origin: &Origin) -> Result<Connections, Error> {
@@ -238,8 +247,12 @@ impl Inner {
             };
             pools.remove(&unused);
         }
-        let members =
-            Members { origin: origin.clone(), dialer: Arc::clone(&self.dialer), spawner: self.spawner.clone() };
+        let members = Members {
+            origin: origin.clone(),
+            dialer: Arc::clone(&self.dialer),
+            spawner: self.spawner.clone(),
+            connections: Arc::clone(&self.connections),
+        };
         let pool = Connections::builder(members).max_size(CONNECTIONS_PER_ORIGIN_MAX).build().map_err(Error::config)?;
         pools.insert(origin.clone(), pool.clone());
         Ok(pool)
@@ -252,7 +265,17 @@ impl fmt::Debug for Inner {
     }
 }
 
-impl Drop for Place {
+// === impl Counted ===
+
+impl Counted {
+    /// One more, and how many there were before.
+    fn one_of(count: &Arc<AtomicUsize>) -> (Self, usize) {
+        let before = count.fetch_add(1, Ordering::Relaxed);
+        (Self(Arc::clone(count)), before)
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -267,6 +290,7 @@ impl managed::Manager for Members {
     async fn create(&self) -> Result<Link, Error> {
         let (done, result) = oneshot::channel();
         let (origin, dialer, spawner) = (self.origin.clone(), Arc::clone(&self.dialer), self.spawner.clone());
+        let connections = Arc::clone(&self.connections);
         // On the lane's thread: the driver is the tail of the dial.
         self.spawner.spawn(async move {
             let progress = Progress::default();
@@ -280,6 +304,7 @@ impl managed::Manager for Members {
             );
             match dial.await {
                 Ok(dialled) => {
+                    let _open = Counted::one_of(&connections);
                     if done.send(Ok(dialled.link)).is_ok() {
                         dialled.driver.await;
                     }
