@@ -120,12 +120,13 @@ impl Lines {
         }
     }
 
-    /// The next line, waiting for at most `idle`.
+    /// The next line, whole, waiting for at most `idle`: bytes that drip do not extend it.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost when dropped.
     pub(crate) async fn next(&mut self, idle: Duration) -> Next {
+        let by = Instant::now() + idle;
         loop {
             if let Some(next) = self.buffered() {
                 return next;
@@ -136,7 +137,7 @@ impl Lines {
                 let rest = rest.slice_ref(rest.trim_ascii());
                 return if rest.is_empty() || self.skipping { Next::End } else { Next::Line(rest) };
             }
-            match timeout(idle, self.body.frame()).await {
+            match timeout_at(by, self.body.frame()).await {
                 Ok(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data);
@@ -185,14 +186,24 @@ mod tests {
         }
     }
 
+    fn dripping() -> Body {
+        Body::from_stream(futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
+        }))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn stalled_and_dripping_bodies_are_given_up() {
         let silent = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
         assert_eq!(read(silent).await.expect_err("silent").status, StatusCode::REQUEST_TIMEOUT);
-        let drip = futures_util::stream::unfold((), |()| async {
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
-        });
-        assert_eq!(read(Body::from_stream(drip)).await.expect_err("dripping").status, StatusCode::REQUEST_TIMEOUT);
+        assert_eq!(read(dripping()).await.expect_err("dripping").status, StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dripping_line_is_given_up() {
+        let began = Instant::now();
+        assert_eq!(Lines::new(dripping()).next(Duration::from_secs(60)).await, Next::End);
+        assert_eq!(Instant::now().saturating_duration_since(began).as_secs(), 60);
     }
 }

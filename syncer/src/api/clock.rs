@@ -1,74 +1,121 @@
-//! How long the head of a request may take, apart from how long a connection may idle.
+//! What a connection is waiting for, and since when.
 //!
-//! hyper has one time-out for both: short, it closes connections that clients wanted to use again
-//! (and their next request fails); long, it lets a client drip a head for a minute. So the socket
-//! is watched: bytes that arrive while no request is under way are the start of a head, and from
-//! then on the time is short.
+//! hyper has one time-out for heads and for idling: short, it closes connections that clients wanted
+//! to use again (and their next request fails); long, it lets a client drip a head for a minute. And
+//! it has none for a client that asks and does not read. So the socket and the answers are watched:
+//! bytes that arrive while no request is under way are the start of a head; a write that the socket
+//! does not take, and an answer that is not taken, have limits of their own ([`Clock::overdue`]).
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Version;
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
+use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
-/// What is known of a connection's requests.
+/// A head is one packet.
+const HEAD_MAX: Duration = Duration::from_secs(5);
+/// A write of at most 32 KiB that the client's end does not take any byte of for this long: its
+/// process hangs, or it does it on purpose. A lost packet is sent again within 3 s.
+const WRITE_MAX: Duration = Duration::from_secs(30);
+/// From a request's head to the end of its answer: a body may take 30 s and what follows 15 s
+/// ([`super::REQUEST_MAX`]), so that the rest is for a slow reader.
+const ANSWER_MAX: Duration = Duration::from_secs(75);
+/// Silence of a streamed answer. A watch says something every 10 s and the bulk road ends after 60 s
+/// without a line, so a stream that is silent for longer is not being read.
+const STREAM_SILENCE_MAX: Duration = Duration::from_secs(75);
+/// An idle HTTP/2 connection is asked to leave after this, as hyper does it for HTTP/1.1: later than
+/// the 45 s of our own pool and the 60 s of common proxies, so that the client's end decides.
+pub(crate) const IDLE_MAX: Duration = Duration::from_secs(75);
+/// Largest piece of an answer given to the connection at once. HTTP/2 keeps a piece that the
+/// client's window does not admit, so this times the streams is what a slow reader can tie up: 4 MiB.
+const PIECE_BYTES_MAX: usize = 16 * 1024;
+
+/// What is known of a connection.
 #[derive(Debug)]
-pub(crate) struct HeadClock {
-    began: Instant,
-    under_way: AtomicU32,
+pub(crate) struct Clock {
     asked: AtomicBool,
     h2: AtomicBool,
-    /// Milliseconds after `began`, plus one, at which a head started; 0: none has.
-    head_since: AtomicU64,
+    state: Mutex<State>,
 }
 
-/// A socket whose reads start the clock.
+#[derive(Debug)]
+struct State {
+    /// A head began to arrive.
+    head_since: Option<Instant>,
+    /// The socket took nothing of a write.
+    write_since: Option<Instant>,
+    /// No request is under way.
+    idle_since: Instant,
+    under_way: Slab<Exchange>,
+}
+
+/// A request under way.
+#[derive(Clone, Copy, Debug)]
+struct Exchange {
+    /// When its head was complete; of a stream, when it last said something.
+    since: Instant,
+    stream: bool,
+}
+
+/// What to do about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Overdue {
+    /// Drop it, for this reason.
+    Drop(&'static str),
+    /// Nobody uses it: ask it to leave.
+    Idle,
+}
+
+/// A socket whose reads and writes are noted.
 #[derive(Debug)]
 pub(crate) struct Watched<S> {
     inner: S,
-    clock: Arc<HeadClock>,
+    clock: Arc<Clock>,
 }
 
 /// A request under way, until its answer has been written.
 #[derive(Debug)]
-pub(crate) struct UnderWay(Arc<HeadClock>);
+pub(crate) struct UnderWay {
+    clock: Arc<Clock>,
+    key: usize,
+}
 
-/// An answer's body that holds its request.
+/// An answer's body that holds its request, and comes in pieces.
 #[derive(Debug)]
 pub(crate) struct Held {
     body: axum::body::Body,
-    _request: UnderWay,
+    rest: Bytes,
+    request: UnderWay,
 }
 
-// === impl HeadClock ===
+// === impl Clock ===
 
-impl HeadClock {
+impl Clock {
     pub(crate) fn new(now: Instant) -> Arc<Self> {
-        Arc::new(Self {
-            began: now,
-            under_way: AtomicU32::new(0),
-            asked: AtomicBool::new(false),
-            h2: AtomicBool::new(false),
-            head_since: AtomicU64::new(0),
-        })
+        let state = State { head_since: None, write_since: None, idle_since: now, under_way: Slab::new() };
+        Arc::new(Self { asked: AtomicBool::new(false), h2: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
     /// A head is complete: a request is under way until the guard is dropped.
-    pub(crate) fn request(self: &Arc<Self>, version: Version) -> UnderWay {
+    pub(crate) fn request(self: &Arc<Self>, version: Version, now: Instant) -> UnderWay {
         if version == Version::HTTP_2 {
             self.h2.store(true, Ordering::Relaxed);
         }
         self.asked.store(true, Ordering::Relaxed);
-        self.under_way.fetch_add(1, Ordering::AcqRel);
-        self.head_since.store(0, Ordering::Release);
-        UnderWay(Arc::clone(self))
+        let mut state = self.state.lock();
+        state.head_since = None;
+        let key = state.under_way.insert(Exchange { since: now, stream: false });
+        drop(state);
+        UnderWay { clock: Arc::clone(self), key }
     }
 
     /// Whether any request ever came.
@@ -76,35 +123,78 @@ impl HeadClock {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// How long a head has been arriving. Between requests HTTP/2 sends PINGs and windows, which are
-    /// no heads; its PINGs find the dead, and its heads are bounded by its own limits.
-    pub(crate) fn head_age(&self, now: Instant) -> Option<Duration> {
-        if self.h2.load(Ordering::Relaxed) {
-            return None;
+    /// What took too long. Between requests HTTP/2 sends PINGs and windows, which are no heads; its
+    /// heads are bounded by its own limits.
+    pub(crate) fn overdue(&self, now: Instant) -> Option<Overdue> {
+        let h2 = self.h2.load(Ordering::Relaxed);
+        let state = self.state.lock();
+        let over = |since: Option<Instant>, max| since.is_some_and(|s| now.saturating_duration_since(s) > max);
+        if !h2 && over(state.head_since, HEAD_MAX) {
+            return Some(Overdue::Drop("slow_head"));
         }
-        let since = self.head_since.load(Ordering::Acquire).checked_sub(1)?;
-        Some(now.saturating_duration_since(self.began + Duration::from_millis(since)))
+        if over(state.write_since, WRITE_MAX) {
+            return Some(Overdue::Drop("slow_reader"));
+        }
+        let mut idle = true;
+        for (_, exchange) in &state.under_way {
+            idle = false;
+            if exchange.stream && over(Some(exchange.since), STREAM_SILENCE_MAX) {
+                return Some(Overdue::Drop("unread_stream"));
+            }
+            if !exchange.stream && over(Some(exchange.since), ANSWER_MAX) {
+                return Some(Overdue::Drop("slow_reader"));
+            }
+        }
+        (h2 && idle && over(Some(state.idle_since), IDLE_MAX)).then_some(Overdue::Idle)
     }
 
     fn read(&self, now: Instant) {
-        if self.under_way.load(Ordering::Acquire) == 0 && self.head_since.load(Ordering::Acquire) == 0 {
-            let since = now.saturating_duration_since(self.began).as_millis();
-            self.head_since.store(u64::try_from(since).unwrap_or(u64::MAX - 1) + 1, Ordering::Release);
+        let mut state = self.state.lock();
+        if state.under_way.is_empty() && state.head_since.is_none() {
+            state.head_since = Some(now);
+        }
+    }
+
+    fn write<T>(&self, polled: &Poll<T>) {
+        match polled {
+            Poll::Ready(_) => self.state.lock().write_since = None,
+            Poll::Pending => {
+                self.state.lock().write_since.get_or_insert_with(Instant::now);
+            }
+        }
+    }
+}
+
+// === impl UnderWay ===
+
+impl UnderWay {
+    /// The answer is a stream, and said something just now.
+    fn streams(&self, now: Instant) {
+        if let Some(exchange) = self.clock.state.lock().under_way.get_mut(self.key) {
+            *exchange = Exchange { since: now, stream: true };
         }
     }
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.under_way.fetch_sub(1, Ordering::AcqRel);
+        let mut state = self.clock.state.lock();
+        state.under_way.try_remove(self.key);
+        if state.under_way.is_empty() {
+            state.idle_since = Instant::now();
+        }
     }
 }
 
 // === impl Held ===
 
 impl Held {
+    /// Bodies without a length are streams.
     pub(crate) fn new(body: axum::body::Body, request: UnderWay) -> Self {
-        Self { body, _request: request }
+        if body.size_hint().exact().is_none() {
+            request.streams(Instant::now());
+        }
+        Self { body, rest: Bytes::new(), request }
     }
 }
 
@@ -113,22 +203,43 @@ impl Body for Held {
     type Error = axum::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(cx)
+        let this = self.get_mut();
+        if this.rest.is_empty() {
+            let streams = this.body.size_hint().exact().is_none();
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => this.rest = data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                end => return Poll::Ready(end),
+            }
+            if streams {
+                this.request.streams(Instant::now());
+            }
+        }
+        let piece = this.rest.split_to(this.rest.len().min(PIECE_BYTES_MAX));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (inner, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(inner.lower() + rest);
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
     }
 }
 
 // === impl Watched ===
 
 impl<S> Watched<S> {
-    pub(crate) fn new(inner: S, clock: Arc<HeadClock>) -> Self {
+    pub(crate) fn new(inner: S, clock: Arc<Clock>) -> Self {
         Self { inner, clock }
     }
 }
@@ -147,11 +258,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write(cx, buf)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_write(cx, buf);
+        this.clock.write(&polled);
+        polled
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_flush(cx)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_flush(cx);
+        this.clock.write(&polled);
+        polled
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -167,29 +284,72 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().inner).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_write_vectored(cx, bufs);
+        this.clock.write(&polled);
+        polled
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+
     use super::*;
 
-    #[test]
-    fn only_bytes_between_requests_start_the_clock() {
+    fn clock() -> (Arc<Clock>, impl Fn(u64) -> Instant) {
         let t0 = Instant::now();
-        let at = |ms| t0 + Duration::from_millis(ms);
-        let clock = HeadClock::new(t0);
-        assert_eq!(clock.head_age(at(9_000)), None, "idle is no head");
+        (Clock::new(t0), move |ms| t0 + Duration::from_millis(ms))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_bytes_between_requests_are_a_head() {
+        let (clock, at) = clock();
+        assert_eq!(clock.overdue(at(99_000)), None, "HTTP/1.1 may idle: hyper looks after it");
         clock.read(at(1_000));
         clock.read(at(2_000));
-        assert_eq!(clock.head_age(at(6_000)), Some(Duration::from_secs(5)), "dripping does not restart it");
-        let request = clock.request(Version::HTTP_11);
+        assert_eq!(clock.overdue(at(6_000)), None);
+        assert_eq!(clock.overdue(at(6_001)), Some(Overdue::Drop("slow_head")), "dripping does not restart it");
+        let request = clock.request(Version::HTTP_11, at(6_100));
         clock.read(at(6_100));
-        assert_eq!(clock.head_age(at(99_000)), None, "a body is no head");
+        assert_eq!(clock.overdue(at(60_000)), None, "a body is no head");
         drop(request);
-        assert!(clock.asked() && clock.head_age(at(99_000)).is_none());
-        clock.read(at(99_000));
-        assert_eq!(clock.head_age(at(99_500)), Some(Duration::from_millis(500)));
+        assert!(clock.asked());
+        assert_eq!(clock.overdue(at(60_000)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_that_nobody_reads_are_overdue() {
+        let (clock, at) = clock();
+        let request = clock.request(Version::HTTP_2, at(0));
+        assert_eq!(clock.overdue(at(75_000)), None);
+        assert_eq!(clock.overdue(at(75_001)), Some(Overdue::Drop("slow_reader")));
+        request.streams(at(50_000));
+        assert_eq!(clock.overdue(at(125_000)), None, "a stream may last");
+        assert_eq!(clock.overdue(at(125_001)), Some(Overdue::Drop("unread_stream")));
+        request.streams(at(125_000));
+        assert_eq!(clock.overdue(at(130_000)), None, "it spoke");
+        drop(request);
+        clock.write::<()>(&Poll::Pending);
+        assert_eq!(clock.overdue(at(30_000)), None);
+        assert_eq!(clock.overdue(at(30_001)), Some(Overdue::Drop("slow_reader")), "the socket takes nothing");
+        clock.write(&Poll::Ready(()));
+        assert_eq!(clock.overdue(at(75_001)), Some(Overdue::Idle), "nobody uses it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_large_answer_comes_whole_and_in_pieces() {
+        let (clock, at) = clock();
+        let bytes: Vec<u8> = (0..3 * PIECE_BYTES_MAX + 5).map(|n| (n % 251) as u8).collect();
+        let mut held = Held::new(bytes.clone().into(), clock.request(Version::HTTP_2, at(0)));
+        let (mut seen, mut pieces) = (Vec::new(), 0);
+        while !held.is_end_stream() {
+            assert_eq!(held.size_hint().exact(), Some((bytes.len() - seen.len()) as u64));
+            let data = held.frame().await.expect("more").expect("no error").into_data().expect("data");
+            assert!(data.len() <= PIECE_BYTES_MAX);
+            seen.extend_from_slice(&data);
+            pieces += 1;
+        }
+        assert_eq!((seen == bytes, pieces), (true, 4));
     }
 }

@@ -80,6 +80,12 @@ impl HttpMetrics {
         self.refused.get_or_create(&RefusedLabels { why }).inc();
     }
 
+    /// Connections closed for this cause.
+    #[cfg(test)]
+    pub(crate) fn refusals(&self, why: &'static str) -> u64 {
+        self.refused.get_or_create(&RefusedLabels { why }).get()
+    }
+
     /// Names them in `registry`.
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register("http_requests", "Requests answered", self.requests.clone());

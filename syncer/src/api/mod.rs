@@ -8,9 +8,11 @@ mod body;
 mod bulk;
 mod calls;
 mod clock;
+pub(crate) mod connection;
 mod debug;
 mod error;
 mod extract;
+mod head;
 mod levers;
 pub(crate) mod listener;
 mod metrics;
@@ -25,6 +27,7 @@ mod watch;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -34,7 +37,7 @@ use axum::routing::{get, post, put};
 use futures_util::FutureExt as _;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 pub(crate) use self::auth::{Auth, Caller};
 pub(crate) use self::error::ApiError;
@@ -43,8 +46,9 @@ pub(crate) use self::metrics::HttpMetrics;
 pub use self::openapi::openapi;
 pub(crate) use self::state::{App, Gateways, Readiness, WATCHERS_MAX};
 
-/// Most header fields of a request; a gateway behind two proxies sends ~20.
-pub(crate) const HEADERS_MAX: usize = 64;
+/// From a request's head to the head of its answer. The body may take 30 s and forwarding 3 s; the
+/// rest is for a syncer that is busy. Streams go on after the head and have limits of their own.
+const REQUEST_MAX: Duration = Duration::from_secs(45);
 
 /// Answers after which the rest of the body is not read: the connection is of no more use, and an
 /// HTTP/1.1 client has to be told before it sends the next request on it.
@@ -104,24 +108,31 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     let id = format!("{:08x}-{}", app.boot & 0xffff_ffff, app.requests.fetch_add(1, Ordering::Relaxed));
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let (method, version) = (request.method().clone(), request.version());
-    let mut response = if request.headers().len() > HEADERS_MAX {
-        let message = format!("at most {HEADERS_MAX} header fields are taken");
-        ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_headers", message).into_response()
-    } else {
-        match AssertUnwindSafe(next.run(request)).catch_unwind().await {
-            Ok(response) => response,
-            Err(_) => {
+    let mut last = head::is_last(&request);
+    let mut response = match head::check(&request) {
+        Err(e) => {
+            last = true;
+            e.into_response()
+        }
+        Ok(()) => match timeout(REQUEST_MAX, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(_)) => {
                 app.http.panics.inc();
                 tracing::error!(request = id, route, "a handler panicked");
                 ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "a fault of the syncer").into_response()
             }
-        }
+            Err(_) => {
+                let message = "the request took too long; it may or may not be done";
+                ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", message).into_response()
+            }
+        },
     };
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
         write_error(&mut response, &error, &id);
-        if version < Version::HTTP_2 && UNREAD.contains(&error.status) {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
+        last |= UNREAD.contains(&error.status);
+    }
+    if last && version < Version::HTTP_2 {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);

@@ -51,6 +51,12 @@ pub(super) const KEYS: &[Key] = &[
         "A second listener for probes and metrics, plain HTTP. None when absent.",
     ),
     key(
+        "connections_max",
+        Kind::Toml,
+        "=10000",
+        "Connections to the API at once. At the limit the oldest on which no request ever came makes room.\nThe process needs as many file descriptors, and some for the SFUs.",
+    ),
+    key(
         "members_file",
         Kind::Text,
         r#""members.toml""#,

@@ -25,7 +25,9 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::api::{self, App, Auth, Gateways, HttpMetrics, Readiness, WATCHERS_MAX, listener::Listener};
+use crate::api::{
+    self, App, Auth, Gateways, HttpMetrics, Readiness, WATCHERS_MAX, connection::Serving, listener::Listener,
+};
 use crate::config::{Config, ConfigError};
 use crate::context::EngineLevers;
 use crate::drivers;
@@ -51,6 +53,9 @@ const STAYING: &str = "nothing: this syncer is leaving";
 const SFU_LEVERS: &str = "pool.sfu";
 /// Where the levers of the lane to the peers begin.
 const PEER_LEVERS: &str = "pool.peer";
+
+/// Connections to the second listener: probes, scrapers and a few operators.
+const ADMIN_CONNECTIONS_MAX: usize = 256;
 
 /// A syncer that is not running yet.
 #[derive(Debug)]
@@ -171,7 +176,7 @@ impl Syncer {
             me,
         };
         let supervisor = Supervisor::new(tracker, stop, app.http.restarts.clone());
-        running.run_listeners(&supervisor, tcp, admin, tls);
+        running.run_listeners(&supervisor, tcp, admin, tls, config.connections_max);
         running.run_background(&supervisor, files);
         tracing::info!(syncer = %config.id, url = running.url, "syncer started");
         Ok(running)
@@ -370,15 +375,21 @@ impl Running {
         tcp: TcpListener,
         admin: Option<TcpListener>,
         tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+        connections_max: usize,
     ) {
         let app = &self.app;
-        let listener = |tcp, tls, router| {
-            Listener::new(tcp, tls, router, app.http.clone(), app.tracker.clone(), self.stop.clone())
+        let serving = |tls, router| Serving {
+            tls,
+            router,
+            metrics: app.http.clone(),
+            tracker: app.tracker.clone(),
+            stop: self.stop.clone(),
         };
-        let api = listener(tcp, tls, api::router(Arc::clone(app)));
+        let api = Listener::new(tcp, connections_max, serving(tls, api::router(Arc::clone(app))));
         supervisor.run("accept loop", move || api.clone().run());
         if let Some(tcp) = admin {
-            let admin = listener(tcp, None, api::admin_router(Arc::clone(app)));
+            let admin = serving(None, api::admin_router(Arc::clone(app)));
+            let admin = Listener::new(tcp, ADMIN_CONNECTIONS_MAX, admin);
             supervisor.run("admin accept loop", move || admin.clone().run());
         }
     }

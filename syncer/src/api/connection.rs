@@ -1,0 +1,289 @@
+//! What one connection may cost.
+//!
+//! Every wait has a limit: the TLS handshake, the first request, each head, each answer, idling, and
+//! the connection itself. HTTP/1.1 and HTTP/2 share the port: ALPN decides over TLS, the first bytes
+//! decide in plain text.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use axum::body::Body;
+use futures_util::TryFutureExt as _;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use rand::RngExt as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, interval, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use super::HttpMetrics;
+use super::clock::{Clock, Held, IDLE_MAX, Overdue, Watched};
+use super::head::{HEADER_BYTES_MAX, HEADERS_MAX};
+use super::listener::Place;
+
+/// A TLS handshake is two round trips; 5 s is a slow one on another continent.
+const TLS_MAX: Duration = Duration::from_secs(5);
+/// How often a connection is looked at for what is overdue: half of the shortest limit.
+const LOOK_EVERY: Duration = Duration::from_millis(2_500);
+/// A connection on which no request ever came is closed after this, whatever its protocol: a client
+/// that connects early and has nothing to ask yet connects again in two round trips.
+const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
+/// Requests at once on one HTTP/2 connection: more would wait for each other here and not there.
+const STREAMS_MAX: u32 = 256;
+/// Buffer of an HTTP/1.1 connection: a head of [`HEADER_BYTES_MAX`] with its line and separators must
+/// fit, so that it is answered rather than cut.
+const BUFFER_BYTES_MAX: usize = 32 * 1024;
+/// Streams that a client may have reset and we not yet forgotten ("rapid reset").
+const RESETS_MAX: usize = 32;
+/// A PING after this much silence, and the time its answer may take.
+const PING_AFTER: Duration = Duration::from_secs(20);
+const PING_MAX: Duration = Duration::from_secs(10);
+/// Age at which a connection is asked to leave, plus up to as much again: clients spread anew over
+/// syncers that were added.
+const AGE: Duration = Duration::from_secs(30 * 60);
+/// How long a connection that was asked to leave may still be there. Whatever has an end has ended
+/// by then; streams are opened anew, watches by their cursor.
+const LEAVE_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// What a connection needs: not the socket that it came from, which closes when accepting ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Serving {
+    /// Looked at for each connection: a renewed certificate serves those to come, and cuts none.
+    pub(crate) tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    pub(crate) router: Router,
+    pub(crate) metrics: HttpMetrics,
+    pub(crate) tracker: TaskTracker,
+    /// No new connections and requests; those under way may end.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Spawns what hyper needs on the tracker that a drain waits for.
+#[derive(Clone, Debug)]
+struct Tracked(TaskTracker);
+
+impl<F: Future<Output: Send + 'static> + Send + 'static> Executor<F> for Tracked {
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+// === impl Serving ===
+
+impl Serving {
+    /// Serves one connection to its end.
+    pub(super) async fn serve(self, stream: TcpStream, place: Place) {
+        let _open = Open::new(&self.metrics.connections);
+        if stream.set_nodelay(true).is_err() {
+            return;
+        }
+        let keep_alive = socket2::TcpKeepalive::new().with_time(PING_AFTER);
+        if socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive).is_err() {
+            return;
+        }
+        let Some(tls) = &self.tls else { return self.http(stream, Arc::new(place)).await };
+        let handshake = timeout(TLS_MAX, TlsAcceptor::from(tls.load_full()).accept(stream));
+        let done = tokio::select! {
+            done = handshake => done,
+            () = place.leave().cancelled() => return,
+        };
+        match done {
+            Ok(Ok(stream)) => self.http(stream, Arc::new(place)).await,
+            Ok(Err(_)) => self.metrics.refused("tls"),
+            Err(_) => self.metrics.refused("tls_timeout"),
+        }
+    }
+
+    async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, place: Arc<Place>) {
+        let clock = Clock::new(Instant::now());
+        let stream = Watched::new(stream, Arc::clone(&clock));
+        let service = {
+            let (clock, place, router) = (Arc::clone(&clock), Arc::clone(&place), self.router.clone());
+            hyper::service::service_fn(move |request: http::Request<Incoming>| {
+                if !clock.asked() {
+                    place.settle();
+                }
+                let under_way = clock.request(request.version(), Instant::now());
+                let answer = router.clone().oneshot(request.map(Body::new));
+                answer.map_ok(move |response| response.map(|body| Held::new(body, under_way)))
+            })
+        };
+        let builder = builder(Tracked(self.tracker.clone()));
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let began = Instant::now();
+        let mut ends = began + AGE + AGE.mul_f64(rand::rng().random::<f64>());
+        let mut look = interval(LOOK_EVERY);
+        let mut leaving = false;
+        loop {
+            tokio::select! {
+                ended = connection.as_mut() => {
+                    if let Err(error) = ended {
+                        self.broken(&*error);
+                    }
+                    return;
+                }
+                () = self.stop.cancelled(), if !leaving => {
+                    leaving = true;
+                    ends = Instant::now() + LEAVE_MAX;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = place.leave().cancelled() => return,
+                now = look.tick() => {
+                    if !clock.asked() && now.saturating_duration_since(began) >= FIRST_REQUEST_MAX {
+                        return self.metrics.refused("silent");
+                    }
+                    let mut leave = now >= ends;
+                    match clock.overdue(now) {
+                        Some(Overdue::Drop(why)) => return self.metrics.refused(why),
+                        Some(Overdue::Idle) => leave = true,
+                        None if leave && leaving => return self.metrics.refused("too_old"),
+                        None => {}
+                    }
+                    if leave && !leaving {
+                        leaving = true;
+                        ends = now + LEAVE_MAX;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Counts what a client did that is not HTTP; a connection that merely went away is nothing.
+    fn broken(&self, error: &(dyn std::error::Error + 'static)) {
+        tracing::trace!(error, "connection ended");
+        let Some(error) = error.downcast_ref::<hyper::Error>() else { return };
+        let io = std::error::Error::source(error).is_some_and(|e| e.is::<std::io::Error>());
+        if error.is_parse() {
+            self.metrics.refused("malformed");
+        } else if !(io || error.is_timeout() || error.is_incomplete_message() || error.is_closed()) {
+            self.metrics.refused("protocol");
+        }
+    }
+}
+
+fn builder(executor: Tracked) -> auto::Builder<Tracked> {
+    let mut builder = auto::Builder::new(executor);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE_MAX)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(BUFFER_BYTES_MAX);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_local_error_reset_streams(RESETS_MAX)
+        .keep_alive_interval(PING_AFTER)
+        .keep_alive_timeout(PING_MAX);
+    builder
+}
+
+/// Counts a connection while it lives.
+struct Open(prometheus_client::metrics::gauge::Gauge);
+
+impl Open {
+    fn new(gauge: &prometheus_client::metrics::gauge::Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use bytes::Bytes;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// A connection to a small server, without a network so that time can be skipped.
+    fn connected() -> (DuplexStream, HttpMetrics, tokio::task::JoinHandle<()>) {
+        let large = || async { Bytes::from(vec![b'x'; 1 << 20]) };
+        let endless = || async {
+            let words = futures_util::stream::unfold((), |()| async {
+                sleep(Duration::from_secs(10)).await;
+                Some((Ok::<_, std::io::Error>(Bytes::from_static(b": alive\n\n")), ()))
+            });
+            Body::from_stream(words)
+        };
+        let router = Router::new()
+            .route("/small", get(|| async { "hello" }))
+            .route("/large", get(large))
+            .route("/endless", get(endless));
+        let metrics = HttpMetrics::default();
+        let serving = Serving {
+            tls: None,
+            router,
+            metrics: metrics.clone(),
+            tracker: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        };
+        let (ours, theirs) = tokio::io::duplex(1_024);
+        let tracker = serving.tracker.clone();
+        let task = tracker.spawn(async move { serving.http(theirs, Arc::new(Place::alone())).await });
+        (ours, metrics, task)
+    }
+
+    /// How long the connection lives when the client sends this and reads, or does not.
+    async fn lives(sent: &str, reads: bool) -> (Duration, HttpMetrics) {
+        let (mut stream, metrics, mut task) = connected();
+        let began = Instant::now();
+        stream.write_all(sent.as_bytes()).await.expect("written");
+        let mut sink = [0; 4_096];
+        loop {
+            tokio::select! {
+                ended = &mut task => {
+                    ended.expect("no panic");
+                    return (Instant::now().saturating_duration_since(began), metrics);
+                }
+                Ok(n) = stream.read(&mut sink), if reads => if n == 0 {
+                    task.await.expect("no panic");
+                    return (Instant::now().saturating_duration_since(began), metrics);
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_way_to_keep_a_connection_has_an_end_and_a_name() {
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        // What is sent, whether answers are read, seconds it may last, how it is counted.
+        let cases = [
+            (String::new(), true, 8..=13, Some("silent")),
+            ("GET /small HT".into(), true, 5..=10, Some("slow_head")),
+            // hyper closes these by itself: idle, and part of a head that came along with the first.
+            (get("/small"), true, 75..=80, None),
+            (get("/small") + "GET", true, 75..=80, None),
+            (get("/large"), false, 30..=35, Some("slow_reader")),
+            (get("/endless"), false, 30..=1_300, Some("slow_reader")),
+            (get("/endless"), true, 35 * 60..=66 * 60, Some("too_old")),
+        ];
+        for (sent, reads, wanted, why) in cases {
+            let (lived, metrics) = lives(&sent, reads).await;
+            assert!(wanted.contains(&lived.as_secs()), "{sent:?}, reads: {reads}: lived {lived:?}");
+            if let Some(why) = why {
+                assert_eq!(metrics.refusals(why), 1, "{sent:?}, reads: {reads}: not {why}");
+            }
+        }
+    }
+}
