@@ -1,12 +1,11 @@
 //! Starting: ports, files, certificates, levers.
 
-use std::path::Path;
 use std::time::Duration;
 
 use reqwest::{Client, StatusCode, Version};
 use syncer::{Options, Syncer};
 
-use crate::support::{Events, answer, config, install_provider, sfus, until};
+use crate::support::{Events, answer, certificates, config, install_provider, leaf, sfus, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_named() {
@@ -56,29 +55,6 @@ async fn wrong_files_and_levers_are_configuration_errors_that_name_them() {
     let rate = levers.iter().find(|l| l.name == "placement.sfu.rate").expect("a lever");
     assert_eq!(rate.value, serde_json::json!(3.5));
     drop(sfus);
-}
-
-type Authority = rcgen::Issuer<'static, rcgen::KeyPair>;
-
-/// A certificate authority, and a certificate for 127.0.0.1 signed by it.
-fn certificates(dir: &Path) -> Authority {
-    let ca_key = rcgen::KeyPair::generate().expect("a key");
-    let mut ca = rcgen::CertificateParams::new(vec![]).expect("parameters");
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_cert = ca.self_signed(&ca_key).expect("a certificate");
-    let authority = rcgen::Issuer::new(ca, ca_key);
-    let (leaf, key) = leaf(&authority);
-    for (name, text) in [("api-ca.pem", ca_cert.pem()), ("api.pem", leaf.pem()), ("api-key.pem", key)] {
-        std::fs::write(dir.join(name), text).expect("written");
-    }
-    authority
-}
-
-/// A certificate for 127.0.0.1 and its key.
-fn leaf(authority: &Authority) -> (rcgen::Certificate, String) {
-    let key = rcgen::KeyPair::generate().expect("a key");
-    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
-    (leaf.signed_by(&key, authority).expect("a certificate"), key.serialize_pem())
 }
 
 #[tokio::test(flavor = "multi_thread")]

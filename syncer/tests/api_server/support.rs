@@ -168,6 +168,29 @@ pub(crate) async fn answer(request: RequestBuilder) -> (StatusCode, Value) {
     (status, serde_json::from_str(&text).unwrap_or(Value::Null))
 }
 
+pub(crate) type Authority = rcgen::Issuer<'static, rcgen::KeyPair>;
+
+/// A certificate authority, and a certificate for 127.0.0.1 signed by it.
+pub(crate) fn certificates(dir: &Path) -> Authority {
+    let ca_key = rcgen::KeyPair::generate().expect("a key");
+    let mut ca = rcgen::CertificateParams::new(vec![]).expect("parameters");
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_cert = ca.self_signed(&ca_key).expect("a certificate");
+    let authority = rcgen::Issuer::new(ca, ca_key);
+    let (leaf, key) = leaf(&authority);
+    for (name, text) in [("api-ca.pem", ca_cert.pem()), ("api.pem", leaf.pem()), ("api-key.pem", key)] {
+        std::fs::write(dir.join(name), text).expect("written");
+    }
+    authority
+}
+
+/// A certificate for 127.0.0.1 and its key.
+pub(crate) fn leaf(authority: &Authority) -> (rcgen::Certificate, String) {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let leaf = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+    (leaf.signed_by(&key, authority).expect("a certificate"), key.serialize_pem())
+}
+
 /// Reads server-sent events.
 pub(crate) struct Events {
     response: reqwest::Response,
