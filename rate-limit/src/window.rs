@@ -85,6 +85,11 @@ impl Window {
         room
     }
 
+    /// Enters whether there is room or not, for an owner that hands out places by itself.
+    pub fn enter(&self) {
+        self.state.lock().in_flight += 1;
+    }
+
     /// Leaves, and lets the window learn from the outcome.
     pub fn leave(&self, outcome: Outcome, now: Instant) {
         let state = &mut *self.state.lock();

@@ -3,13 +3,13 @@
 //! One relaxed load per read, so a lever may turn any of them under load. Each partition has its own
 //! copy: nothing here is written by two partitions, or on the checkout path.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rate_limit::Backoff;
 
 use crate::conn::ConnSettings;
-use crate::dial::scheduler::origin_share;
+use crate::dial::scheduler::{origin_alone, origin_share};
 use crate::limits::LaneLimits;
 
 /// A [`Duration`] that can be changed by another thread. Nanoseconds: 584 years fit.
@@ -21,8 +21,11 @@ pub(crate) struct Span(AtomicU64);
 pub(crate) struct Tuning {
     pub(crate) connections_max: AtomicUsize,
     pub(crate) waiters_max: AtomicUsize,
-    /// Dials of one origin at once: its share of the partition's slots.
-    pub(crate) dials_max: AtomicUsize,
+    /// Dials of one origin at once, its share of the partition's slots: beside others, and alone.
+    dials_share: AtomicUsize,
+    dials_alone: AtomicUsize,
+    /// Origins are in line for a dial slot.
+    contended: AtomicBool,
     pub(crate) streams_max: AtomicUsize,
     pub(crate) idle_timeout: Span,
     pub(crate) age_max: Span,
@@ -59,7 +62,8 @@ impl Tuning {
     pub(crate) fn set(&self, limits: &LaneLimits, slots: usize) {
         self.connections_max.store(limits.connections_per_origin_max, Ordering::Relaxed);
         self.waiters_max.store(limits.waiters_per_origin_max, Ordering::Relaxed);
-        self.dials_max.store(origin_share(slots), Ordering::Relaxed);
+        self.dials_share.store(origin_share(slots), Ordering::Relaxed);
+        self.dials_alone.store(origin_alone(slots), Ordering::Relaxed);
         self.streams_max.store(limits.h2_streams_max, Ordering::Relaxed);
         self.idle_timeout.set(limits.idle_timeout);
         self.age_max.set(limits.age_max);
@@ -79,8 +83,15 @@ impl Tuning {
         self.waiters_max.load(Ordering::Relaxed)
     }
 
+    /// Dials of one origin at once, as things are.
     pub(crate) fn dials_max(&self) -> usize {
-        self.dials_max.load(Ordering::Relaxed).max(1)
+        let contended = self.contended.load(Ordering::Relaxed);
+        if contended { &self.dials_share } else { &self.dials_alone }.load(Ordering::Relaxed).max(1)
+    }
+
+    /// Whether origins are in line for a dial slot.
+    pub(crate) fn set_contended(&self, contended: bool) {
+        self.contended.store(contended, Ordering::Relaxed);
     }
 
     pub(crate) fn streams_max(&self) -> usize {

@@ -1,25 +1,30 @@
 //! How many handshakes compute at once.
 //!
-//! Fewer concurrent handshakes drain faster (measured: 4 at once 380 ms, 256 at once 1,150 ms), so a
-//! handshake takes a permit from a window that starts at twice the cores. Two details keep this from
-//! becoming the bottleneck it guards against. A handshake that waits for its peer longer than
-//! [`COMPUTE_GRACE`] hands its permit on and takes a new one when bytes arrive, so a peer that accepts
-//! and then says nothing costs 5 ms of one permit, not the whole time-out. And the window learns from
-//! the lag of the event loop, never from wall time, which at 100 ms of round trip would throttle to
-//! twenty dials a second.
+//! A handshake is CPU. A thousand at once all finish at the end, and everything else on the event loop waits for
+//! them; a few at once finish one after the other, in the same time. So a handshake takes a permit from a window
+//! that starts at [`PER_CORE_START`] per core, enough to keep the cores busy while peers compute their halves.
+//!
+//! Two details keep this from becoming the bottleneck it guards against. A handshake that waits for its
+//! peer longer than [`COMPUTE_GRACE`] hands its permit on and takes a new one when bytes arrive, so a peer
+//! that accepts and then says nothing costs 5 ms of one permit, not the whole time-out. And the window learns
+//! from the lag of the event loop (how long after its wake-up a handshake gets to run), never from wall time,
+//! which at 100 ms of round trip would throttle to twenty dials a second.
+//!
+//! The line is a semaphore: first in first out, a permit is handed over to the first in line, giving up is O(1), and
+//! nobody is woken under its lock. One gate serves all partitions of a lane, because the cores that it shares out
+//! are one and the same; what is under its locks is a few additions.
 
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use rate_limit::{Outcome, Window, WindowLimits};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep};
 
 /// How long a handshake keeps its permit while it waits for the peer. Long enough for a round trip inside
@@ -29,8 +34,10 @@ const COMPUTE_GRACE: Duration = Duration::from_millis(5);
 /// Loop lag from which the process counts as busy: callers' own deadlines are hundreds of milliseconds.
 const LAG_BUSY: Duration = Duration::from_millis(10);
 
-/// Handshakes at once per core at the start, and the factor by which a calm loop may raise that.
-const PER_CORE_START: u32 = 2;
+/// Handshakes at once per core at the start, and how far lag may lower or a calm loop raise that. Two thirds of a
+/// handshake are the peer's and the network's: with 2 per core, cores were measured to idle half of the time.
+const PER_CORE_START: u32 = 8;
+const PER_CORE_MIN: u32 = 2;
 const PER_CORE_MAX: u32 = 64;
 
 /// A window with a line in front of it. The line is no longer than the lane's dials in flight.
@@ -38,20 +45,27 @@ const PER_CORE_MAX: u32 = 64;
 pub(crate) struct HandshakeGate {
     window: Window,
     limits: WindowLimits,
-    line: Mutex<VecDeque<oneshot::Sender<()>>>,
+    line: Semaphore,
+    /// Permits that exist, in use or not. Follows the window's limit.
+    issued: Mutex<u32>,
+    epoch: Instant,
 }
 
 /// The right to compute.
 #[derive(Debug)]
 pub(super) struct Permit<'a> {
     gate: &'a HandshakeGate,
+    place: Option<SemaphorePermit<'a>>,
     outcome: Outcome,
 }
 
-/// Remembers that the peer's bytes arrived while no permit was held.
-#[derive(Debug, Default)]
+/// Remembers that the peer's bytes arrived, and when.
+#[derive(Debug)]
 struct Woken {
     flag: AtomicBool,
+    /// In microseconds after the gate's epoch.
+    at_us: AtomicU64,
+    epoch: Instant,
     task: AtomicWaker,
 }
 
@@ -60,9 +74,16 @@ struct Woken {
 impl HandshakeGate {
     pub(crate) fn new(cores: usize) -> Self {
         let cores = u32::try_from(cores).unwrap_or(u32::MAX).max(1);
-        let start = cores.saturating_mul(PER_CORE_START);
-        let limits = WindowLimits { floor: cores, start, max: cores.saturating_mul(PER_CORE_MAX) };
-        Self { window: Window::new(limits), limits, line: Mutex::new(VecDeque::new()) }
+        let per_core = |most: u32| cores.saturating_mul(most);
+        let limits = WindowLimits {
+            floor: per_core(PER_CORE_MIN),
+            start: per_core(PER_CORE_START),
+            max: per_core(PER_CORE_MAX),
+        };
+        let window = Window::new(limits);
+        let issued = window.limit();
+        let line = Semaphore::new(usize::try_from(issued).unwrap_or(Semaphore::MAX_PERMITS));
+        Self { window, limits, line, issued: Mutex::new(issued), epoch: Instant::now() }
     }
 
     /// Changes how many may ever compute at once; what was learnt is kept within it. `None`: what the cores allow.
@@ -70,7 +91,7 @@ impl HandshakeGate {
         let max = max.unwrap_or(self.limits.max);
         let floor = self.limits.floor.min(max);
         self.window.set_limits(WindowLimits { floor, max, ..self.limits });
-        self.call_next();
+        self.follow(None);
     }
 
     /// Handshakes that compute now, and how many may.
@@ -85,14 +106,16 @@ impl HandshakeGate {
     /// Dropping the future returns the permit or the place in line.
     pub(crate) async fn run<F: Future>(&self, handshake: F, waits: impl Fn(bool)) -> F::Output {
         let mut handshake = pin!(handshake);
-        let woken = Arc::new(Woken::default());
+        let woken = Arc::new(Woken::new(self.epoch));
         let waker = Waker::from(Arc::clone(&woken));
-        woken.flag.store(true, Ordering::Relaxed);
         loop {
             let mut permit = self.acquire(&waits).await;
+            // Since when there is something to do is not known of the bytes that came while there was no permit.
+            let (mut punctual, mut known) = (true, false);
             let computing = poll_fn(|cx| {
                 woken.task.register(cx.waker());
-                while woken.flag.swap(false, Ordering::AcqRel) {
+                while let Some(lag) = woken.take() {
+                    punctual &= !std::mem::replace(&mut known, true) || lag <= LAG_BUSY;
                     if let Poll::Ready(output) = handshake.as_mut().poll(&mut Context::from_waker(&waker)) {
                         return Poll::Ready(output);
                     }
@@ -102,7 +125,7 @@ impl HandshakeGate {
             tokio::select! {
                 biased;
                 output = computing => {
-                    permit.outcome = weigh(lag().await);
+                    permit.outcome = if punctual { Outcome::Success } else { Outcome::Overload };
                     return output;
                 }
                 () = sleep(COMPUTE_GRACE) => {}
@@ -117,63 +140,43 @@ impl HandshakeGate {
     }
 
     pub(super) async fn acquire(&self, waits: &impl Fn(bool)) -> Permit<'_> {
-        let mut waited = false;
-        loop {
-            let turn = {
-                let mut line = self.line.lock();
-                if self.window.try_enter() {
-                    drop(line);
-                    if waited {
-                        waits(false);
-                    }
-                    return Permit { gate: self, outcome: Outcome::Neutral };
-                }
-                line.retain(|place| !place.is_closed());
-                let (place, turn) = oneshot::channel();
-                line.push_back(place);
-                turn
-            };
-            if !std::mem::replace(&mut waited, true) {
-                waits(true);
-            }
-            let place = Place { gate: self, turn: Some(turn) };
-            place.await_turn().await;
-        }
+        let place = if let Ok(place) = self.line.try_acquire() {
+            Some(place)
+        } else {
+            waits(true);
+            // Nobody closes the semaphore: the gate lives as long as its lane.
+            let place = self.line.acquire().await.ok();
+            waits(false);
+            place
+        };
+        self.window.enter();
+        Permit { gate: self, place, outcome: Outcome::Neutral }
     }
 
-    /// Wakes the first in line that still waits.
-    fn call_next(&self) {
-        let mut line = self.line.lock();
-        while let Some(place) = line.pop_front() {
-            if place.send(()).is_ok() {
-                return;
+    /// Makes as many permits as the window now allows, or takes back what is too many: of those that are free,
+    /// and this one.
+    fn follow(&self, given_back: Option<SemaphorePermit<'_>>) {
+        let limit = self.window.limit();
+        let (mut more, mut kept) = (0, given_back);
+        {
+            let mut issued = self.issued.lock();
+            if *issued > limit
+                && let Some(place) = kept.take()
+            {
+                place.forget();
+                *issued -= 1;
+            }
+            let surplus = usize::try_from(issued.saturating_sub(limit)).unwrap_or(0);
+            let taken = if surplus > 0 { self.line.forget_permits(surplus) } else { 0 };
+            *issued -= u32::try_from(taken).unwrap_or(0);
+            if *issued < limit {
+                more = limit - *issued;
+                *issued = limit;
             }
         }
-    }
-}
-
-/// A place in line. Given up after it was called, it calls the next one.
-struct Place<'a> {
-    gate: &'a HandshakeGate,
-    turn: Option<oneshot::Receiver<()>>,
-}
-
-impl Place<'_> {
-    async fn await_turn(mut self) {
-        if let Some(turn) = self.turn.as_mut() {
-            turn.await.unwrap_or_default();
-        }
-        self.turn = None;
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        if let Some(mut turn) = self.turn.take() {
-            turn.close();
-            if turn.try_recv().is_ok() {
-                self.gate.call_next();
-            }
+        drop(kept);
+        if more > 0 {
+            self.line.add_permits(usize::try_from(more).unwrap_or(0));
         }
     }
 }
@@ -182,42 +185,59 @@ impl Drop for Place<'_> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        let free_before = self.gate.window.limit();
         self.gate.window.leave(self.outcome, Instant::now());
-        self.gate.call_next();
-        if self.gate.window.limit() > free_before {
-            self.gate.call_next();
-        }
+        self.gate.follow(self.place.take());
     }
 }
 
 // === impl Woken ===
 
+impl Woken {
+    /// There is something to do at the start.
+    fn new(epoch: Instant) -> Self {
+        Self { flag: AtomicBool::new(true), at_us: AtomicU64::new(0), epoch, task: AtomicWaker::new() }
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(Instant::now().saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// How long ago bytes arrived, if they did.
+    fn take(&self) -> Option<Duration> {
+        let woken = self.flag.swap(false, Ordering::AcqRel);
+        woken.then(|| Duration::from_micros(self.now_us().saturating_sub(self.at_us.load(Ordering::Relaxed))))
+    }
+}
+
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.flag.load(Ordering::Relaxed) {
+            self.at_us.store(self.now_us(), Ordering::Relaxed);
+        }
         self.flag.store(true, Ordering::Release);
         self.task.wake();
     }
 }
 
-/// How long a ready task waits for its turn on this runtime now.
-async fn lag() -> Duration {
-    let before = Instant::now();
-    tokio::task::yield_now().await;
-    Instant::now().saturating_duration_since(before)
-}
-
-fn weigh(lag: Duration) -> Outcome {
-    if lag > LAG_BUSY { Outcome::Overload } else { Outcome::Success }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
     use std::sync::atomic::AtomicUsize;
 
+    use futures_util::future::join_all;
+    use tokio::sync::Notify;
     use tokio::task::JoinSet;
+    use tokio::time::advance;
 
     use super::*;
+
+    async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Poll<F::Output> {
+        poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx))).await
+    }
 
     #[tokio::test(start_paused = true)]
     async fn r01_silent_peers_do_not_hold_the_gate() {
@@ -256,6 +276,56 @@ mod tests {
         let (_, limit) = gate.usage();
         assert!(most.load(Ordering::SeqCst) <= limit as usize, "{most:?} at once, limit {limit}");
         assert_eq!(gate.usage().0, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn r01_a_late_loop_narrows_the_window_and_a_punctual_one_widens_it() {
+        let gate = HandshakeGate::new(4);
+        let start = gate.usage().1;
+        let peer = Arc::new(Notify::new());
+        let answer = async |late| {
+            let mut handshake = pin!(gate.run(peer.notified(), drop));
+            assert!(poll_once(handshake.as_mut()).await.is_pending());
+            peer.notify_one();
+            advance(late).await;
+            handshake.await;
+        };
+        answer(LAG_BUSY * 2).await;
+        let narrow = gate.usage().1;
+        assert!(narrow < start, "{narrow} of {start}");
+        while gate.usage().1 == narrow {
+            let mut all = join_all((0..narrow).map(|_| gate.acquire(&drop))).await;
+            assert!(poll_once(pin!(gate.acquire(&drop))).await.is_pending(), "more permits than the window allows");
+            all.iter_mut().for_each(|permit| permit.outcome = Outcome::Success);
+        }
+        let wide = gate.usage().1;
+        assert!(wide > narrow);
+        join_all((0..wide).map(|_| gate.acquire(&drop))).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_place_in_line_is_kept_and_served_in_order() {
+        let gate = HandshakeGate::new(1);
+        gate.set_max(Some(1));
+        let first = gate.acquire(&drop).await;
+        let mut second = pin!(gate.acquire(&drop));
+        assert!(poll_once(second.as_mut()).await.is_pending());
+        drop(first);
+        assert!(poll_once(pin!(gate.acquire(&drop))).await.is_pending(), "a newcomer overtook the line");
+        drop(second.await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn r20_a_changed_maximum_counts_at_once() {
+        let gate = HandshakeGate::new(1);
+        gate.set_max(Some(2));
+        let held = join_all((0..2).map(|_| gate.acquire(&drop))).await;
+        assert!(poll_once(pin!(gate.acquire(&drop))).await.is_pending());
+        gate.set_max(Some(1));
+        drop(held);
+        let one = gate.acquire(&drop).await;
+        assert!(poll_once(pin!(gate.acquire(&drop))).await.is_pending());
+        drop(one);
     }
 
     #[tokio::test(start_paused = true)]

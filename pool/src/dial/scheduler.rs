@@ -70,9 +70,15 @@ struct Flow<T> {
     since: Instant,
 }
 
-/// Dials of one origin at once.
+/// Dials of one origin at once while others are in line.
 pub(crate) fn origin_share(slots: usize) -> usize {
     (slots / ORIGIN_ONE_IN).max(1)
+}
+
+/// Dials of one origin at once while nobody else is in line: slots that nobody wants are of no use, but whoever
+/// comes next finds a quarter of them free.
+pub(crate) fn origin_alone(slots: usize) -> usize {
+    slots - reserve(slots)
 }
 
 /// Slots kept for proven origins: a quarter, rounded up; the last one is for everybody.
@@ -285,6 +291,7 @@ mod tests {
             let kept = reserve(slots);
             assert!(kept < slots && (slots == 1 || kept * 4 >= slots), "{kept} of {slots}");
             assert!(origin_share(slots) == 1 || origin_share(slots) * 4 <= slots);
+            assert!(origin_alone(slots) == slots || origin_alone(slots) * 4 <= slots * 3);
         }
     }
 }

@@ -349,7 +349,12 @@ impl Partition {
                 }
                 self.dial_rate.try_take(1, now).map_err(|not_yet| not_yet.ready_at)
             };
-            let turn = self.scheduler.lock().next(now, rate);
+            let turn = {
+                let mut scheduler = self.scheduler.lock();
+                let turn = scheduler.next(now, rate);
+                self.tuning.set_contended(scheduler.queued() > 0);
+                turn
+            };
             match turn {
                 Turn::Granted { item: cell, class, waited } => {
                     if cell.take_slot(class) {

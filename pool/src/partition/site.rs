@@ -279,7 +279,8 @@ impl Cell {
         let began = Instant::now();
         let settings = partition.tuning.conn_settings();
         let limit = partition.tuning.dial_timeout.get();
-        let result = partition.dialer.dial(&self.origin, &progress, &settings, executor, limit).await;
+        // Apart, because a dial's future is large and the connection's task outlives it.
+        let result = Box::pin(partition.dialer.dial(&self.origin, &progress, &settings, executor, limit)).await;
         let took = Instant::now().saturating_duration_since(began);
         partition.metrics.dialled(took, &progress.stages(began + took), &result);
         match result {
