@@ -44,7 +44,13 @@ pub fn load() -> String {
 /// CPU seconds this process has used, all threads.
 #[must_use]
 pub fn cpu_s() -> f64 {
-    let stat = read("/proc/self/stat");
+    cpu_s_of("self")
+}
+
+/// CPU seconds another process has used, by its id.
+#[must_use]
+pub fn cpu_s_of(process: &str) -> f64 {
+    let stat = read(&format!("/proc/{process}/stat"));
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     let ticks = |n: usize| fields.get(n).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
     (ticks(11) + ticks(12)) / TICKS_PER_S // utime and stime, counted from behind the name
@@ -53,7 +59,13 @@ pub fn cpu_s() -> f64 {
 /// Resident memory now, bytes.
 #[must_use]
 pub fn rss_bytes() -> f64 {
-    let statm = read("/proc/self/statm");
+    rss_bytes_of("self")
+}
+
+/// Resident memory of another process now, by its id.
+#[must_use]
+pub fn rss_bytes_of(process: &str) -> f64 {
+    let statm = read(&format!("/proc/{process}/statm"));
     statm.split_whitespace().nth(1).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default() * PAGE_BYTES
 }
 

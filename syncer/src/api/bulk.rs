@@ -82,6 +82,13 @@ pub(crate) struct Operation {
     /// Region of the call.
     #[serde(default)]
     pub(crate) region: Option<RegionId>,
+    /// Whether the result shall carry a token. A gateway that only tells again who is there has them.
+    #[serde(default = "yes")]
+    pub(crate) token: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// One line out.
@@ -257,13 +264,14 @@ impl Road {
     }
 
     fn here(&self, operation: Operation) -> OperationResult {
-        let Operation { op, what, guild, call, session, seq, kind, region } = operation;
+        let Operation { op, what, guild, call, session, seq, kind, region, token } = operation;
         let gateway = self.caller.id.clone();
         let now = Instant::now();
         let done = match what {
             Do::Join => {
                 let join = Join { guild, call, session, gateway, seq, kind, region };
-                self.app.engine.join(join, now).map(JoinAnswer::from)
+                let joined = if token { self.app.engine.join(join, now) } else { self.app.engine.tell(join, now) };
+                joined.map(JoinAnswer::from)
             }
             Do::Leave => {
                 let leave = Leave { guild, call, session, gateway, seq };
@@ -359,6 +367,20 @@ impl Worker {
             OperationResult::failed(foreign.op.clone(), e).write(&mut results);
         }
         results.freeze()
+    }
+}
+
+/// Reads a body as the bulk road does and does nothing with its operations; returns how many lines
+/// were one, and how many were not. What the bulk road is measured against.
+pub async fn parse_only(body: Body) -> (u64, u64) {
+    let mut lines = Lines::new(body);
+    let (mut operations, mut others) = (0, 0);
+    loop {
+        match lines.next(BULK_IDLE_MAX).await {
+            Next::End => return (operations, others),
+            Next::Line(line) if super::body::object::<Operation>(&line).is_ok() => operations += 1,
+            Next::Line(_) | Next::TooLong => others += 1,
+        }
     }
 }
 

@@ -40,6 +40,7 @@ use http::{StatusCode, Version};
 use tokio::time::{Instant, timeout};
 
 pub(crate) use self::auth::{Auth, Caller};
+pub use self::bulk::parse_only;
 pub(crate) use self::error::ApiError;
 pub(crate) use self::levers::unix_ms;
 pub(crate) use self::metrics::HttpMetrics;

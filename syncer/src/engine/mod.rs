@@ -25,7 +25,7 @@ use crate::health::Evidence;
 use crate::observe::Observer;
 use crate::ownership::slot_of;
 use crate::reconcile::Reconciler;
-use crate::state::{Left, SeqCheck};
+use crate::state::{Left, SeqCheck, SfuIdx};
 
 pub use self::types::{
     CallAnswer, CallFilter, CallPage, CallState, CallView, CandidateView, DrainReport, EngineStatus, Explanation,
@@ -45,6 +45,9 @@ const QUIET_PERIOD: Duration = Duration::from_millis(20);
 
 /// Makes the driver of an SFU.
 pub type DriverFactory = Arc<dyn Fn(&SfuSpec) -> Result<Arc<dyn SfuDriver>, SpecError> + Send + Sync>;
+
+/// What a credential is made for.
+type Seat = (SfuIdx, RoomId, Epoch);
 
 /// A syncer's engine. Clones share it.
 #[derive(Clone)]
@@ -84,9 +87,27 @@ impl Engine {
     ///
     /// When another syncer owns the guild, a limit is reached, or the syncer is draining.
     pub fn join(&self, join: Join, now: Instant) -> Result<CallAnswer, Refusal> {
+        let who = join.session.clone();
+        let (mut answer, at) = self.take_join(join, now)?;
+        if let Some((idx, room, epoch)) = at {
+            answer.token = self.ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), &who, &room, epoch));
+        }
+        Ok(answer)
+    }
+
+    /// As [`Self::join`], for a session that has its credential: none is made.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::join`].
+    pub fn tell(&self, join: Join, now: Instant) -> Result<CallAnswer, Refusal> {
+        self.take_join(join, now).map(|(answer, _)| answer)
+    }
+
+    /// The answer without a credential, and what one is made from.
+    fn take_join(&self, join: Join, now: Instant) -> Result<(CallAnswer, Option<Seat>), Refusal> {
         let ctx = &self.ctx;
         let slot = slot_of(&join.guild);
-        let who = join.session.clone();
         let admit = || {
             if ctx.is_draining() {
                 return Err(Refusal::Draining { retry_after: self.spread(SPREAD) });
@@ -111,11 +132,11 @@ impl Engine {
         }
         let (epoch, phase) = joined.announced.unzip();
         let mut answer = CallAnswer { epoch, phase, ignored: joined.seq == SeqCheck::Old, ..CallAnswer::default() };
-        if let Some((idx, room, endpoint, epoch)) = joined.at {
-            answer.token = ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), &who, &room, epoch));
+        let at = joined.at.map(|(idx, room, endpoint, epoch)| {
             answer.endpoint = Some(endpoint);
-        }
-        Ok(answer)
+            (idx, room, epoch)
+        });
+        Ok((answer, at))
     }
 
     /// Takes a leave. Returns whether the session was in the call.

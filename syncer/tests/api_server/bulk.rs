@@ -56,6 +56,18 @@ async fn a_bad_line_fails_that_line_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_is_told_again_without_a_token_gets_everything_else() {
+    let fleet = Fleet::start(1, 1).await;
+    let placed = fleet.join_until_placed(0, "g", "c", "s").await;
+    let with = line("o1", "join", "g", "c", "s");
+    let without = with.replace('}', ",\"token\":false}");
+    let sent = fleet.request(0, Method::POST, "/v1/voice-states").body(with + &without).send();
+    let results = results(sent.await.expect("an answer")).await;
+    assert!(results[0]["token"].is_string() && results[1]["token"].is_null(), "{results:?}");
+    assert!(results.iter().all(|r| r["endpoint"] == placed["endpoint"]), "{results:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn results_stream_while_operations_still_come() {
     let fleet = Fleet::start(1, 1).await;
     for client in [Client::builder().http1_only(), Client::builder().http2_prior_knowledge()] {

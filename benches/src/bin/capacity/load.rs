@@ -1,0 +1,253 @@
+//! Gateways that send lines and read what comes back, and one that sends single requests.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use benches::client;
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ClientConfig;
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::population::{self, Lines, Write};
+
+/// Gateways that send at the same time.
+pub(crate) const GATEWAYS: u64 = 8;
+/// Bytes handed over at a time.
+const CHUNK_BYTES: usize = 16 * 1_024;
+/// Chunks between the writer and the connection.
+const CHUNKS_BUFFERED: usize = 2;
+/// A stream that takes longer is broken.
+const STREAM_MAX: Duration = Duration::from_secs(600);
+/// A single request that takes longer is counted as failed.
+const PUT_MAX: Duration = Duration::from_secs(10);
+/// Single requests per second.
+const PUTS_PER_S: u64 = 200;
+
+type Body = http_body_util::combinators::BoxBody<Bytes, std::convert::Infallible>;
+
+/// Whom to send to.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    /// Where.
+    pub(crate) addr: SocketAddr,
+    /// Whom to trust.
+    pub(crate) tls: Arc<ClientConfig>,
+}
+
+/// What came of lines.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sent {
+    /// Lines sent.
+    pub(crate) lines: u64,
+    /// Results that say 200.
+    pub(crate) done: u64,
+    /// From the first line to the last result.
+    pub(crate) took: Duration,
+}
+
+/// What came of single requests.
+#[derive(Debug)]
+pub(crate) struct Puts {
+    /// Microseconds from the intended start to the answer.
+    pub(crate) us: Histogram<u64>,
+    /// Requests that were refused, broke or took too long.
+    pub(crate) failed: u64,
+}
+
+// === impl Target ===
+
+impl Target {
+    async fn open(&self, tasks: &TaskTracker) -> Result<SendRequest<Body>> {
+        let stream = client::connect(self.addr, &self.tls).await?;
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new());
+        let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
+        tasks.spawn(async move { drop(driver.await) });
+        Ok(sender)
+    }
+
+    fn request(&self, method: Method, path: &str, gateway: &str, body: Body) -> Result<Request<Body>> {
+        Ok(Request::builder()
+            .method(method)
+            .uri(format!("https://{}{path}", self.addr))
+            .header("authorization", format!("Bearer {gateway}"))
+            .header("content-type", "application/x-ndjson")
+            .body(body)?)
+    }
+
+    /// One request with a JSON body, answered with JSON.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the exchange up.
+    pub(crate) async fn ask(&self, method: Method, path: &str, body: &Value) -> Result<Value> {
+        let tasks = TaskTracker::new();
+        let body = if body.is_null() { Bytes::new() } else { serde_json::to_vec(body)?.into() };
+        let request = self.request(method, path, "operator", Full::new(body).boxed())?;
+        let response = self.open(&tasks).await?.send_request(request).await?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await?.to_bytes();
+        if status != StatusCode::OK {
+            bail!("{path} answered {status}: {}", String::from_utf8_lossy(&bytes));
+        }
+        Ok(serde_json::from_slice(&bytes)?)
+    }
+
+    /// Sends the lines of all gateways at once and waits for all results.
+    ///
+    /// # Errors
+    ///
+    /// When a stream breaks.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the streams.
+    pub(crate) async fn lines(&self, calls: Range<u64>, write: Write) -> Result<Sent> {
+        let began = Instant::now();
+        let mut streams = JoinSet::new();
+        for gateway in 0..GATEWAYS {
+            let (target, lines) = (self.clone(), Lines::new(calls.clone(), gateway, GATEWAYS, write));
+            streams.spawn(async move {
+                timeout(STREAM_MAX, target.stream(gateway, lines)).await.context("a stream took too long")?
+            });
+        }
+        let mut all = Sent::default();
+        for sent in streams.join_all().await {
+            let sent = sent?;
+            all.lines += sent.lines;
+            all.done += sent.done;
+        }
+        all.took = Instant::now().saturating_duration_since(began);
+        Ok(all)
+    }
+
+    async fn stream(&self, gateway: u64, mut lines: Lines) -> Result<Sent> {
+        let tasks = TaskTracker::new();
+        let (to, mut from) = mpsc::channel::<Bytes>(CHUNKS_BUFFERED);
+        let body = futures_util::stream::poll_fn(move |cx| from.poll_recv(cx).map(|b| b.map(|b| Ok(Frame::data(b)))));
+        let request = self.request(
+            Method::POST,
+            "/v1/voice-states",
+            &format!("gateway-{gateway}"),
+            BodyExt::boxed(StreamBody::new(body)),
+        )?;
+        let mut sender = self.open(&tasks).await?;
+        let writing = async {
+            let mut sent = 0;
+            loop {
+                let (text, count) = lines.chunk(CHUNK_BYTES);
+                if count == 0 {
+                    break;
+                }
+                sent += count;
+                if to.send(text.into()).await.is_err() {
+                    break;
+                }
+            }
+            drop(to);
+            sent
+        };
+        let reading = async {
+            let mut body = sender.send_request(request).await?.into_body();
+            let mut results = Results::default();
+            while let Some(frame) = body.frame().await {
+                if let Ok(data) = frame?.into_data() {
+                    results.take(&data);
+                }
+            }
+            anyhow::Ok(results)
+        };
+        let (lines, results) = tokio::join!(writing, reading);
+        Ok(Sent { lines, done: results?.done, took: Duration::ZERO })
+    }
+
+    /// Single joins of a call each, at an even pace, until told to stop.
+    ///
+    /// # Errors
+    ///
+    /// When there is no connection.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up what is under way.
+    pub(crate) async fn puts(&self, first_call: u64, stop: CancellationToken) -> Result<Puts> {
+        let tasks = TaskTracker::new();
+        let sender = self.open(&tasks).await?;
+        let mut puts = Puts { us: Histogram::new(3)?, failed: 0 };
+        let mut ticks = interval(Duration::from_micros(1_000_000 / PUTS_PER_S));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let mut running = JoinSet::new();
+        let mut call = first_call;
+        loop {
+            let intended = tokio::select! {
+                () = stop.cancelled() => break,
+                at = ticks.tick() => at,
+            };
+            let (guild, channel, session) =
+                (population::guild(call), population::channel(call), population::session(call));
+            call += 1;
+            let path = format!("/v1/guilds/{guild}/calls/{channel}/participants/{session}");
+            let request = self.request(Method::PUT, &path, "gateway-put", Full::default().boxed())?;
+            let mut sender = sender.clone();
+            running.spawn(async move {
+                let exchange = async {
+                    let response = sender.send_request(request).await?;
+                    let status = response.status();
+                    response.into_body().collect().await?;
+                    anyhow::Ok(status)
+                };
+                let status = timeout(PUT_MAX, exchange).await;
+                let took = Instant::now().saturating_duration_since(intended);
+                matches!(status, Ok(Ok(StatusCode::OK))).then_some(took)
+            });
+        }
+        for took in running.join_all().await {
+            match took {
+                Some(took) => puts.us.record(u64::try_from(took.as_micros())?)?,
+                None => puts.failed += 1,
+            }
+        }
+        Ok(puts)
+    }
+}
+
+/// Counts results without parsing them: that would cost more than what is measured.
+#[derive(Debug, Default)]
+struct Results {
+    done: u64,
+    rest: Vec<u8>,
+}
+
+// === impl Results ===
+
+impl Results {
+    fn take(&mut self, data: &[u8]) {
+        for piece in data.split_inclusive(|byte| *byte == b'\n') {
+            self.rest.extend_from_slice(piece);
+            if piece.ends_with(b"\n") {
+                // The status follows the op id, which is short.
+                let head = &self.rest[..self.rest.len().min(64)];
+                self.done += u64::from(head.windows(12).any(|w| w == b"\"status\":200"));
+                self.rest.clear();
+            }
+        }
+    }
+}
