@@ -150,6 +150,8 @@ pub(crate) enum Action<C, W, E> {
     },
     /// Drop this handle to a connection.
     Close(C),
+    /// Answer to [`Event::EvictIdle`]: drop this handle to a connection that was idle.
+    Evict(C),
     /// A connection has ended, for this reason.
     Ended(CloseReason),
     /// Ring at this time.

@@ -183,7 +183,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                     out.extend(channel.map(Action::Close));
                 }
             }
-            Event::EvictIdle => out.extend(self.conns.retire_oldest_idle().map(Action::Close)),
+            Event::EvictIdle => out.extend(self.conns.retire_oldest_idle().map(Action::Evict)),
             Event::Tick { at } => self.tick(at, now, out),
             Event::Drain(intake) => self.drain(intake, out),
         }

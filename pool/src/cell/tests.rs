@@ -308,7 +308,7 @@ impl Model {
                     assert!(self.conns.insert(key, pipe).is_none(), "a connection's name was used twice");
                 }
                 Action::WantSlot { .. } => self.queued += 1,
-                Action::Close(_) | Action::Ended(_) => {}
+                Action::Close(_) | Action::Evict(_) | Action::Ended(_) => {}
                 Action::Arm(at) => self.armed.push(at),
             }
         }

@@ -163,6 +163,11 @@ impl<T> Scheduler<T> {
         self.proven.drain(..).chain(self.unproven.drain(..)).map(|flow| flow.item).collect()
     }
 
+    /// Connections that would be dialled now if there were room for them.
+    pub(crate) fn wants_room(&self) -> usize {
+        self.queued().min(self.slots.saturating_sub(self.in_flight))
+    }
+
     /// Origins in line.
     pub(crate) fn queued(&self) -> usize {
         self.proven.len() + self.unproven.len()

@@ -8,6 +8,7 @@
 mod contain;
 mod holding;
 mod rebuild;
+mod room;
 mod site;
 mod tasks;
 mod timers;
@@ -22,17 +23,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rand::RngExt;
 use rate_limit::{Bucket, Quota};
 use rustc_hash::FxBuildHasher;
 use serde::Serialize;
-use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::holding::Holding;
 use self::rebuild::Budget;
+use self::room::Room;
 pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
 use self::timers::{Timers, Whom};
@@ -45,14 +45,6 @@ use crate::lane::DrainReport;
 use crate::limits::LaneLimits;
 use crate::metrics::PartitionMetrics;
 use crate::origin::Origin;
-
-/// Cells asked for an idle connection to close when the partition's budget is used up: with a twentieth
-/// of the cells holding one, 64 find one 19 times in 20.
-const EVICT_TRIES: usize = 64;
-
-/// How soon the search for room goes on where it stopped. All 25,000 origins of the largest fleet over 8
-/// partitions are searched in a quarter of a second.
-const EVICT_RETRY: Duration = Duration::from_millis(5);
 
 /// Pause of a partition's dials after one failed for want of file descriptors, ports or memory.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
@@ -71,10 +63,7 @@ pub(crate) struct Partition {
     origins_max: AtomicUsize,
     dial_rate: Bucket,
     waiters: AtomicUsize,
-    /// Somebody could dial if only there were room.
-    starved: AtomicBool,
-    /// The timer will look for room again.
-    searching: AtomicBool,
+    room: Room,
     /// The timer will try to dial again when the rate allows.
     paced: AtomicBool,
     /// No dial starts before this, in milliseconds after `epoch`: the machine ran out of something.
@@ -102,8 +91,6 @@ pub(crate) struct Partition {
 struct Cells {
     index: HashMap<Origin, usize, FxBuildHasher>,
     list: Vec<Arc<Cell>>,
-    /// Where the search for an idle connection goes on.
-    cursor: usize,
 }
 
 /// What a partition holds at one moment.
@@ -153,8 +140,7 @@ impl Partition {
             origins_max: AtomicUsize::new(origins_share(limits)),
             dial_rate: Bucket::new(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now()),
             waiters: AtomicUsize::new(0),
-            starved: AtomicBool::new(false),
-            searching: AtomicBool::new(false),
+            room: Room::default(),
             paced: AtomicBool::new(false),
             held_until_ms: AtomicU64::new(0),
             draining: AtomicBool::new(false),
@@ -192,6 +178,7 @@ impl Partition {
         drop(cells);
         if !kept {
             cell.refuse_as_surplus();
+            self.room.forget(&cell);
         } else if self.draining.load(Ordering::Acquire) {
             cell.apply(Event::Drain(Intake::Refuse));
         }
@@ -203,6 +190,7 @@ impl Partition {
         let cell = self.cells.lock().remove(origin);
         if let Some(cell) = cell {
             cell.apply(Event::Drain(Intake::Refuse));
+            self.room.forget(&cell);
         }
     }
 
@@ -218,7 +206,10 @@ impl Partition {
     /// Drains one origin and forgets it.
     pub(crate) async fn drain_origin(&self, origin: &Origin, intake: Intake, deadline: Instant) -> DrainReport {
         let Some(cell) = self.cells.lock().remove(origin) else { return DrainReport::default() };
-        self.drain_cells(&[cell], intake, deadline).await
+        let cells = [cell];
+        let report = self.drain_cells(&cells, intake, deadline).await;
+        self.room.forget(&cells[0]);
+        report
     }
 
     /// Drains every origin; the partition takes none afterwards.
@@ -285,6 +276,7 @@ impl Partition {
         let lines = self.scheduler.lock().clear();
         drop(lines);
         drop(self.timers.clear());
+        self.room.forget_all(&cells.list);
     }
 
     /// Applies the partition's share of changed limits at once: whoever waits is looked at again.
@@ -374,11 +366,8 @@ impl Partition {
                 }
                 Turn::NoSlot => return,
                 Turn::NoRoom => {
-                    self.starved.store(true, Ordering::Release);
-                    if !self.make_room() && !self.searching.swap(true, Ordering::AcqRel) {
-                        self.timers.push(Instant::now() + EVICT_RETRY, Whom::Search);
-                    }
-                    return; // The end of the closed connection, or the timer, pumps again.
+                    let wanted = self.scheduler.lock().wants_room();
+                    return self.make_room(wanted);
                 }
             }
         }
@@ -389,44 +378,14 @@ impl Partition {
     fn hold_dials(&self) {
         let until = Instant::now().saturating_duration_since(self.epoch) + SHORTAGE_PAUSE;
         self.held_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        self.make_room();
-    }
-
-    /// A connection fell idle: if somebody starves, it may have to go.
-    fn note_idle(self: &Arc<Self>) {
-        if self.starved.load(Ordering::Acquire) && self.starved.swap(false, Ordering::AcqRel) {
-            self.pump();
-        }
-    }
-
-    /// Closes an idle connection of a random origin, if one is found soon. Coldest first would be worse
-    /// than random: under cyclic access the coldest is the next one needed.
-    fn make_room(&self) -> bool {
-        let candidates: SmallVec<[Arc<Cell>; EVICT_TRIES]> = {
-            let mut cells = self.cells.lock();
-            let all = cells.list.len();
-            if all == 0 {
-                return false;
-            }
-            // A jump makes it random, walking on from there finds what is rare.
-            let start = (cells.cursor + rand::rng().random_range(0..EVICT_TRIES)) % all;
-            cells.cursor = (start + EVICT_TRIES) % all;
-            cells.list.iter().cycle().skip(start).take(EVICT_TRIES.min(all)).cloned().collect()
-        };
-        let Some(cell) = candidates.iter().find(|cell| cell.counts().idle > 0) else { return false };
-        self.metrics.spilled.inc();
-        cell.apply(Event::EvictIdle);
-        true
+        self.evict_one();
     }
 
     fn ring(self: &Arc<Self>, now: Instant) -> Option<Instant> {
         while let Some((at, whom)) = self.timers.pop_due(now) {
             match whom {
                 Whom::Cell(cell) => cell.upgrade().into_iter().for_each(|cell| cell.apply(Event::Tick { at })),
-                Whom::Search => {
-                    self.searching.store(false, Ordering::Release);
-                    self.pump();
-                }
+                Whom::Room => self.look_for_room(),
                 Whom::Pace => {
                     self.paced.store(false, Ordering::Release);
                     self.pump();

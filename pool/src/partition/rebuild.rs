@@ -102,9 +102,8 @@ impl Partition {
         // Before the cells: what a new life asks for must not be lost.
         let in_line = self.scheduler.lock().clear();
         let timed = self.timers.clear();
-        for flag in [&self.starved, &self.searching, &self.paced] {
-            flag.store(false, Ordering::Release);
-        }
+        self.room.clear();
+        self.paced.store(false, Ordering::Release);
         self.held_until_ms.store(0, Ordering::Relaxed);
         let cells = self.cells.lock().list.clone();
         let timed = timed.iter().filter_map(std::sync::Weak::upgrade);

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Holding, Partition};
 use crate::cell::{
-    Action, Actions, Awaited, BreakerState, CellCounts, CellState, ConnKey, Event, Intake, Refusal, Ticket, Tuning,
-    Verdict,
+    Action, Actions, Awaited, BreakerState, CellCounts, CellState, CloseReason, ConnKey, Event, Intake, Refusal,
+    Ticket, Tuning, Verdict,
 };
 use crate::conn::{Driver, Lease, Link, Pulse, TaskExecutor};
 use crate::debug::{self, OriginDebug, Rank};
@@ -45,6 +45,8 @@ pub(crate) struct Cell {
     progress: Arc<Progress>,
     /// The partition has no room for this origin, or has given this cell up: handles look again.
     surplus: AtomicBool,
+    /// In the partition's list of those that may have an idle connection.
+    pub(super) listed: AtomicBool,
     /// Connections that have ended.
     pub(super) ended: AtomicU64,
     /// Ends the origin's dials and connections; made with the first dial.
@@ -89,6 +91,7 @@ impl Cell {
             state: Mutex::new(CellState::new(tuning)),
             progress: Arc::default(),
             surplus: AtomicBool::new(false),
+            listed: AtomicBool::new(false),
             ended: AtomicU64::new(0),
             token: OnceLock::new(),
         }
@@ -220,12 +223,12 @@ impl Cell {
             && (since.is_none() || verdict == Verdict::Unused)
             && self.put_back(key, &mut channel, verdict)
         {
-            return self.partition.note_idle();
+            return self.partition.note_idle(self);
         }
         let now = Instant::now();
         let held = since.map(|since| now.saturating_duration_since(since));
         self.step(Event::Return { key, channel, verdict, keep_alive, held }, now);
-        self.partition.note_idle();
+        self.partition.note_idle(self);
     }
 
     /// The fast path back: one lock, no allocation, and no clock if the connection was not used.
@@ -253,6 +256,7 @@ impl Cell {
             opened(key);
         }
         self.execute_and_pump(actions);
+        self.partition.note_idle(self); // Perhaps those it was dialled for have gone.
         key
     }
 
@@ -324,6 +328,14 @@ impl Cell {
         self.execute_and_pump(actions)
     }
 
+    /// Closes the connection that has been idle longest; `false` if there is none. Pumping is left to the caller.
+    pub(super) fn evict_idle(self: &Arc<Self>) -> bool {
+        let actions = self.decide(Event::EvictIdle, Instant::now());
+        let evicted = actions.iter().any(|action| matches!(action, Action::Evict(_)));
+        self.execute(actions);
+        evicted
+    }
+
     /// What the cell says to an event; nothing if it panicked.
     fn decide(&self, event: Event<Link, Caller, Error>, now: Instant) -> Actions<Link, Caller, Error> {
         let mut actions = Actions::new();
@@ -367,8 +379,13 @@ impl Cell {
                 Action::Left(waiter) => drop(waiter),
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
                 Action::Dial { .. } | Action::Opened(_) | Action::WantSlot { .. } | Action::Arm(_) => {}
-                Action::Close(link) => drop(link),
-                Action::Ended(reason) => self.partition.metrics.closed(reason),
+                Action::Close(link) | Action::Evict(link) => drop(link),
+                Action::Ended(reason) => {
+                    self.partition.metrics.closed(reason);
+                    if reason == CloseReason::Spilled {
+                        self.partition.room.closed();
+                    }
+                }
             }
         }
         left

@@ -242,3 +242,75 @@ async fn r19_a_cell_whose_lock_never_comes_back_is_replaced_under_the_same_handl
     once(&sfu, 2).await.expect("the old handle leads to the new cell");
     assert_eq!(other.counts().live, 1);
 }
+
+/// A lane with a budget of so many connections, all of them open and idle.
+async fn full(connections_max: usize) -> Lane {
+    let lane = lane(Alpn::Http2);
+    lane.set_limits(LaneLimits { connections_max, ..lane.limits() }).expect("limits");
+    for n in 0..connections_max {
+        once(&lane.origin(&origin(&format!("idle-{n}"))), 2).await.expect("answered");
+    }
+    assert_eq!(lane.snapshot().idle, connections_max);
+    lane
+}
+
+#[tokio::test(start_paused = true)]
+async fn i09_room_for_one_costs_one_connection_however_many_come_by() {
+    let lane = full(50).await;
+    let partition = partition(&lane);
+    let others: Vec<_> = (0..50).map(|n| lane.origin(&origin(&format!("idle-{n}")))).collect();
+    let newcomers = TaskTracker::new();
+    for n in 0..4 {
+        let sfu = lane.origin(&origin(&format!("new-{n}")));
+        newcomers.spawn(async move { once(&sfu, 2).await.expect("answered") });
+        // Connections come and go meanwhile, each a chance to evict once more.
+        for other in &others {
+            drop(timeout(Duration::ZERO, other.hold(Instant::now() + PATIENCE)).await);
+        }
+    }
+    newcomers.close();
+    newcomers.wait().await;
+    assert_eq!(partition.metrics.spilled.get(), 4);
+    assert!(lane.snapshot().live <= 50 && partition.connections() <= 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn i09_the_only_idle_connection_among_many_origins_is_found() {
+    let lane = full(2).await;
+    let busy = lane.origin(&origin("idle-0")).hold(Instant::now() + PATIENCE).await.expect("a connection");
+    for n in 0..2_000 {
+        drop(lane.origin(&origin(&format!("silent-{n}"))));
+    }
+    let began = Instant::now();
+    once(&lane.origin(&origin("new")), 2).await.expect("answered");
+    assert!(Instant::now() < began + Duration::from_millis(20), "it was searched for");
+    drop(busy);
+}
+
+#[tokio::test(start_paused = true)]
+async fn i09_who_finds_no_idle_connection_gets_the_next_one() {
+    let lane = full(1).await;
+    let busy = lane.origin(&origin("idle-0")).hold(Instant::now() + PATIENCE).await.expect("a connection");
+    let sfu = lane.origin(&origin("new"));
+    let waits = TaskTracker::new().spawn(async move { once(&sfu, 2).await });
+    sleep(Duration::from_secs(1)).await;
+    let freed = Instant::now();
+    drop(busy);
+    waits.await.expect("no panic").expect("answered");
+    assert!(Instant::now() < freed + Duration::from_millis(20), "it was not told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn origins_that_are_forgotten_leave_no_memory_behind() {
+    let lane = lane(Alpn::Http2);
+    let cells: Vec<_> = ["a", "b"].map(|name| Arc::downgrade(&partition(&lane).cell(&origin(name)))).into();
+    for name in ["a", "b"] {
+        once(&lane.origin(&origin(name)), 2).await.expect("answered");
+    }
+    lane.forget(&origin("a"));
+    sleep(PATIENCE).await;
+    assert_eq!(cells[0].strong_count(), 0, "forgotten");
+    drop(lane);
+    sleep(PATIENCE).await;
+    assert_eq!(cells[1].strong_count(), 0, "its lane is gone");
+}

@@ -36,8 +36,8 @@ struct Entry {
 #[derive(Debug)]
 pub(super) enum Whom {
     Cell(Weak<Cell>),
-    /// The partition, which looks for room again.
-    Search,
+    /// The partition, which looks whether there is room now.
+    Room,
     /// The partition, whose rate allows a dial again.
     Pace,
 }
@@ -79,7 +79,7 @@ impl Timers {
         let entries = std::mem::take(&mut *self.heap.lock());
         let cell = |Reverse(entry): Reverse<Entry>| match entry.whom {
             Whom::Cell(cell) => Some(cell),
-            Whom::Search | Whom::Pace => None,
+            Whom::Room | Whom::Pace => None,
         };
         entries.into_iter().filter_map(cell).collect()
     }
