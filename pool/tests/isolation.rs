@@ -1,0 +1,187 @@
+//! What one partition or one lane suffers, the others do not feel.
+
+mod common;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Ca, PATIENCE, Server, after, get, soon};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use pool::{Alpn, BoxError, Connected, Lane, LaneLimits, Origin, RegistryLane};
+use tokio::io::duplex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval, sleep};
+use tokio_util::task::TaskTracker;
+
+/// How long a dial and a request take in the quiet network.
+const DIAL: Duration = Duration::from_millis(2);
+const WORK: Duration = Duration::from_millis(5);
+
+/// Every host answers but those called `hole-…`, which take no connection.
+fn network(servers: TaskTracker, limits: LaneLimits) -> Lane {
+    let connector = tower::service_fn(move |origin: Origin| {
+        let servers = servers.clone();
+        async move {
+            if origin.host().starts_with("hole") {
+                std::future::pending::<()>().await;
+            }
+            sleep(DIAL).await;
+            let (client, server) = duplex(16 * 1024);
+            servers.spawn(async move {
+                let service = service_fn(|_: Request<Incoming>| async {
+                    sleep(WORK).await;
+                    Ok::<_, Infallible>(Response::new(String::from("ok")))
+                });
+                drop(auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(server), service).await);
+            });
+            Ok::<_, BoxError>(Connected::ready(client, Alpn::Http2))
+        }
+    });
+    Lane::builder("sfu").limits(limits).connector(connector).build().expect("lane")
+}
+
+/// Origins of this name that live in partition `at`, or in any other.
+fn origins(lane: &Lane, name: &str, many: usize, at: usize, inside: bool) -> Vec<Origin> {
+    let names = (0..many).map(|n| Origin::parse(&format!("https://{name}-{n}.test")).expect("origin"));
+    names.for_each(|origin| drop(lane.origin(&origin)));
+    let rows = lane.debug(usize::MAX).top.into_iter();
+    let here = rows.filter(|row| (row.partition == at) == inside && row.origin.contains(&format!("//{name}-")));
+    here.map(|row| Origin::parse(&row.origin).expect("origin")).collect()
+}
+
+/// A dial and three requests to each, a millisecond apart. The latency that one in a hundred exceeds.
+async fn p99(lane: &Lane, origins: &[Origin]) -> Duration {
+    let mut requests = JoinSet::new();
+    for origin in origins {
+        let sfu = lane.origin(origin);
+        requests.spawn(async move {
+            let mut latencies = Vec::new();
+            for _ in 0..3 {
+                let began = Instant::now();
+                sfu.send(get("/"), soon()).await.expect("answered").into_body().bytes(64).await.expect("body");
+                latencies.push(Instant::now().saturating_duration_since(began));
+            }
+            latencies
+        });
+        sleep(Duration::from_millis(1)).await;
+    }
+    let mut latencies: Vec<_> = requests.join_all().await.into_iter().flatten().collect();
+    latencies.sort();
+    latencies[latencies.len() * 99 / 100]
+}
+
+/// Under paused time only waiting counts, so the figures are exact: what is shared shows, the machine does not.
+#[tokio::test(start_paused = true)]
+async fn r01_a_hundred_thousand_requests_to_a_black_holed_partition_leave_the_others_as_they_were() {
+    let waiters_max = 4_000;
+    let limits = LaneLimits { partitions: 4, dials_max: 32, waiters_max, ..LaneLimits::default() };
+    let lane = network(TaskTracker::new(), limits);
+    let holes = origins(&lane, "hole", 200, 0, true);
+    let quiet = p99(&lane, &origins(&lane, "early", 400, 0, false)).await;
+    assert!(quiet >= WORK, "{quiet:?}");
+
+    let storm = TaskTracker::new();
+    let failed = Arc::new(AtomicUsize::new(0));
+    for n in 0..100_000_usize {
+        let (sfu, failed) = (lane.origin(&holes[n % holes.len()]), Arc::clone(&failed));
+        storm.spawn(async move {
+            sleep(Duration::from_micros(10 * n as u64)).await;
+            let outcome = sfu.send(get("/"), after(Duration::from_secs(1))).await;
+            failed.fetch_add(usize::from(outcome.is_err()), Ordering::Relaxed);
+        });
+    }
+    sleep(Duration::from_millis(100)).await;
+    let full = waiters_max / 4;
+    assert_eq!(lane.snapshot().partitions[0].waiters, full, "the storm has filled its partition");
+    let stormy = p99(&lane, &origins(&lane, "late", 400, 0, false)).await;
+    assert!(lane.snapshot().partitions[0].waiters > 0, "the storm was over too soon");
+    assert!(stormy <= quiet * 2, "{stormy:?} in the storm, {quiet:?} before");
+    storm.close();
+    storm.wait().await;
+    assert_eq!(failed.load(Ordering::Relaxed), 100_000);
+}
+
+/// The lease's life here, and how often it is renewed.
+const TTL: Duration = Duration::from_secs(2);
+const RENEW: Duration = Duration::from_millis(250);
+
+/// How long the storm lasts: a few leases.
+const STORM: Duration = Duration::from_secs(4);
+
+/// Callers of the storm, and what each computes between its requests: a round of all takes two threads longer than
+/// a lease lives.
+const CALLERS: usize = 1_500;
+const COMPUTE: Duration = Duration::from_millis(4);
+
+/// The storm has all threads of its runtime to itself; the registry is another process, here another runtime.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r05_no_lease_is_lost_while_the_lane_of_the_sfus_is_in_a_storm() {
+    let ca = Ca::new();
+    let elsewhere =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
+    let member = std::thread::scope(|scope| {
+        scope.spawn(|| elsewhere.block_on(Server::https(&ca, &["h2"]))).join().expect("server")
+    });
+    let tls = pool::tls::client_config(ca.pem().as_bytes(), None).expect("tls");
+    let registry = RegistryLane::start("registry", Some(&tls)).expect("lane");
+    let (stop, renewals) = (Arc::new(AtomicBool::new(false)), registry.clone());
+    let (done, gaps) = std::sync::mpsc::channel();
+    let (over, origin) = (Arc::clone(&stop), member.origin.clone());
+    registry.spawn(async move {
+        let (mut gaps, mut tick, mut last) = (Vec::new(), interval(RENEW), after(Duration::ZERO));
+        while !over.load(Ordering::SeqCst) {
+            tick.tick().await;
+            if let Ok(answer) = renewals.send(&origin, get("/ok"), after(TTL / 2)).await
+                && answer.into_body().bytes(64).await.is_ok()
+            {
+                let now = after(Duration::ZERO);
+                gaps.push(now.saturating_duration_since(std::mem::replace(&mut last, now)));
+            }
+        }
+        drop(done.send(gaps));
+    });
+
+    let (sfus, lane) = (storm_hosts(&ca).await, ca.lane(LaneLimits { dials_max: 64, ..LaneLimits::default() }));
+    let (end, storm, asked) = (after(STORM), TaskTracker::new(), Arc::new(AtomicUsize::new(0)));
+    for n in 0..CALLERS {
+        let (sfu, asked) = (lane.origin(&sfus[n % sfus.len()].origin), Arc::clone(&asked));
+        storm.spawn(async move {
+            while after(Duration::ZERO) < end {
+                asked.fetch_add(1, Ordering::Relaxed);
+                drop(sfu.fresh(get("/ok"), after(Duration::from_millis(200))).await);
+                let computed = after(COMPUTE);
+                while after(Duration::ZERO) < computed {}
+            }
+        });
+    }
+    storm.close();
+    storm.wait().await;
+    stop.store(true, Ordering::SeqCst);
+    let gaps = gaps.recv_timeout(PATIENCE).expect("the lane's thread lives");
+    let longest = gaps.iter().max().copied().expect("renewed");
+    assert!(asked.load(Ordering::Relaxed) > CALLERS, "that was no storm");
+    assert!(gaps.len() > 3 && longest < TTL, "{} renewals, the longest gap {longest:?} of {TTL:?}", gaps.len());
+    elsewhere.shutdown_background();
+}
+
+/// Hosts that answer, and hosts that hold every handshake.
+async fn storm_hosts(ca: &Ca) -> Vec<Server> {
+    let mut hosts = Vec::new();
+    for _ in 0..4 {
+        hosts.push(Server::https(ca, &["h2"]).await);
+        hosts.push(
+            Server::rude("https", |stream| async move {
+                sleep(STORM).await;
+                drop(stream);
+            })
+            .await,
+        );
+    }
+    hosts
+}
