@@ -5,10 +5,12 @@
 /// Where a panic is to happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
-    /// Under the cell's lock: on the fast way out and back, before an event changes anything, in the middle,
-    /// and when everything is done but the answer.
+    /// Under the cell's lock: on the ways of callers, before an event changes anything, in the middle, and when
+    /// everything is done but the answer.
     Checkout,
     PutBack,
+    Look,
+    Leave,
     StepBegins,
     StepHalf,
     StepEnds,

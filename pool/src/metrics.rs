@@ -94,6 +94,10 @@ pub(crate) struct PartitionMetrics {
     pub(crate) restarts: Counter,
     pub(crate) rebuilds: Counter,
     pub(crate) cell_panics: Counter,
+    /// Callers that went away from the line.
+    pub(crate) gave_up: Counter,
+    /// Callers that went away from their request.
+    pub(crate) abandoned: Counter,
     answered_reused: Counter,
     answered_new: Counter,
     wait: Histogram,
@@ -170,6 +174,8 @@ impl Metrics {
             restarts: families.restarts.get_or_create_owned(&labels),
             rebuilds: families.rebuilds.get_or_create_owned(&labels),
             cell_panics: families.cell_panics.get_or_create_owned(&labels),
+            gave_up: families.cancelled.get_or_create_owned(&labels.outcome("queue")),
+            abandoned: families.cancelled.get_or_create_owned(&labels.outcome("sent")),
             answered_reused: families.requests.get_or_create_owned(&labels.request("reused", "answered")),
             answered_new: families.requests.get_or_create_owned(&labels.request("new", "answered")),
             wait: families.wait.get_or_create_owned(&labels),
@@ -248,11 +254,6 @@ impl PartitionMetrics {
 
     pub(crate) fn shed(&self, kind: &Kind) {
         self.families.shed.get_or_create(&self.labels.outcome(kind.as_str())).inc();
-    }
-
-    /// A caller went away in this state.
-    pub(crate) fn cancelled(&self, state: &'static str) {
-        self.families.cancelled.get_or_create(&self.labels.outcome(state)).inc();
     }
 
     pub(crate) fn dialled(&self, took: Duration, stages: &[(Stage, Duration)], result: &Result<Dialled, Error>) {

@@ -15,7 +15,7 @@ use crate::conn::{Lease, exchange};
 use crate::error::Error;
 use crate::lane::Lane;
 use crate::origin::Origin;
-use crate::partition::Cell;
+use crate::partition::{Acquire, Cell};
 
 /// How often a request that hyper handed back unsent is tried on another connection. Each time a
 /// connection was closed in the instant it was picked; three in a row are no accident.
@@ -109,7 +109,7 @@ impl OriginHandle {
     ///
     /// The dial goes on and its connection is pooled.
     pub async fn probe_dial(&self, deadline: Instant) -> Result<(), Error> {
-        let lease = self.cell().acquire(true, deadline).await?;
+        let lease = self.acquire(true, deadline).await?;
         drop(lease);
         Ok(())
     }
@@ -125,7 +125,7 @@ impl OriginHandle {
     ///
     /// Dropping the future leaves the line.
     pub async fn hold(&self, deadline: Instant) -> Result<HeldConnection, Error> {
-        Ok(HeldConnection { lease: self.cell().acquire(false, deadline).await? })
+        Ok(HeldConnection { lease: self.acquire(false, deadline).await? })
     }
 
     /// Whether ordinary requests are let through, as of now.
@@ -155,6 +155,10 @@ impl OriginHandle {
         }
     }
 
+    fn acquire(&self, fresh: bool, deadline: Instant) -> Acquire<'_> {
+        Acquire::new(self.cell(), fresh, deadline)
+    }
+
     async fn run(
         &self,
         request: Request<Body>,
@@ -178,7 +182,7 @@ impl OriginHandle {
         let metrics = &self.cell.partition().metrics;
         let mut replays = 0;
         loop {
-            let lease = self.cell().acquire(fresh, deadline).await?;
+            let lease = self.acquire(fresh, deadline).await?;
             let reused = lease.reused();
             let began = Instant::now();
             // A connection may be had without a wait, and a wait may end late: no request starts too late.

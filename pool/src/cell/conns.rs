@@ -310,6 +310,41 @@ impl<C: Channel> Conns<C> {
         true
     }
 
+    /// A connection that is well goes from one request straight to the next: answered if there is a `now`,
+    /// unused otherwise. `None`, and nothing has changed, if it is not so simple.
+    pub(crate) fn pass_on(
+        &mut self,
+        key: ConnKey,
+        channel: &mut Option<C>,
+        now: Option<Instant>,
+        tuning: &Tuning,
+    ) -> Option<Taken<C>> {
+        let conn = self.slab.get_mut(key.index).filter(|conn| conn.generation == key.generation)?;
+        let at_hand = if conn.shared { conn.channel.as_ref() } else { channel.as_ref() };
+        let well = at_hand.is_some_and(|channel| channel.is_open() && channel.is_lively());
+        if !well || conn.retired.is_some() || conn.returning || now.is_some_and(|now| now >= conn.retire_at) {
+            return None;
+        }
+        let next = if conn.shared {
+            let shared = conn.channel.as_ref()?;
+            let limit = shared.streams_max().min(tuning.streams_max()).max(1);
+            // The peer may have lowered its limit meanwhile, or raised it for more than one.
+            if limit != self.carries || conn.streams > limit {
+                return None;
+            }
+            shared.share()?
+        } else {
+            channel.take()?
+        };
+        match now {
+            Some(_) => conn.timeouts = 0,
+            None => conn.served = conn.served.saturating_sub(1),
+        }
+        let (reused, sampled) = (conn.served > 0, conn.served % HOLD_SAMPLED_ONE_IN == 1);
+        conn.served += 1;
+        Some(Taken { key, channel: next, reused, since: None, sampled })
+    }
+
     /// The exchange on an exclusive connection is over; it comes back as soon as hyper has tidied up.
     pub(crate) fn set_returning(&mut self, key: ConnKey, returning: bool) {
         let Some(conn) = self.get_mut(key) else { return };

@@ -126,7 +126,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     /// Tells the scheduler that the cell wants to dial, once.
-    pub(super) fn ask(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
+    pub(super) fn ask(&mut self, now: Instant, out: &mut Actions<C, W>) {
         if self.queued || self.wanted(now) == 0 {
             return;
         }

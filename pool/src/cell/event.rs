@@ -37,11 +37,7 @@ pub(crate) enum Intake {
 
 /// What happens to a cell.
 #[derive(Debug)]
-pub(crate) enum Event<C, W, E> {
-    /// A caller wants a connection; a fresh one wants a *new* one, past any back-off.
-    Wait { waiter: W, deadline: Instant, fresh: bool },
-    /// A caller gave up.
-    Cancel(Ticket),
+pub(crate) enum Event<C, E> {
     /// The scheduler has a dial slot for this cell.
     Slot,
     /// A dial worked. `jitter` is drawn evenly from 0 to 1.
@@ -60,6 +56,8 @@ pub(crate) enum Event<C, W, E> {
     EvictIdle,
     /// The timer rang that was armed for this time.
     Tick { at: Instant },
+    /// Something happened on a short way that had no time to see to the rest.
+    Settle,
     /// A limit has changed.
     Retune,
     /// No more requests; close what is idle.
@@ -119,35 +117,46 @@ pub(crate) enum Refusal<E> {
     Shared { error: E, retry_after: Duration },
 }
 
+/// What a caller is told.
+#[derive(Debug)]
+pub(crate) enum Answer<C, E> {
+    Given(Taken<C>),
+    Refused(Refusal<E>),
+}
+
+/// What becomes of a caller that asks for a connection.
+#[derive(Debug)]
+pub(crate) enum Joined<C, E> {
+    /// It is in line under this ticket.
+    Queued(Ticket),
+    /// It need not wait.
+    Answered(Answer<C, E>),
+}
+
+/// What a short way back comes to.
+#[derive(Debug)]
+pub(crate) enum Back<W> {
+    /// The connection is idle.
+    Idle,
+    /// It was passed on to this waiter.
+    PassedOn(W),
+    /// This is not so simple; nothing has changed.
+    Not,
+}
+
 /// What the shell has to do after it released the lock.
 #[derive(Debug)]
-pub(crate) enum Action<C, W, E> {
-    /// The waiter is in line under this ticket.
-    Queued(Ticket),
-    Give {
-        waiter: W,
-        taken: Taken<C>,
-    },
-    Refuse {
-        waiter: W,
-        why: Refusal<E>,
-    },
-    /// A waiter that gave up; handed out so that its destructor runs outside the lock.
-    Left(W),
+pub(crate) enum Action<C, W> {
+    /// There is an answer for this waiter.
+    Wake(W),
     /// Answer to [`Event::Slot`]: dial.
-    Dial {
-        fresh: bool,
-        epoch: Epoch,
-    },
+    Dial { fresh: bool, epoch: Epoch },
     /// Answer to [`Event::Slot`]: nobody needs it any more.
     SlotUnused,
     /// Answer to [`Event::Connected`]: the new connection's name.
     Opened(ConnKey),
     /// Put the cell in line for dial slots. The cost is in units of slot time.
-    WantSlot {
-        proven: bool,
-        cost: u32,
-    },
+    WantSlot { proven: bool, cost: u32 },
     /// Drop this handle to a connection.
     Close(C),
     /// Answer to [`Event::EvictIdle`]: drop this handle to a connection that was idle.
@@ -158,7 +167,7 @@ pub(crate) enum Action<C, W, E> {
     Arm(Instant),
 }
 
-pub(crate) type Actions<C, W, E> = SmallVec<[Action<C, W, E>; 4]>;
+pub(crate) type Actions<C, W> = SmallVec<[Action<C, W>; 4]>;
 
 /// Numbers for snapshots and checks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -38,7 +38,7 @@ impl Pipe {
 }
 
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
-    fn step(&mut self, event: Event<C, W, E>, now: Instant) -> Actions<C, W, E> {
+    fn step(&mut self, event: Event<C, E>, now: Instant) -> Actions<C, W> {
         let mut out = Actions::new();
         self.apply(event, now, &mut out);
         out
@@ -70,6 +70,8 @@ enum Op {
         patience_ms: u64,
     },
     Cancel(usize),
+    /// A caller who was woken late looks at last.
+    Look(usize),
     GrantSlot,
     DialWorks {
         at: usize,
@@ -98,6 +100,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => (prop::bool::weighted(0.2), 0..500_u64).prop_map(|(fresh, patience_ms)| Op::Wait { fresh, patience_ms }),
         2 => any::<usize>().prop_map(Op::Cancel),
+        3 => any::<usize>().prop_map(Op::Look),
         6 => Just(Op::GrantSlot),
         4 => (any::<usize>(), any::<bool>()).prop_map(|(at, shared)| Op::DialWorks { at, shared }),
         2 => (any::<usize>(), 0.0..1.0).prop_map(|(at, jitter)| Op::DialFails { at, jitter }),
@@ -129,6 +132,10 @@ struct Model {
     queued: usize,
     armed: Vec<Instant>,
     answered: HashSet<u32>,
+    /// Who has an answer and has not looked.
+    woken: Vec<(u32, Ticket)>,
+    /// Every fourth caller is slow to look.
+    slow: bool,
     last_dial_failed: bool,
     relics: Vec<Relic>,
     /// How long every request is said to have held its connection.
@@ -159,6 +166,8 @@ impl Model {
             queued: 0,
             armed: Vec::new(),
             answered: HashSet::new(),
+            woken: Vec::new(),
+            slow: false,
             last_dial_failed: false,
             relics: Vec::new(),
             hold_time: Duration::from_millis(7),
@@ -172,14 +181,23 @@ impl Model {
                 let waiter = self.next_waiter;
                 self.next_waiter += 1;
                 let deadline = self.now + Duration::from_millis(patience_ms);
-                self.step(Event::Wait { waiter, deadline, fresh }, Some((waiter, deadline, fresh)), None);
+                self.join(waiter, deadline, fresh);
             }
             Op::Cancel(at) => {
                 let line = usize::from(at % 5 == 0);
-                if let Some(at) = pick(at, self.lines[line].len()) {
+                if at % 3 == 0 && !self.woken.is_empty() {
+                    let (_, ticket) = self.woken.swap_remove(at % self.woken.len());
+                    self.leave(ticket);
+                } else if let Some(at) = pick(at, self.lines[line].len()) {
                     let (waiter, ticket, _) = self.lines[line].remove(at).expect("in range");
                     self.answered.insert(waiter);
-                    self.step(Event::Cancel(ticket), None, None);
+                    self.leave(ticket);
+                }
+            }
+            Op::Look(at) => {
+                if let Some(at) = pick(at, self.woken.len()) {
+                    let (waiter, ticket) = self.woken.swap_remove(at);
+                    self.collect(waiter, ticket);
                 }
             }
             Op::Panic => self.panic(),
@@ -191,7 +209,7 @@ impl Model {
             }
             Op::GrantSlot if self.queued > 0 => {
                 self.queued -= 1;
-                self.step(Event::Slot, None, None);
+                self.step(Event::Slot, None);
             }
             Op::DialWorks { at, shared } => {
                 if let Some(at) = pick(at, self.dials.len()) {
@@ -206,7 +224,7 @@ impl Model {
                         took: DIAL_TIME,
                         jitter: 0.5,
                     };
-                    self.step(event, None, Some(&channel));
+                    self.step(event, Some(&channel));
                 }
             }
             Op::DialFails { at, jitter } => {
@@ -214,7 +232,7 @@ impl Model {
                     let (fresh, epoch) = self.dials.swap_remove(at);
                     self.last_dial_failed = true;
                     let dial = FailedDial { fresh, epoch, error: "refused", blame: Blame::Host, jitter };
-                    self.step(Event::DialFailed { dial, took: DIAL_TIME }, None, None);
+                    self.step(Event::DialFailed { dial, took: DIAL_TIME }, None);
                 }
             }
             Op::Answer { at, verdict } => {
@@ -224,12 +242,15 @@ impl Model {
                     let now = (verdict == Verdict::Answered).then_some(self.now);
                     let mut channel = whole.then(|| pipe.clone());
                     // Every other return tries the fast way first.
-                    if at % 2 == 1
-                        && matches!(verdict, Verdict::Unused | Verdict::Answered)
-                        && self.cell.put_back(key, &mut channel, now)
-                    {
-                        assert!(channel.is_none() && self.lines[0].is_empty());
-                        return;
+                    if at % 2 == 1 && matches!(verdict, Verdict::Unused | Verdict::Answered) {
+                        match self.cell.put_back(key, &mut channel, now) {
+                            Back::Idle => return assert!(channel.is_none() && self.lines[0].is_empty()),
+                            Back::PassedOn(waiter) => {
+                                assert!(channel.is_none());
+                                return self.wake(waiter);
+                            }
+                            Back::Not => assert_eq!(channel.is_some(), whole, "something has changed"),
+                        }
                     }
                     let event = Event::Return {
                         key,
@@ -238,14 +259,14 @@ impl Model {
                         keep_alive: None,
                         held: Some(self.hold_time),
                     };
-                    self.step(event, None, None);
+                    self.step(event, None);
                 }
             }
             Op::Returning(at) => {
                 let exclusive: Vec<_> = self.leases.iter().filter(|(_, pipe, _)| !pipe.shared).collect();
                 if let Some(at) = pick(at, exclusive.len()) {
                     let key = exclusive[at].0;
-                    self.step(Event::Returning(key), None, None);
+                    self.step(Event::Returning(key), None);
                 }
             }
             Op::CloseConn(at) => {
@@ -254,7 +275,7 @@ impl Model {
                 if let Some(at) = pick(at, keys.len()) {
                     let pipe = self.conns.remove(&keys[at]).expect("known");
                     pipe.open.store(false, Ordering::Relaxed);
-                    self.step(Event::Closed(keys[at]), None, None);
+                    self.step(Event::Closed(keys[at]), None);
                 }
             }
             Op::Goaway(at) => {
@@ -263,7 +284,7 @@ impl Model {
                 }
             }
             Op::Pass(ms) => self.pass(Duration::from_millis(ms)),
-            Op::Evict => self.step(Event::EvictIdle, None, None),
+            Op::Evict => self.step(Event::EvictIdle, None),
             Op::GrantSlot => {}
         }
     }
@@ -275,69 +296,102 @@ impl Model {
             let Some(at) = self.armed.first().copied().filter(|at| *at <= until) else { break };
             self.armed.remove(0);
             self.now = self.now.max(at);
-            self.step(Event::Tick { at }, None, None);
+            self.step(Event::Tick { at }, None);
         }
         self.now = until;
     }
 
-    fn step(
-        &mut self,
-        event: Event<Pipe, u32, &'static str>,
-        joining: Option<(u32, Instant, bool)>,
-        opened: Option<&Pipe>,
-    ) {
+    fn join(&mut self, waiter: u32, deadline: Instant, fresh: bool) {
+        let mut actions = Actions::new();
+        match self.cell.join(&mut Some(waiter), deadline, fresh, self.now, &mut actions) {
+            Joined::Queued(ticket) => self.lines[usize::from(fresh)].push_back((waiter, ticket, deadline)),
+            Joined::Answered(answer) => {
+                assert!(self.answered.insert(waiter));
+                match answer {
+                    Answer::Given(taken) => {
+                        assert!(self.lines[0].is_empty(), "a newcomer overtook the line");
+                        self.given(&taken);
+                    }
+                    Answer::Refused(why) => self.refused(&why, deadline),
+                }
+            }
+        }
+        self.execute(actions, None);
+    }
+
+    fn leave(&mut self, ticket: Ticket) {
+        let (left, settled) = self.cell.leave(ticket);
+        match left {
+            Left::Waiting(waiter) => assert!(self.answered.contains(&waiter), "{waiter} left by itself"),
+            Left::Answered(Answer::Given(Taken { key, channel, .. })) => {
+                let channel = (!channel.shared).then_some(channel);
+                let (verdict, keep_alive, held) = (Verdict::Unused, None, None);
+                self.step(Event::Return { key, channel, verdict, keep_alive, held }, None);
+            }
+            Left::Answered(Answer::Refused(_)) => {}
+            Left::Gone => panic!("nobody knows {ticket:?}"),
+        }
+        if !settled {
+            self.step(Event::Settle, None);
+        }
+    }
+
+    fn step(&mut self, event: Event<Pipe, &'static str>, opened: Option<&Pipe>) {
         let granted = matches!(event, Event::Slot);
         let actions = self.cell.step(event, self.now);
-        let mut spoke = !granted;
+        let spoke = actions.iter().any(|action| matches!(action, Action::Dial { .. } | Action::SlotUnused));
+        assert_eq!(spoke, granted, "a slot got no answer");
+        self.execute(actions, opened);
+    }
+
+    fn execute(&mut self, actions: Actions<Pipe, u32>, opened: Option<&Pipe>) {
         for action in actions {
             match action {
-                Action::Queued(ticket) => {
-                    let (waiter, deadline, fresh) = joining.expect("only a join is queued");
-                    self.lines[usize::from(fresh)].push_back((waiter, ticket, deadline));
-                }
-                Action::Give { waiter, taken } => self.given(waiter, &taken, joining),
-                Action::Refuse { waiter, why } => self.refused(waiter, &why, joining),
-                Action::Left(waiter) => assert!(self.answered.contains(&waiter), "{waiter} left by itself"),
-                Action::Dial { fresh, epoch } => {
-                    spoke = true;
-                    self.dials.push((fresh, epoch));
-                }
-                Action::SlotUnused => spoke = true,
+                Action::Wake(waiter) => self.wake(waiter),
+                Action::Dial { fresh, epoch } => self.dials.push((fresh, epoch)),
                 Action::Opened(key) => {
                     let pipe = opened.cloned().expect("only a dial opens");
                     assert!(self.conns.insert(key, pipe).is_none(), "a connection's name was used twice");
                 }
                 Action::WantSlot { .. } => self.queued += 1,
-                Action::Close(_) | Action::Evict(_) | Action::Ended(_) => {}
+                Action::SlotUnused | Action::Close(_) | Action::Evict(_) | Action::Ended(_) => {}
                 Action::Arm(at) => self.armed.push(at),
             }
         }
-        assert!(spoke, "a slot got no answer");
     }
 
-    fn leave(&mut self, waiter: u32, joining: Option<(u32, Instant, bool)>) -> Option<(usize, usize)> {
+    fn wake(&mut self, waiter: u32) {
         assert!(self.answered.insert(waiter), "{waiter} was answered twice");
-        if joining.is_some_and(|(joined, ..)| joined == waiter) && !self.in_line(waiter) {
-            return None;
+        let found = (0..2).find_map(|line| {
+            let at = self.lines[line].iter().position(|(other, ..)| *other == waiter)?;
+            let (_, ticket, deadline) = self.lines[line].remove(at)?;
+            Some((at, ticket, deadline))
+        });
+        let (at, ticket, deadline) = found.unwrap_or_else(|| panic!("{waiter} was not in line"));
+        if self.slow && waiter % 4 == 3 {
+            return self.woken.push((waiter, ticket));
         }
-        for line in 0..2 {
-            if let Some(at) = self.lines[line].iter().position(|(other, ..)| *other == waiter) {
-                self.lines[line].remove(at);
-                return Some((line, at));
+        match self.cell.look(ticket) {
+            Look::Answered(Answer::Given(taken)) => {
+                assert_eq!(at, 0, "{waiter} overtook somebody");
+                self.given(&taken);
             }
+            Look::Answered(Answer::Refused(why)) => self.refused(&why, deadline),
+            other => panic!("woken for nothing: {other:?}"),
         }
-        panic!("{waiter} was not in line");
+        assert!(matches!(self.cell.look(ticket), Look::Gone), "told twice");
     }
 
-    fn in_line(&self, waiter: u32) -> bool {
-        self.lines.iter().flatten().any(|(other, ..)| *other == waiter)
+    /// A slow caller looks; the connection may have died since.
+    fn collect(&mut self, waiter: u32, ticket: Ticket) {
+        match self.cell.look(ticket) {
+            Look::Answered(Answer::Given(taken)) => self.leases.push((taken.key, taken.channel, taken.reused)),
+            Look::Answered(Answer::Refused(_)) => {}
+            other => panic!("{waiter} was woken for nothing: {other:?}"),
+        }
     }
 
-    fn given(&mut self, waiter: u32, taken: &Taken<Pipe>, joining: Option<(u32, Instant, bool)>) {
-        match self.leave(waiter, joining) {
-            Some((_, at)) => assert_eq!(at, 0, "{waiter} overtook somebody"),
-            None => assert!(self.lines[0].is_empty(), "a newcomer overtook the line"),
-        }
+    fn given(&mut self, taken: &Taken<Pipe>) {
         assert!(taken.channel.is_open() && self.conns.contains_key(&taken.key), "given a dead connection");
         let sharing = self.leases.iter().filter(|(key, ..)| *key == taken.key).count();
         let most = if taken.channel.shared { STREAMS_MAX } else { 1 };
@@ -345,14 +399,9 @@ impl Model {
         self.leases.push((taken.key, taken.channel.clone(), taken.reused));
     }
 
-    fn refused(&mut self, waiter: u32, why: &Refusal<&'static str>, joining: Option<(u32, Instant, bool)>) {
-        let deadline = self.lines.iter().flatten().find(|(other, ..)| *other == waiter).map(|(.., at)| *at);
-        self.leave(waiter, joining);
+    fn refused(&self, why: &Refusal<&'static str>, deadline: Instant) {
         match why {
-            Refusal::Expired(_) => {
-                let deadline = deadline.or(joining.map(|(_, deadline, _)| deadline)).expect("known");
-                assert!(deadline <= self.now, "expired too early");
-            }
+            Refusal::Expired(_) => assert!(deadline <= self.now, "expired too early"),
             Refusal::Saturated => {
                 assert_eq!(self.lines[0].len() + self.lines[1].len(), WAITERS_MAX, "shed below the cap");
             }
@@ -388,9 +437,10 @@ impl Model {
     /// The peer behaves from now on: everyone in line must be served without help of their deadlines.
     fn serve_everyone(&mut self) {
         for _ in 0..200 {
-            if self.lines.iter().all(VecDeque::is_empty) {
+            if self.lines.iter().all(VecDeque::is_empty) && self.woken.is_empty() {
                 return;
             }
+            self.apply(Op::Look(0));
             self.apply(Op::GrantSlot);
             self.apply(Op::DialWorks { at: 0, shared: false });
             self.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
@@ -398,7 +448,7 @@ impl Model {
             let dead: Vec<_> = self.conns.iter().filter(|(_, pipe)| !open(pipe)).map(|(key, _)| *key).collect();
             for key in dead {
                 self.conns.remove(&key);
-                self.step(Event::Closed(key), None, None);
+                self.step(Event::Closed(key), None);
             }
             self.check();
             // Retired connections close once nobody uses them.
@@ -406,7 +456,7 @@ impl Model {
             if self.leases.is_empty() && self.dials.is_empty() && !self.conns.is_empty() {
                 let key = *self.conns.keys().find(|key| !used.contains(key)).expect("all are unused");
                 self.conns.remove(&key);
-                self.step(Event::Closed(key), None, None);
+                self.step(Event::Closed(key), None);
             }
             self.pass(Duration::from_millis(1));
         }
@@ -419,7 +469,7 @@ proptest! {
 
     #[test]
     fn i08_i09_permits_add_up_lines_are_bounded_and_nobody_is_lost(ops in prop::collection::vec(op(), 1..120)) {
-        let mut model = Model::new();
+        let mut model = Model { slow: true, ..Model::new() };
         for op in ops {
             model.apply(op);
             model.check();
@@ -428,7 +478,7 @@ proptest! {
 
     #[test]
     fn r04_whoever_waits_is_served_or_told_once_the_peer_behaves(ops in prop::collection::vec(op(), 1..60)) {
-        let mut model = Model::new();
+        let mut model = Model { slow: true, ..Model::new() };
         for op in ops {
             model.apply(op);
         }

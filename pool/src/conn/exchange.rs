@@ -221,7 +221,7 @@ impl Drop for Lease {
                 self.cell.give_back(self.key, link, Verdict::Unused, None, None);
             }
             Phase::InFlight => {
-                self.cell.partition().metrics.cancelled("sent");
+                self.cell.partition().metrics.abandoned.inc();
                 self.abandon(Verdict::Abandoned);
             }
             Phase::Broken => self.abandon(Verdict::Abandoned),

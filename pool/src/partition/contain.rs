@@ -2,7 +2,8 @@
 //!
 //! Whoever steps the cell may be a caller, a dial, a connection or the partition's timer: a panic must take
 //! none of them along, and what it leaves half done must not be believed. So the cell begins a new life
-//! ([`crate::cell::CellState::renew`]). Those in line are told to try again (nothing was sent for them). Idle
+//! ([`crate::cell::CellState::renew`]). Those in line are woken, find themselves unknown and are told to try
+//! again (nothing was sent for them). Idle
 //! connections close as their handles are dropped; one in use ends with its request, whose lease fits nothing
 //! in the new life. Permits are owned by [`super::Holding`]s, which give them back whatever the cell thinks.
 
@@ -10,7 +11,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use super::site::{Cell, State};
+use super::site::{Cell, State, wake};
 
 // === impl Cell ===
 
@@ -25,7 +26,7 @@ impl Cell {
                 drop(state);
                 self.partition().metrics.cell_panics.inc();
                 tracing::error!(origin = %self.origin(), panic = message(&*panic), "cell panicked and begins anew");
-                drop(torn);
+                torn.into_waiters().for_each(wake);
                 None
             }
         }
@@ -34,7 +35,7 @@ impl Cell {
     /// Begins a new life, as after a panic. `false` if the lock cannot be had in this time.
     pub(super) fn renew(&self, patience: Duration) -> bool {
         let torn = self.state.try_lock_for(patience).map(|mut state| state.renew());
-        torn.is_some()
+        torn.map(|torn| torn.into_waiters().for_each(wake)).is_some()
     }
 }
 

@@ -12,6 +12,7 @@ mod room;
 mod site;
 mod tasks;
 mod timers;
+mod wait;
 mod watchdog;
 
 #[cfg(test)]
@@ -36,6 +37,7 @@ use self::room::Room;
 pub(crate) use self::site::Cell;
 pub(crate) use self::tasks::Spawner;
 use self::timers::{Timers, Whom};
+pub(crate) use self::wait::Acquire;
 pub(crate) use self::watchdog::watch;
 use crate::cell::{CellCounts, Event, Intake, Tuning};
 use crate::debug::{Rank, busiest};
@@ -260,6 +262,15 @@ impl Partition {
 
     fn last_beat_ms(&self) -> u64 {
         self.beat_ms.load(Ordering::Relaxed)
+    }
+
+    /// Looks after cells whose ring was lost.
+    fn sweep(&self, now: Instant) {
+        let cells = self.cells.lock().list.clone();
+        for cell in cells.iter().filter(|cell| cell.is_overdue(now, timers::RING_LATE_MAX)) {
+            tracing::warn!(origin = %cell.origin(), "a ring is overdue");
+            cell.apply(Event::Tick { at: now });
+        }
     }
 
     /// The busiest `top` origins.

@@ -1,40 +1,28 @@
 //! The shell around a cell: one mutex, and the hands that do what the state machine says.
 
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::Waker;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use smallvec::SmallVec;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Holding, Partition};
 use crate::cell::{
-    Action, Actions, Awaited, BreakerState, CellCounts, CellState, CloseReason, ConnKey, Event, Intake, Refusal,
-    Ticket, Tuning, Verdict,
+    Action, Actions, Back, BreakerState, CellCounts, CellState, CloseReason, ConnKey, Event, Intake, Tuning, Verdict,
 };
 use crate::conn::{Driver, Lease, Link, Pulse, TaskExecutor};
 use crate::debug::{self, OriginDebug, Rank};
 use crate::dial::Progress;
 use crate::dial::scheduler::Class;
-use crate::error::{Error, Kind, Stage};
+use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::origin::Origin;
-
-/// What a caller is told when a line is full: about the time in which a full line of 4,096 moves on at
-/// the rate of a busy but healthy origin.
-const SATURATED_RETRY_AFTER: Duration = Duration::from_millis(500);
-
-/// Least time that is told to somebody whose deadline the line would have missed by less.
-const RETRY_AFTER_MIN: Duration = Duration::from_millis(10);
-
-/// How late the ring for a caller's deadline may be before the caller gives up by itself.
-const RING_LATE_MAX: Duration = Duration::from_secs(1);
 
 /// One origin of a partition.
 #[derive(Debug)]
@@ -42,7 +30,7 @@ pub(crate) struct Cell {
     origin: Origin,
     partition: Arc<Partition>,
     pub(super) state: Mutex<State>,
-    progress: Arc<Progress>,
+    pub(super) progress: Arc<Progress>,
     /// The partition has no room for this origin, or has given this cell up: handles look again.
     surplus: AtomicBool,
     /// In the partition's list of those that may have an idle connection.
@@ -54,32 +42,7 @@ pub(crate) struct Cell {
 }
 
 /// The state of a cell whose connections are real.
-pub(super) type State = CellState<Link, Caller, Error>;
-
-/// A caller in line.
-#[derive(Debug)]
-pub(crate) struct Caller {
-    answer: oneshot::Sender<Result<Lease, Error>>,
-    place: Place,
-}
-
-/// One of the partition's places for waiters.
-#[derive(Debug)]
-struct Place(Arc<Partition>);
-
-/// What executing actions leaves to the one who caused them.
-#[derive(Debug, Default)]
-struct Left {
-    ticket: Option<Ticket>,
-    pump: bool,
-}
-
-/// A caller's wait. Gives the place up when dropped.
-struct Wait<'a> {
-    cell: &'a Arc<Cell>,
-    ticket: Option<Ticket>,
-    answer: oneshot::Receiver<Result<Lease, Error>>,
-}
+pub(super) type State = CellState<Link, Waker, Error>;
 
 // === impl Cell ===
 
@@ -136,6 +99,11 @@ impl Cell {
         self.state.lock().oldest_wait(now)
     }
 
+    /// Whether the timer should have rung for this by now, and long ago.
+    pub(super) fn is_overdue(&self, now: Instant, late_max: Duration) -> bool {
+        now.checked_sub(late_max).is_some_and(|then| self.locked(|state| state.is_overdue(then)) == Some(true))
+    }
+
     pub(super) fn rank(&self) -> Rank {
         let counts = self.counts();
         (counts.waiters, counts.dialling, counts.streams, counts.live)
@@ -170,35 +138,8 @@ impl Cell {
         }
     }
 
-    /// A connection for one request: at once if one is free, else after a wait in line.
-    ///
-    /// # Cancel safety
-    ///
-    /// A dropped wait leaves the line; what was given in the same moment goes back.
-    pub(crate) async fn acquire(self: &Arc<Self>, fresh: bool, deadline: Instant) -> Result<Lease, Error> {
-        if !fresh && let Some(lease) = self.checkout() {
-            return Ok(lease);
-        }
-        let now = Instant::now();
-        let partition = &self.partition;
-        if partition.waiters.fetch_add(1, Ordering::Relaxed) >= partition.waiters_max.load(Ordering::Relaxed) {
-            partition.waiters.fetch_sub(1, Ordering::Relaxed);
-            partition.metrics.shed(&Kind::Saturated);
-            return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
-        }
-        let (answer, receiver) = oneshot::channel();
-        let waiter = Caller { answer, place: Place(Arc::clone(partition)) };
-        let mut wait = Wait { cell: self, ticket: None, answer: receiver };
-        wait.ticket = self.step(Event::Wait { waiter, deadline, fresh }, now).ticket;
-        // The cell's timer rings at the deadline. Should it ever be lost, nobody waits for ever.
-        let given = timeout_at(deadline + RING_LATE_MAX, wait).await;
-        let given = given.unwrap_or_else(|_| Err(Error::new(Kind::Timeout, Stage::Queue)));
-        partition.metrics.waited(Instant::now().saturating_duration_since(now));
-        given
-    }
-
     /// The fast path: one lock, no clock, no allocation.
-    fn checkout(self: &Arc<Self>) -> Option<Lease> {
+    pub(super) fn checkout(self: &Arc<Self>) -> Option<Lease> {
         let mut closed: SmallVec<[Link; 2]> = SmallVec::new();
         let taken = self.locked(|state| state.checkout(&mut |link| closed.push(link)));
         drop(closed);
@@ -206,7 +147,7 @@ impl Cell {
     }
 
     /// Applies an event and does what it asks for.
-    pub(crate) fn apply(self: &Arc<Self>, event: Event<Link, Caller, Error>) {
+    pub(crate) fn apply(self: &Arc<Self>, event: Event<Link, Error>) {
         self.step(event, Instant::now());
     }
 
@@ -219,11 +160,12 @@ impl Cell {
         keep_alive: Option<Duration>,
         since: Option<Instant>,
     ) {
-        if keep_alive.is_none()
-            && (since.is_none() || verdict == Verdict::Unused)
-            && self.put_back(key, &mut channel, verdict)
-        {
-            return self.partition.note_idle(self);
+        if keep_alive.is_none() && (since.is_none() || verdict == Verdict::Unused) {
+            match self.put_back(key, &mut channel, verdict) {
+                Back::Idle => return self.partition.note_idle(self),
+                Back::PassedOn(waker) => return wake(waker),
+                Back::Not => {}
+            }
         }
         let now = Instant::now();
         let held = since.map(|since| now.saturating_duration_since(since));
@@ -231,22 +173,19 @@ impl Cell {
         self.partition.note_idle(self);
     }
 
-    /// The fast path back: one lock, no allocation, and no clock if the connection was not used.
-    fn put_back(&self, key: ConnKey, channel: &mut Option<Link>, verdict: Verdict) -> bool {
+    /// The fast path back, to the idle ones or to the first in line: one lock, no allocation, and no clock if
+    /// the connection was not used.
+    fn put_back(&self, key: ConnKey, channel: &mut Option<Link>, verdict: Verdict) -> Back<Waker> {
         let now = match verdict {
             Verdict::Unused => None,
             Verdict::Answered => Some(Instant::now()),
-            Verdict::Abandoned | Verdict::TimedOut => return false,
+            Verdict::Abandoned | Verdict::TimedOut => return Back::Not,
         };
-        self.locked(|state| state.put_back(key, channel, now)).unwrap_or(false)
+        self.locked(|state| state.put_back(key, channel, now)).unwrap_or(Back::Not)
     }
 
     /// A dial worked; `None` if nobody knows of it any more. `opened` learns the connection's name before anybody can use the connection.
-    pub(super) fn open(
-        self: &Arc<Self>,
-        event: Event<Link, Caller, Error>,
-        opened: impl FnOnce(ConnKey),
-    ) -> Option<ConnKey> {
+    pub(super) fn open(self: &Arc<Self>, event: Event<Link, Error>, opened: impl FnOnce(ConnKey)) -> Option<ConnKey> {
         let actions = self.decide(event, Instant::now());
         let key = actions.iter().find_map(|action| match action {
             Action::Opened(key) => Some(*key),
@@ -323,9 +262,9 @@ impl Cell {
         self.token.get_or_init(|| self.partition.token.child_token())
     }
 
-    fn step(self: &Arc<Self>, event: Event<Link, Caller, Error>, now: Instant) -> Left {
+    fn step(self: &Arc<Self>, event: Event<Link, Error>, now: Instant) {
         let actions = self.decide(event, now);
-        self.execute_and_pump(actions)
+        self.execute_and_pump(actions);
     }
 
     /// Closes the connection that has been idle longest; `false` if there is none. Pumping is left to the caller.
@@ -336,33 +275,31 @@ impl Cell {
         evicted
     }
 
-    /// What the cell says to an event; nothing if it panicked.
-    fn decide(&self, event: Event<Link, Caller, Error>, now: Instant) -> Actions<Link, Caller, Error> {
+    /// What the cell says to an event. If it panicked, those to whom it was about to speak are woken only.
+    fn decide(&self, event: Event<Link, Error>, now: Instant) -> Actions<Link, Waker> {
         let mut actions = Actions::new();
-        match self.locked(|state| state.apply(event, now, &mut actions)) {
-            Some(()) => actions,
-            None => Actions::new(),
+        if self.locked(|state| state.apply(event, now, &mut actions)).is_none() {
+            actions.retain(|action| matches!(action, Action::Wake(_)));
         }
+        actions
     }
 
-    fn execute_and_pump(self: &Arc<Self>, actions: Actions<Link, Caller, Error>) -> Left {
-        let left = self.execute(actions);
-        if left.pump {
+    pub(super) fn execute_and_pump(self: &Arc<Self>, actions: Actions<Link, Waker>) {
+        if self.execute(actions) {
             self.partition.pump();
         }
-        left
     }
 
-    /// Runs after the lock is released. Pumping is left to the caller, who may be the pump.
-    fn execute(self: &Arc<Self>, actions: Actions<Link, Caller, Error>) -> Left {
-        let mut left = Left::default();
+    /// Runs after the lock is released. Pumping, if `true`, is left to the caller, who may be the pump.
+    fn execute(self: &Arc<Self>, actions: Actions<Link, Waker>) -> bool {
+        let mut pump = false;
         // What the cell takes for done comes first: nobody's waker or destructor may come between.
         for action in &actions {
             match action {
                 Action::WantSlot { proven, cost } => {
                     let now = Instant::now();
                     self.partition.scheduler.lock().enqueue(Arc::clone(self), *proven, *cost, now);
-                    left.pump = true;
+                    pump = true;
                 }
                 Action::Arm(at) => self.partition.timers.arm(*at, Arc::downgrade(self)),
                 _ => {}
@@ -370,13 +307,7 @@ impl Cell {
         }
         for action in actions {
             match action {
-                Action::Queued(ticket) => left.ticket = Some(ticket),
-                Action::Give { waiter, taken } => waiter.answer(Ok(Lease::new(Arc::clone(self), taken))),
-                Action::Refuse { waiter, why } => {
-                    let error = self.explain(why);
-                    waiter.answer(Err(error));
-                }
-                Action::Left(waiter) => drop(waiter),
+                Action::Wake(waker) => wake(waker),
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
                 Action::Dial { .. } | Action::Opened(_) | Action::WantSlot { .. } | Action::Arm(_) => {}
                 Action::Close(link) | Action::Evict(link) => drop(link),
@@ -388,81 +319,13 @@ impl Cell {
                 }
             }
         }
-        left
-    }
-
-    fn explain(&self, why: Refusal<Error>) -> Error {
-        let metrics = &self.partition.metrics;
-        match why {
-            Refusal::Expired(awaited) => {
-                metrics.shed(&Kind::Timeout);
-                let late = |stage| Error::new(Kind::Timeout, stage);
-                match awaited {
-                    Awaited::Turn => late(Stage::Queue),
-                    Awaited::Slot => late(Stage::DialSlot),
-                    Awaited::Dial => late(self.progress.stage()),
-                    Awaited::SharedDial => late(self.progress.stage()).shared(),
-                }
-            }
-            Refusal::Saturated => {
-                metrics.shed(&Kind::Saturated);
-                Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER)
-            }
-            Refusal::WontMakeDeadline { excess } => {
-                metrics.shed(&Kind::WontMakeDeadline);
-                Error::new(Kind::WontMakeDeadline, Stage::Queue).with_retry_after(excess.max(RETRY_AFTER_MIN))
-            }
-            Refusal::Draining => {
-                metrics.shed(&Kind::Draining);
-                Error::new(Kind::Draining, Stage::Queue)
-            }
-            Refusal::Dial(error) => error,
-            Refusal::Shared { error, retry_after } => {
-                metrics.failed_fast.inc();
-                error.shared().with_retry_after(retry_after)
-            }
-        }
+        pump
     }
 }
 
-// === impl Caller ===
-
-impl Caller {
-    /// Answers the caller. If it just gave up, a lease goes back by being dropped.
-    fn answer(self, answer: Result<Lease, Error>) {
-        let Self { answer: sender, place } = self;
-        drop(place);
-        drop(sender.send(answer));
-    }
-}
-
-// === impl Place ===
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-// === impl Wait ===
-
-impl Future for Wait<'_> {
-    type Output = Result<Lease, Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.answer).poll(cx).map(|answer| {
-            self.ticket = None;
-            // A sender that vanished means that the cell was torn down around its waiters.
-            answer.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, Stage::Queue)))
-        })
-    }
-}
-
-impl Drop for Wait<'_> {
-    fn drop(&mut self) {
-        if let Some(ticket) = self.ticket {
-            self.cell.partition.metrics.cancelled("queue");
-            self.cell.apply(Event::Cancel(ticket));
-        }
+/// Wakes a caller. A waker is somebody else's code; should it panic, the next in line must not suffer for it.
+pub(super) fn wake(waker: Waker) {
+    if catch_unwind(AssertUnwindSafe(|| waker.wake())).is_err() {
+        tracing::error!("a caller's waker panicked");
     }
 }

@@ -110,9 +110,15 @@ async fn crowd(lane: &Lane) -> [usize; 2] {
             }
         });
     }
+    // Somebody gives up in each line.
+    for name in ["a", "b"] {
+        let sfu = lane.origin(&origin(name));
+        callers.spawn(async move { drop(timeout(Duration::from_millis(3), once(&sfu, 2)).await) });
+    }
     callers.close();
     callers.wait().await;
     assert_eq!(lane.snapshot().waiters, 0, "a place in line outlived its caller");
+    assert_eq!(partition(lane).waiters.load(Ordering::SeqCst), 0, "a place in the partition outlived its caller");
     failed.map(|failed| failed.load(Ordering::SeqCst))
 }
 
@@ -150,12 +156,14 @@ async fn recovered(lane: &Lane, case: &str) {
 #[tokio::test(start_paused = true)]
 async fn r19_a_panic_anywhere_costs_one_origin_a_moment_and_no_permit() {
     use Point::{
-        Checkout, DialBegins, DialConnected, DriverBegins, DriverEnds, HyperTaskBegins, HyperTaskEnds, PutBack,
-        Scheduler, StepBegins, StepEnds, StepHalf, TimerBegins, TimerEnds,
+        Checkout, DialBegins, DialConnected, DriverBegins, DriverEnds, HyperTaskBegins, HyperTaskEnds, Leave, Look,
+        PutBack, Scheduler, StepBegins, StepEnds, StepHalf, TimerBegins, TimerEnds,
     };
     let everywhere = [
         Checkout,
         PutBack,
+        Look,
+        Leave,
         StepBegins,
         StepHalf,
         StepEnds,

@@ -18,13 +18,35 @@ impl Model {
         model
     }
 
-    fn join(&mut self, patience_ms: u64) {
+    /// Refusals of those in line, first in first out, who have not been woken.
+    fn told(&mut self) -> Vec<Refusal<&'static str>> {
+        let tickets: Vec<_> = self.lines.iter().flatten().map(|(_, ticket, _)| *ticket).collect();
+        let look = |ticket| match self.cell.look(ticket) {
+            Look::Answered(Answer::Refused(why)) => Some(why),
+            _ => None,
+        };
+        tickets.into_iter().filter_map(look).collect()
+    }
+
+    fn wait(&mut self, patience_ms: u64) {
         self.apply(Op::Wait { fresh: false, patience_ms });
     }
 }
 
+/// An ordinary caller joins.
+fn join(
+    cell: &mut CellState<Pipe, u32, &'static str>,
+    waiter: u32,
+    deadline: Instant,
+    now: Instant,
+) -> (Joined<Pipe, &'static str>, Actions<Pipe, u32>) {
+    let mut actions = Actions::new();
+    let joined = cell.join(&mut Some(waiter), deadline, false, now, &mut actions);
+    (joined, actions)
+}
+
 /// The failure of an ordinary dial that began in this epoch of the breaker.
-fn refused_in(breaker: u32) -> Event<Pipe, u32, &'static str> {
+fn refused_in(breaker: u32) -> Event<Pipe, &'static str> {
     let epoch = Epoch { breaker, ..Epoch::default() };
     let dial = FailedDial { fresh: false, epoch, error: "refused", blame: Blame::Host, jitter: 1.0 };
     Event::DialFailed { dial, took: DIAL_TIME }
@@ -32,9 +54,9 @@ fn refused_in(breaker: u32) -> Event<Pipe, u32, &'static str> {
 
 /// What those whose deadline comes at `now` are told that they waited for.
 fn expired(model: &mut Model, now: Instant) -> Vec<Awaited> {
-    let actions = model.cell.step(Event::Tick { at: now }, now);
-    let told = actions.iter().filter_map(|action| match action {
-        Action::Refuse { why: Refusal::Expired(awaited), .. } => Some(*awaited),
+    model.cell.step(Event::Tick { at: now }, now);
+    let told = model.told().into_iter().filter_map(|why| match why {
+        Refusal::Expired(awaited) => Some(awaited),
         _ => None,
     });
     told.collect()
@@ -44,10 +66,10 @@ fn expired(model: &mut Model, now: Instant) -> Vec<Awaited> {
 async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
     // A dial takes 20 ms: one connection serves ten requests of 2 ms in that time.
     let mut model = Model::proven(2, 12);
-    (0..9).for_each(|_| model.join(60_000));
+    (0..9).for_each(|_| model.wait(60_000));
     assert_eq!(model.queued, 0, "waiting is quicker for all nine");
-    model.join(60_000);
-    model.join(60_000);
+    model.wait(60_000);
+    model.wait(60_000);
     assert_eq!(model.queued, 1, "the eleventh is better served by a dial");
     model.check();
 }
@@ -55,14 +77,14 @@ async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
 #[tokio::test(start_paused = true)]
 async fn r03_slow_handlers_are_answered_with_dials() {
     let mut model = Model::proven(200, 12);
-    model.join(60_000);
+    model.wait(60_000);
     assert_eq!(model.queued, 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn r04_a_stuck_connection_holds_nobody_longer_than_a_dial_takes() {
     let mut model = Model::proven(2, 12);
-    model.join(60_000);
+    model.wait(60_000);
     assert_eq!(model.queued, 0);
     model.apply(Op::Pass(19));
     assert_eq!(model.queued, 0);
@@ -76,26 +98,23 @@ async fn r04_who_cannot_make_the_deadline_is_told_at_once_and_by_how_much() {
     let mut model = Model::proven(1_000, 12);
     // Take every connection there may be.
     for _ in 1..CONNECTIONS_MAX {
-        model.join(60_000);
+        model.wait(60_000);
         model.apply(Op::GrantSlot);
         model.apply(Op::DialWorks { at: 0, shared: false });
     }
     assert_eq!(model.leases.len(), CONNECTIONS_MAX);
-    (0..8).for_each(|_| model.join(60_000));
+    (0..8).for_each(|_| model.wait(60_000));
     let waiting = model.cell.counts().waiters;
     assert_eq!(waiting, 8);
     // Eight ahead on four connections: two seconds.
     let now = model.now;
-    let ask = |model: &mut Model, patience| {
-        let event = Event::Wait { waiter: 1_000, deadline: now + Duration::from_millis(patience), fresh: false };
-        model.cell.step(event, now)
-    };
+    let ask = |model: &mut Model, patience| join(&mut model.cell, 1_000, now + Duration::from_millis(patience), now).0;
     let refused = ask(&mut model, 1_500);
-    let [Action::Refuse { why: Refusal::WontMakeDeadline { excess }, .. }] = refused.as_slice() else {
+    let Joined::Answered(Answer::Refused(Refusal::WontMakeDeadline { excess })) = refused else {
         panic!("{refused:?}");
     };
     assert!(excess.abs_diff(Duration::from_millis(500)) < Duration::from_millis(1), "{excess:?}");
-    assert!(matches!(ask(&mut model, 2_500).first(), Some(Action::Queued(_))));
+    assert!(matches!(ask(&mut model, 2_500), Joined::Queued(_)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -103,18 +122,16 @@ async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
     let limits = LaneLimits { backoff_base: Duration::from_millis(50), ..LaneLimits::default() };
     let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::new(Tuning::new(&limits, SLOTS)));
     let mut now = Instant::now();
-    let join = |cell: &mut CellState<Pipe, u32, &'static str>, waiter, now| {
-        cell.step(Event::Wait { waiter, deadline: now + Duration::from_secs(9), fresh: false }, now)
-    };
-    join(&mut cell, 0, now);
+    let patience = Duration::from_secs(9);
+    join(&mut cell, 0, now + patience, now);
     cell.step(Event::Slot, now);
     cell.step(refused_in(0), now);
     now += Duration::from_secs(1);
     assert_eq!(cell.breaker(now), BreakerState::HalfOpen);
     let mut refused = 0;
     for waiter in 1..1_000 {
-        let actions = join(&mut cell, waiter, now);
-        refused += actions.iter().filter(|a| matches!(a, Action::Refuse { why: Refusal::Shared { .. }, .. })).count();
+        let (joined, _) = join(&mut cell, waiter, now + patience, now);
+        refused += usize::from(matches!(joined, Joined::Answered(Answer::Refused(Refusal::Shared { .. }))));
         cell.step(Event::Slot, now);
     }
     let counts = cell.counts();
@@ -129,9 +146,9 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
     let tuning = Arc::new(Tuning::new(&limits, SLOTS));
     let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::clone(&tuning));
     let now = Instant::now();
-    let wants = |actions: &[Action<Pipe, u32, &str>]| actions.iter().any(|a| matches!(a, Action::WantSlot { .. }));
+    let wants = |actions: &[Action<Pipe, u32>]| actions.iter().any(|a| matches!(a, Action::WantSlot { .. }));
     for waiter in 0..3 {
-        cell.step(Event::Wait { waiter, deadline: now + Duration::from_secs(9), fresh: false }, now);
+        join(&mut cell, waiter, now + Duration::from_secs(9), now);
     }
     cell.step(Event::Slot, now);
     let channel = Pipe::new(false);
@@ -151,8 +168,8 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_can_serve_the_line_first() {
     let mut model = Model::proven(200, 1);
-    model.join(60_000);
-    model.step(Event::Drain(Intake::ServeLine), None, None);
+    model.wait(60_000);
+    model.step(Event::Drain(Intake::ServeLine), None);
     assert_eq!(model.cell.counts().waiters, 1);
     model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
     assert_eq!((model.cell.counts().waiters, model.leases.len()), (0, 1), "served, not refused");
@@ -166,7 +183,7 @@ async fn r19_a_keep_alive_of_three_hundred_billion_years_is_only_long() {
     let (key, pipe, _) = model.leases.pop().expect("one lease");
     let keep_alive = Some(Duration::from_secs(u64::MAX));
     let event = Event::Return { key, channel: Some(pipe), verdict: Verdict::Answered, keep_alive, held: None };
-    model.step(event, None, None);
+    model.step(event, None);
     model.check();
 }
 
@@ -176,7 +193,7 @@ async fn a_shorter_keep_alive_rings_earlier() {
     let (key, pipe, _) = model.leases.pop().expect("one lease");
     let keep_alive = Some(Duration::from_millis(30));
     let event = Event::Return { key, channel: Some(pipe), verdict: Verdict::Answered, keep_alive, held: None };
-    model.step(event, None, None);
+    model.step(event, None);
     model.apply(Op::Pass(31));
     assert_eq!(model.cell.counts().idle, 0, "the server has closed it by now");
 }
@@ -184,7 +201,7 @@ async fn a_shorter_keep_alive_rings_earlier() {
 #[tokio::test(start_paused = true)]
 async fn one_caller_is_told_of_a_silent_dial_first_hand() {
     let mut model = Model::new();
-    (0..8).for_each(|_| model.join(100));
+    (0..8).for_each(|_| model.wait(100));
     model.apply(Op::GrantSlot);
     let then = model.now + Duration::from_millis(100);
     let mut told = expired(&mut model, then);
@@ -195,7 +212,7 @@ async fn one_caller_is_told_of_a_silent_dial_first_hand() {
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_connection_in_use_says_nothing_of_the_dial_beside_it() {
     let mut model = Model::proven(200, 12);
-    model.join(100);
+    model.wait(100);
     model.apply(Op::GrantSlot);
     assert_eq!(model.dials.len(), 1);
     let then = model.now + Duration::from_millis(100);
@@ -207,7 +224,7 @@ async fn r04_a_thousand_short_waits_leave_no_rings_behind() {
     let mut model = Model::proven(2, 12);
     let mut most = 0;
     for _ in 0..1_000 {
-        model.join(5);
+        model.wait(5);
         model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
         model.apply(Op::Pass(1));
         most = most.max(model.armed.len());
@@ -218,7 +235,7 @@ async fn r04_a_thousand_short_waits_leave_no_rings_behind() {
 #[tokio::test(start_paused = true)]
 async fn a_shortage_of_ours_opens_no_breaker_and_answers_one_caller() {
     let mut model = Model::new();
-    (0..3).for_each(|_| model.join(60_000));
+    (0..3).for_each(|_| model.wait(60_000));
     model.apply(Op::GrantSlot);
     let dial = FailedDial {
         fresh: false,
@@ -227,8 +244,8 @@ async fn a_shortage_of_ours_opens_no_breaker_and_answers_one_caller() {
         blame: Blame::Us,
         jitter: 1.0,
     };
-    let actions = model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
-    let told = actions.iter().filter(|a| matches!(a, Action::Refuse { why: Refusal::Dial(_), .. })).count();
+    model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
+    let told = model.told().iter().filter(|why| matches!(why, Refusal::Dial(_))).count();
     assert_eq!((told, model.cell.counts().waiters), (1, 2), "one caller pays for one dial");
     assert_eq!(model.cell.breaker(model.now), BreakerState::Closed);
 }
@@ -236,11 +253,11 @@ async fn a_shortage_of_ours_opens_no_breaker_and_answers_one_caller() {
 #[tokio::test(start_paused = true)]
 async fn r01_a_dial_that_got_no_time_answers_nobody_and_the_next_one_is_made() {
     let mut model = Model::new();
-    (0..3).for_each(|_| model.join(60_000));
+    (0..3).for_each(|_| model.wait(60_000));
     model.apply(Op::GrantSlot);
     let dial = FailedDial { fresh: false, epoch: Epoch::default(), error: "no time", blame: Blame::Haste, jitter: 1.0 };
     let actions = model.cell.step(Event::DialFailed { dial, took: DIAL_TIME }, model.now);
-    assert!(!actions.iter().any(|action| matches!(action, Action::Refuse { .. })), "somebody was answered");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Wake(_))), "somebody was answered");
     assert!(actions.iter().any(|action| matches!(action, Action::WantSlot { .. })), "nobody dials again");
     assert_eq!((model.cell.counts().waiters, model.cell.breaker(model.now)), (3, BreakerState::Closed));
 }
@@ -255,7 +272,7 @@ async fn failed_dials_teach_nothing_about_how_long_a_dial_takes() {
         let (fresh, epoch) = model.dials.pop().expect("a probe dials");
         let dial = FailedDial { fresh, epoch, error: "refused", blame: Blame::Host, jitter: 1.0 };
         model.last_dial_failed = true;
-        model.step(Event::DialFailed { dial, took }, None, None);
+        model.step(Event::DialFailed { dial, took }, None);
     }
     assert_eq!(model.cell.learnt().dial, before);
 }
@@ -269,6 +286,6 @@ async fn r03_a_stream_limit_that_comes_after_the_handshake_counts() {
     assert_eq!(model.cell.conns.carries(), STREAMS_MAX);
     model.leases[0].1.streams.store(1, Ordering::Relaxed);
     model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
-    model.join(60_000);
+    model.wait(60_000);
     assert_eq!(model.cell.conns.carries(), 1);
 }

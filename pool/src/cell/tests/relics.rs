@@ -15,7 +15,12 @@ impl Model {
     /// A panic, and what the shell makes of it.
     pub(super) fn panic(&mut self) {
         let torn = self.cell.renew();
-        assert_eq!(torn.counts().waiters, self.lines[0].len() + self.lines[1].len(), "some are not told");
+        let mut woken: Vec<_> = torn.into_waiters().collect();
+        let mut waiting: Vec<_> = self.lines.iter().flatten().map(|(waiter, ..)| *waiter).collect();
+        woken.sort_unstable();
+        waiting.sort_unstable();
+        assert_eq!(woken, waiting, "some are not told");
+        self.relics.extend(self.woken.drain(..).map(|(_, ticket)| Relic::Caller(ticket)));
         for (waiter, ticket, _) in self.lines.iter_mut().flat_map(|line| line.drain(..)) {
             self.answered.insert(waiter);
             self.relics.push(Relic::Caller(ticket));
@@ -35,7 +40,12 @@ impl Model {
     pub(super) fn late(&mut self, relic: Relic) {
         let before = self.cell.counts();
         let event = match relic {
-            Relic::Caller(ticket) => Event::Cancel(ticket),
+            Relic::Caller(ticket) => {
+                assert!(
+                    matches!(self.cell.look(ticket), Look::Gone) && matches!(self.cell.leave(ticket), (Left::Gone, _))
+                );
+                Event::Settle
+            }
             Relic::Dial { fresh, epoch, works: true } => {
                 Event::Connected { fresh, epoch, channel: Pipe::new(true), shared: true, took: DIAL_TIME, jitter: 0.5 }
             }
@@ -49,7 +59,7 @@ impl Model {
             }
             Relic::Conn(key) => Event::Closed(key),
         };
-        self.step(event, None, None);
+        self.step(event, None);
         let after = self.cell.counts();
         assert_eq!((before.permits, before.streams), (after.permits, after.streams), "a relic counts");
     }

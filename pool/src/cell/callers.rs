@@ -1,0 +1,141 @@
+//! What callers do with a cell: ask for a connection, look whether they have one, give up, give back.
+//!
+//! These are the ways that every request takes, so each is as short as what it changes. The short ones
+//! read no clock and decide nothing: taking a free connection, going away from the line, and giving a connection
+//! back, be it to nobody or to the first in line. They are sound because nothing else can follow from them:
+//! fewer in line, or one connection for one waiter, never makes demand, and never makes a deadline come
+//! sooner. The one exception, a front of the line that is trusted to be served soon where the last one was not, is
+//! looked for ([`CellState::rests`]); then [`Event::Settle`] does the rest.
+//!
+//! [`Event::Settle`]: super::Event::Settle
+
+use tokio::time::Instant;
+
+use super::CellState;
+use super::conns::{Channel, ConnKey, Taken};
+use super::event::{Action, Actions, Answer, Awaited, Back, Intake, Joined, Refusal, Ticket};
+use super::waiters::{Left, Look, WaiterKey, Waiters};
+use crate::fault::{self, Point};
+
+impl<C: Channel, W, E: Clone> CellState<C, W, E> {
+    /// A connection at once, unless others wait for one.
+    pub(crate) fn checkout(&mut self, closed: &mut impl FnMut(C)) -> Option<Taken<C>> {
+        fault::point(Point::Checkout);
+        if self.draining.is_some() || !self.line.is_empty() {
+            return None;
+        }
+        self.conns.take(&self.tuning, closed)
+    }
+
+    /// A caller asks for a connection and will wait for it; a fresh one wants a *new* connection, past any
+    /// back-off. `waiter` is taken if the caller has to wait. `out` must be executed as [`CellState::apply`]'s is.
+    pub(crate) fn join(
+        &mut self,
+        waiter: &mut Option<W>,
+        deadline: Instant,
+        fresh: bool,
+        now: Instant,
+        out: &mut Actions<C, W>,
+    ) -> Joined<C, E> {
+        fault::point(Point::StepBegins);
+        let joined = match self.answer_at_once(deadline, fresh, now, out) {
+            Some(answer) => Joined::Answered(answer),
+            None => match waiter.take() {
+                Some(waiter) => {
+                    let key = self.line_mut(fresh).push_back(waiter, deadline, now);
+                    Joined::Queued(Ticket { fresh, key })
+                }
+                None => Joined::Answered(Answer::Refused(Refusal::Saturated)),
+            },
+        };
+        fault::point(Point::StepHalf);
+        self.settle(now, out);
+        fault::point(Point::StepEnds);
+        joined
+    }
+
+    /// The connection, or the reason, for which a caller need not wait.
+    fn answer_at_once(
+        &mut self,
+        deadline: Instant,
+        fresh: bool,
+        now: Instant,
+        out: &mut Actions<C, W>,
+    ) -> Option<Answer<C, E>> {
+        if let Some(intake) = self.draining {
+            let why = if intake == Intake::Surplus { Refusal::Saturated } else { Refusal::Draining };
+            return Some(Answer::Refused(why));
+        }
+        if deadline <= now {
+            return Some(Answer::Refused(Refusal::Expired(Awaited::Turn)));
+        }
+        if !fresh {
+            if let Some(taken) = self.checkout(&mut |channel| out.push(Action::Close(channel))) {
+                return Some(Answer::Given(taken));
+            }
+            let why = self.hopeless(now).or_else(|| self.crowded()).or_else(|| self.wont_make(deadline, now));
+            if let Some(why) = why {
+                return Some(Answer::Refused(why));
+            }
+        }
+        let full = self.line.len() + self.fresh_line.len() >= self.tuning.waiters_max();
+        full.then_some(Answer::Refused(Refusal::Saturated))
+    }
+
+    /// What has become of a caller in line. What it is told, it is told once.
+    pub(crate) fn look(&mut self, ticket: Ticket) -> Look<'_, W, Answer<C, E>> {
+        fault::point(Point::Look);
+        self.line_mut(ticket.fresh).look(ticket.key)
+    }
+
+    /// A caller gives up. What it leaves must be dropped after the lock is released, a connection so that it
+    /// is given back. With `false`, [`Event::Settle`] must follow.
+    ///
+    /// [`Event::Settle`]: super::Event::Settle
+    pub(crate) fn leave(&mut self, ticket: Ticket) -> (Left<W, Answer<C, E>>, bool) {
+        let line = self.line_mut(ticket.fresh);
+        let first = line.front() == Some(ticket.key);
+        let left = line.leave(ticket.key);
+        fault::point(Point::Leave);
+        (left, self.draining.is_none() && (!first || self.rests()))
+    }
+
+    /// A request is done with a connection that is well. If anybody waits, it is the next one's; else it falls
+    /// idle, if a timer will look after it. A connection that was only held (no `now`) has not been used, so
+    /// its idleness goes on and no clock is needed.
+    pub(crate) fn put_back(&mut self, key: ConnKey, channel: &mut Option<C>, now: Option<Instant>) -> Back<W> {
+        fault::point(Point::PutBack);
+        let Some(armed) = self.rings.last().copied().filter(|_| self.draining.is_none()) else { return Back::Not };
+        if self.line.is_empty() {
+            return if self.conns.put_back(key, channel, armed, now) { Back::Idle } else { Back::Not };
+        }
+        if !self.rests() {
+            return Back::Not;
+        }
+        let Some(taken) = self.conns.pass_on(key, channel, now, &self.tuning) else { return Back::Not };
+        match self.line.front().and_then(|first| self.line.answer(first, Answer::Given(taken))) {
+            Some(waiter) => Back::PassedOn(waiter),
+            None => Back::Not, // Nobody waits: it was looked at above.
+        }
+    }
+
+    /// Whether nothing has to be done when the front of the line changes: nobody is trusted to be served soon
+    /// without a ring that comes when that turned out to be wrong. Without room for a dial the ring would
+    /// change nothing.
+    fn rests(&self) -> bool {
+        if self.permits >= self.tuning.connections_max() {
+            return true;
+        }
+        let rung_by = |at: Instant| self.rings.last().is_some_and(|ring| *ring <= at);
+        self.distrust_at().is_none_or(|(_, at)| rung_by(at))
+    }
+
+    /// Answers a waiter and has it woken.
+    pub(super) fn tell(&mut self, fresh: bool, key: WaiterKey, answer: Answer<C, E>, out: &mut Actions<C, W>) {
+        out.extend(self.line_mut(fresh).answer(key, answer).map(Action::Wake));
+    }
+
+    pub(super) fn line_mut(&mut self, fresh: bool) -> &mut Waiters<W, Answer<C, E>> {
+        if fresh { &mut self.fresh_line } else { &mut self.line }
+    }
+}
