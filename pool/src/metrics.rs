@@ -4,6 +4,8 @@
 //! line. Gauges are read from the lanes when they are scraped. Labels are bounded: lane, partition and
 //! fixed words, never an origin.
 
+mod known;
+
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,6 +19,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use self::known::Known;
 use crate::cell::CloseReason;
 use crate::dial::Dialled;
 use crate::error::{Error, Kind, Stage};
@@ -83,10 +86,17 @@ struct TlsLabels {
     handshake: &'static str,
 }
 
-/// One partition's counters. The common ones are looked up once.
+/// One partition's counters: the common ones, and of the others those that it has used.
 pub(crate) struct PartitionMetrics {
     families: Arc<Families>,
     labels: Labels,
+    shed: Known<Counter>,
+    closed: Known<Counter>,
+    dials: Known<Counter>,
+    tls: Known<Counter>,
+    failed_new: Known<Counter>,
+    failed_reused: Known<Counter>,
+    stage: Known<Histogram>,
     pub(crate) failed_fast: Counter,
     pub(crate) elided: Counter,
     pub(crate) spilled: Counter,
@@ -182,6 +192,13 @@ impl Metrics {
             dial: families.dial.get_or_create_owned(&labels),
             head: families.head.get_or_create_owned(&labels),
             dial_slot: families.dial_slot.get_or_create_owned(&labels),
+            shed: Known::default(),
+            closed: Known::default(),
+            dials: Known::default(),
+            tls: Known::default(),
+            failed_new: Known::default(),
+            failed_reused: Known::default(),
+            stage: Known::default(),
             families,
             labels,
         }
@@ -234,6 +251,10 @@ impl Labels {
 // === impl PartitionMetrics ===
 
 impl PartitionMetrics {
+    fn count(&self, known: &Known<Counter>, family: &Family<OutcomeLabels, Counter>, word: &'static str) {
+        known.with(word, || family.get_or_create_owned(&self.labels.outcome(word)), Counter::inc);
+    }
+
     /// Lane and number of the partition.
     pub(crate) fn labels(&self) -> (&str, u32) {
         (&self.labels.lane, self.labels.partition)
@@ -249,28 +270,29 @@ impl PartitionMetrics {
     }
 
     pub(crate) fn closed(&self, reason: CloseReason) {
-        self.families.closed.get_or_create(&self.labels.outcome(reason.as_str())).inc();
+        self.count(&self.closed, &self.families.closed, reason.as_str());
     }
 
     pub(crate) fn shed(&self, kind: &Kind) {
-        self.families.shed.get_or_create(&self.labels.outcome(kind.as_str())).inc();
+        self.count(&self.shed, &self.families.shed, kind.as_str());
     }
 
     pub(crate) fn dialled(&self, took: Duration, stages: &[(Stage, Duration)], result: &Result<Dialled, Error>) {
         self.dial.observe(took.as_secs_f64());
         for (stage, took) in stages {
-            let labels = self.labels.outcome(stage.as_str());
-            self.families.stage.get_or_create(&labels).observe(took.as_secs_f64());
+            let find = || self.families.stage.get_or_create_owned(&self.labels.outcome(stage.as_str()));
+            self.stage.with(stage.as_str(), find, |histogram| histogram.observe(took.as_secs_f64()));
         }
         let outcome = match result {
             Ok(_) => "connected",
             Err(error) => error.cause(),
         };
-        self.families.dials.get_or_create(&self.labels.outcome(outcome)).inc();
+        self.count(&self.dials, &self.families.dials, outcome);
         if let Ok(Dialled { tls_resumed: Some(resumed), .. }) = result {
             let handshake = if *resumed { "resumed" } else { "full" };
-            let labels = TlsLabels { lane: Arc::clone(&self.labels.lane), partition: self.labels.partition, handshake };
-            self.families.tls.get_or_create(&labels).inc();
+            let lane = || Arc::clone(&self.labels.lane);
+            let labels = || TlsLabels { lane: lane(), partition: self.labels.partition, handshake };
+            self.tls.with(handshake, || self.families.tls.get_or_create_owned(&labels()), Counter::inc);
         }
     }
 
@@ -281,8 +303,10 @@ impl PartitionMetrics {
     }
 
     pub(crate) fn failed(&self, error: &Error) {
-        let connection = if error.reused() { "reused" } else { "new" };
-        self.families.requests.get_or_create(&self.labels.request(connection, error.cause())).inc();
+        let (known, connection) =
+            if error.reused() { (&self.failed_reused, "reused") } else { (&self.failed_new, "new") };
+        let find = || self.families.requests.get_or_create_owned(&self.labels.request(connection, error.cause()));
+        known.with(error.cause(), find, Counter::inc);
     }
 }
 
