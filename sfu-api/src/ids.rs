@@ -1,14 +1,24 @@
 //! Identifiers: short strings that are safe to log, to put in a URL and to compare.
+//!
+//! A service holds millions of them, and a busy one reads a million a second. So what is as short as a
+//! snowflake is kept in place, without an allocation; only what is longer is shared.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Longest identifier, in bytes. Snowflakes, UUIDs and host names fit; a row of them stays small.
 pub const ID_BYTES_MAX: usize = 128;
+
+/// Longest string kept in place: with its length and the tag it fills three words, one more than a
+/// pointer to a shared string takes.
+const SHORT_BYTES_MAX: usize = 22;
 
 /// Why a string is not an identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,6 +34,74 @@ pub enum IdError {
     Control,
 }
 
+/// A short string.
+#[derive(Clone)]
+enum Text {
+    Short { len: u8, bytes: [u8; SHORT_BYTES_MAX] },
+    Long(Arc<str>),
+}
+
+// === impl Text ===
+
+impl Text {
+    fn new(s: &str) -> Self {
+        let mut bytes = [0; SHORT_BYTES_MAX];
+        match (u8::try_from(s.len()), bytes.get_mut(..s.len())) {
+            (Ok(len), Some(start)) => {
+                start.copy_from_slice(s.as_bytes());
+                Self::Short { len, bytes }
+            }
+            _ => Self::Long(Arc::from(s)),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Short { len, bytes } => bytes.get(..usize::from(*len)).unwrap_or_default(),
+            Self::Long(s) => s.as_bytes(),
+        }
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Short { .. } => std::str::from_utf8(self.as_bytes()).expect("it was copied from a string"),
+            Self::Long(s) => s,
+        }
+    }
+}
+
+impl PartialEq for Text {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Text {}
+
+impl PartialOrd for Text {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Text {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes()) // the order of strings is that of their bytes
+    }
+}
+
+impl Hash for Text {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state); // as `str` does, which the ids can be borrowed as
+    }
+}
+
+impl Serialize for Text {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(self.as_str())
+    }
+}
+
 fn check(s: &str) -> Result<(), IdError> {
     if s.is_empty() {
         return Err(IdError::Empty);
@@ -31,7 +109,8 @@ fn check(s: &str) -> Result<(), IdError> {
     if s.len() > ID_BYTES_MAX {
         return Err(IdError::TooLong(s.len()));
     }
-    if s.chars().any(|c| c.is_control() || c.is_whitespace()) {
+    let plain = s.bytes().all(|b| b.is_ascii_graphic());
+    if !plain && s.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(IdError::Control);
     }
     Ok(())
@@ -42,11 +121,11 @@ macro_rules! id {
         $(#[$doc])*
         ///
         /// 1 to [`ID_BYTES_MAX`] bytes of UTF-8 without white space or control characters.
-        /// Cloning shares the string.
+        /// Cloning allocates nothing.
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
         #[serde(transparent)]
         #[schema(value_type = String, min_length = 1, max_length = 128)]
-        pub struct $name(Arc<str>);
+        pub struct $name(Text);
 
         impl $name {
             /// Checks and takes `s`.
@@ -57,25 +136,25 @@ macro_rules! id {
             pub fn new(s: impl AsRef<str>) -> Result<Self, IdError> {
                 let s = s.as_ref();
                 check(s)?;
-                Ok(Self(Arc::from(s)))
+                Ok(Self(Text::new(s)))
             }
 
             /// The identifier as it is written.
             #[must_use]
             pub fn as_str(&self) -> &str {
-                &self.0
+                self.0.as_str()
             }
         }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(self.as_str())
             }
         }
 
@@ -88,20 +167,29 @@ macro_rules! id {
 
         impl Borrow<str> for $name {
             fn borrow(&self) -> &str {
-                &self.0
+                self.as_str()
             }
         }
 
         impl AsRef<str> for $name {
             fn as_ref(&self) -> &str {
-                &self.0
+                self.as_str()
             }
         }
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                let s = std::borrow::Cow::<'de, str>::deserialize(d)?;
-                Self::new(&s).map_err(serde::de::Error::custom)
+                struct Read;
+                impl Visitor<'_> for Read {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str("a string")
+                    }
+                    fn visit_str<E: serde::de::Error>(self, s: &str) -> Result<$name, E> {
+                        $name::new(s).map_err(E::custom)
+                    }
+                }
+                d.deserialize_str(Read)
             }
         }
     )*};
@@ -141,6 +229,22 @@ mod tests {
         assert_eq!(GuildId::new("a b"), Err(IdError::Control));
         assert_eq!(GuildId::new("x".repeat(129)), Err(IdError::TooLong(129)));
         assert!(GuildId::new("x".repeat(128)).is_ok());
+    }
+
+    #[test]
+    fn short_and_long_ids_behave_alike() {
+        assert_eq!(size_of::<GuildId>(), 24);
+        let texts: Vec<String> = (1..=40).map(|n| "é".repeat(n)).chain((1..=40).map(|n| "a".repeat(n))).collect();
+        for a in &texts {
+            let id = GuildId::new(a).expect("valid");
+            assert_eq!((id.as_str(), id.clone()), (a.as_str(), id.clone()));
+            let among: std::collections::HashSet<GuildId> = [id.clone()].into();
+            assert!(among.contains(a.as_str()), "hashes as its string");
+            for b in &texts {
+                let other = GuildId::new(b).expect("valid");
+                assert_eq!((id.cmp(&other), id == other), (a.cmp(b), a == b));
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What operators read.
 
+use std::collections::BinaryHeap;
+
 use sfu_api::{CallId, GatewayId, GuildId};
 use tokio::time::Instant;
 
@@ -27,27 +29,36 @@ impl Engine {
         find(&shard, guild, call).map(|c| self.view(c, now))
     }
 
-    /// The calls that pass `filter`, a page of at most 1,000.
+    /// The calls that pass `filter`, a page of at most 1,000 in order of guild and call. Every call is
+    /// looked at, and nothing is kept of those that are not on the page.
     #[must_use]
     pub fn calls(&self, filter: &CallFilter) -> CallPage {
-        let now = Instant::now();
-        let mut views: Vec<CallView> = Vec::new();
-        for shard in &self.ctx.shards {
-            let shard = shard.lock();
-            views.extend(shard.list(filter.guild.as_ref()).into_iter().map(|c| self.view(c, now)));
-        }
-        views.retain(|v| {
-            filter.state.is_none_or(|s| s == v.state) && filter.sfu.as_ref().is_none_or(|s| Some(s) == v.sfu.as_ref())
-        });
-        let total = views.len();
-        views.sort_by(|a, b| (&a.guild, &a.call).cmp(&(&b.guild, &b.call)));
-        if let Some((guild, call)) = &filter.after {
-            views.retain(|v| (&v.guild, &v.call) > (guild, call));
-        }
         let limit = filter.limit.clamp(1, PAGE_MAX);
-        let more = views.len() > limit;
-        views.truncate(limit);
-        CallPage { calls: views, more, total }
+        let sfus = self.ctx.catalogue.now();
+        let on = filter.sfu.as_ref().map(|id| sfus.by_idx.iter().find(|s| s.id == *id).map(|s| s.idx));
+        let passes = |call: &Call| {
+            filter.state.is_none_or(|s| s == state(call)) && on.is_none_or(|s| s.is_some() && s == call.placement.sfu())
+        };
+        let mut total = 0;
+        let mut page: BinaryHeap<(GuildId, CallId)> = BinaryHeap::new();
+        for shard in &self.ctx.shards {
+            for call in shard.lock().list(filter.guild.as_ref()).filter(|c| passes(c)) {
+                total += 1;
+                let at = (&call.guild, &call.id);
+                let late = page.len() > limit && page.peek().is_some_and(|(g, c)| at >= (g, c));
+                if late || filter.after.as_ref().is_some_and(|(g, c)| at <= (g, c)) {
+                    continue;
+                }
+                page.push((call.guild.clone(), call.id.clone()));
+                if page.len() > limit + 1 {
+                    page.pop();
+                }
+            }
+        }
+        let more = page.len() > limit;
+        // One that ended meanwhile is not shown.
+        let calls = page.into_sorted_vec().iter().take(limit).filter_map(|(g, c)| self.call(g, c)).collect();
+        CallPage { calls, more, total }
     }
 
     /// Why the call is where it is, and what would happen if its SFU died now.
@@ -214,11 +225,7 @@ impl Engine {
             kind: call.kind,
             region: call.region.clone(),
             participants: u32::try_from(call.participants.len()).unwrap_or(u32::MAX),
-            state: match (call.is_live(), call.placement.is_placed()) {
-                (false, _) => CallState::Ending,
-                (true, true) => CallState::Placed,
-                (true, false) => CallState::Awaiting,
-            },
+            state: state(call),
             sfu: call.placement.sfu().and_then(|idx| self.ctx.catalogue.get(idx)).map(|s| s.id.clone()),
             room,
             endpoint,
@@ -227,6 +234,14 @@ impl Engine {
                 .awaiting_since
                 .map(|since| u64::try_from(now.saturating_duration_since(since).as_millis()).unwrap_or(u64::MAX)),
         }
+    }
+}
+
+fn state(call: &Call) -> CallState {
+    match (call.is_live(), call.placement.is_placed()) {
+        (false, _) => CallState::Ending,
+        (true, true) => CallState::Placed,
+        (true, false) => CallState::Awaiting,
     }
 }
 

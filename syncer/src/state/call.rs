@@ -2,21 +2,10 @@
 
 use std::sync::Arc;
 
-use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, RegionId, SessionId, Slot};
+use sfu_api::{CallId, CallKind, Epoch, GuildId, RegionId, SessionId, Slot};
 use tokio::time::Instant;
 
-use super::{Class, Place, Placement};
-
-/// One session in a call.
-#[derive(Clone, Debug)]
-pub struct Participant {
-    /// The session.
-    pub session: SessionId,
-    /// The gateway that holds its socket.
-    pub gateway: GatewayId,
-    /// The highest `seq` of the session's writes.
-    pub seq: u64,
-}
+use super::{Class, GatewayIdx, Members, Place, Placement};
 
 /// One call: the expensive child of a guild.
 #[derive(Clone, Debug)]
@@ -31,8 +20,8 @@ pub struct Call {
     pub kind: CallKind,
     /// Region it asked for.
     pub region: Option<RegionId>,
-    /// Who is in it, in the order of joining.
-    pub participants: Vec<Participant>,
+    /// Who is in it.
+    pub participants: Members,
     /// Where it is.
     pub placement: Placement,
     /// Since when it has wanted an endpoint without having one.
@@ -68,7 +57,7 @@ impl Call {
             slot,
             kind,
             region,
-            participants: Vec::new(),
+            participants: Members::new(),
             placement: Placement::Unplaced,
             awaiting_since: None,
             ends_at: None,
@@ -107,52 +96,40 @@ impl Call {
         }
     }
 
-    /// The session's entry, if it is in the call.
-    #[must_use]
-    pub fn participant(&self, session: &SessionId) -> Option<&Participant> {
-        self.participants.iter().find(|p| p.session == *session)
+    /// Puts the session into the call, or moves it to another gateway; says from which. `None` as `seq`
+    /// counts as the one after the last.
+    pub(super) fn put(
+        &mut self,
+        session: &SessionId,
+        gateway: GatewayIdx,
+        seq: Option<u64>,
+    ) -> (SeqCheck, Option<GatewayIdx>) {
+        let before = self.participants.get(session);
+        let seq = match (before, seq) {
+            (Some((_, last)), Some(seq)) if seq <= last => return (SeqCheck::Old, None),
+            (_, Some(seq)) => seq,
+            (Some((_, last)), None) => last.saturating_add(1),
+            (None, None) => 0,
+        };
+        self.participants.put(session, gateway, seq);
+        (SeqCheck::New, before.map(|(from, _)| from).filter(|from| *from != gateway))
     }
 
-    /// Puts the session into the call, or moves it to another gateway. `None` as `seq` counts as
-    /// the one after the last.
-    pub(super) fn put(&mut self, session: SessionId, gateway: GatewayId, seq: Option<u64>) -> SeqCheck {
-        if let Some(p) = self.participants.iter_mut().find(|p| p.session == session) {
-            let seq = seq.unwrap_or_else(|| p.seq.saturating_add(1));
-            if seq <= p.seq {
-                return SeqCheck::Old;
-            }
-            p.seq = seq;
-            p.gateway = gateway;
-            return SeqCheck::New;
-        }
-        self.participants.push(Participant { session, gateway, seq: seq.unwrap_or(0) });
-        SeqCheck::New
-    }
-
-    /// Takes the session out of the call. A leave that is older than the session's last write is
-    /// ignored; one for the same `seq` is not (a leave follows its join). Without a `seq`, only the
-    /// gateway that holds the session is believed: it may have moved.
-    pub(super) fn remove(&mut self, session: &SessionId, gateway: &GatewayId, seq: Option<u64>) -> bool {
-        let Some(at) = self.participants.iter().position(|p| p.session == *session) else { return false };
-        let participant = &self.participants[at];
-        let stale = seq.map_or(participant.gateway != *gateway, |seq| seq < participant.seq);
+    /// Takes the session out of the call; says on which gateway it was. A leave that is older than the
+    /// session's last write is ignored; one for the same `seq` is not (a leave follows its join). Without
+    /// a `seq`, only the gateway that holds the session is believed: it may have moved.
+    pub(super) fn remove(
+        &mut self,
+        session: &SessionId,
+        gateway: Option<GatewayIdx>,
+        seq: Option<u64>,
+    ) -> Option<GatewayIdx> {
+        let (on, last) = self.participants.get(session)?;
+        let stale = seq.map_or(gateway != Some(on), |seq| seq < last);
         if stale {
-            return false;
+            return None;
         }
-        self.participants.remove(at);
-        true
-    }
-
-    /// The sessions by gateway, gateways in order of their first session.
-    #[must_use]
-    pub fn sessions_by_gateway(&self) -> Vec<(GatewayId, Vec<SessionId>)> {
-        let mut by: Vec<(GatewayId, Vec<SessionId>)> = Vec::new();
-        for p in &self.participants {
-            match by.iter_mut().find(|(g, _)| *g == p.gateway) {
-                Some((_, sessions)) => sessions.push(p.session.clone()),
-                None => by.push((p.gateway.clone(), vec![p.session.clone()])),
-            }
-        }
-        by
+        self.participants.remove(session);
+        Some(on)
     }
 }

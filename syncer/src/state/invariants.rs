@@ -1,6 +1,7 @@
 //! What must hold between any two operations. Written once: the same functions run in property
 //! tests, in simulation and in production, where a violation is counted instead of a panic.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Call, CallKey, Dirty, Place, Placement, Shard, ShardCounts};
@@ -32,7 +33,7 @@ pub enum Violation {
     NotInSet,
     /// I7: a placed call was never announced at its epoch.
     NotAnnounced,
-    /// The index of calls by SFU disagrees with the calls.
+    /// The index of calls by SFU, guild or gateway disagrees with the calls.
     Index,
     /// The counts disagree with the calls.
     Counts,
@@ -45,7 +46,7 @@ impl fmt::Display for Violation {
             Self::Forgotten => "I5 a live call without an endpoint is not in the dirty set",
             Self::NotInSet => "I5 the dirty set does not hold a call that says it is there",
             Self::NotAnnounced => "I7 a placed call was not announced at its epoch",
-            Self::Index => "the index of calls by SFU is wrong",
+            Self::Index => "an index of calls is wrong",
             Self::Counts => "the counts of calls are wrong",
         })
     }
@@ -75,7 +76,7 @@ pub fn of_call(key: CallKey, call: &Call, dirty: &Dirty) -> Option<Violation> {
 #[must_use]
 pub fn of_shard(shard: &Shard) -> Option<Violation> {
     let mut counts = ShardCounts::default();
-    let mut indexed = 0;
+    let (mut indexed, mut heard) = (0, 0);
     for key in shard.keys() {
         let call = shard.get(key)?;
         if let Some(violation) = of_call(key, call, &shard.dirty) {
@@ -93,11 +94,17 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
                 return Some(Violation::Index);
             }
         }
+        for gateway in call.participants.gateways() {
+            heard += 1;
+            if !shard.gateways.calls(gateway).any(|k| k == key) {
+                return Some(Violation::Index);
+            }
+        }
         if shard.find(&call.guild, &call.id) != Some(key) {
             return Some(Violation::Index);
         }
     }
-    if shard.by_sfu.values().map(std::collections::BTreeSet::len).sum::<usize>() != indexed {
+    if shard.gateways.len() != heard || shard.by_sfu.values().map(BTreeSet::len).sum::<usize>() != indexed {
         return Some(Violation::Index);
     }
     (counts != shard.counts()).then_some(Violation::Counts)

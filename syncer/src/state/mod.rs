@@ -11,16 +11,20 @@
 
 mod call;
 mod dirty;
+mod gateways;
 mod gone;
 pub mod invariants;
+mod members;
 mod placement;
 mod shard;
 #[cfg(test)]
 mod tests;
 
-pub use self::call::{Call, Participant, SeqCheck};
+pub use self::call::{Call, SeqCheck};
 pub use self::dirty::{Blocker, Class, Dirty, Place};
+pub use self::gateways::GatewayIdx;
 pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
+pub use self::members::Members;
 pub use self::placement::{Cause, Placement, SfuIdx};
 pub use self::shard::{
     CallKey, Committed, Decision, Join, Joined, Leave, Left, Limits, News, Next, PlaceWork, Placer, Release, Shard,

@@ -40,8 +40,13 @@ fn join_of(call: u8, session: u8, seq: Option<u64>) -> Join {
 }
 
 fn join(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Result<Joined, String> {
+    join_from(shard, call, session, &format!("gw{}", session % 2), now)
+}
+
+fn join_from(shard: &mut Shard, call: u8, session: u8, gateway: &str, now: Instant) -> Result<Joined, String> {
     let admit = || Ok(());
-    shard.join(slot(), join_of(call, session, None), &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
+    let join = Join { gateway: GatewayId::new(gateway).expect("valid"), ..join_of(call, session, None) };
+    shard.join(slot(), join, &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
 }
 
 fn leave_of(join: Join, seq: Option<u64>) -> Leave {
@@ -225,6 +230,7 @@ fn r08_a_refused_child_leaves_nothing_behind() {
 #[derive(Clone, Debug)]
 enum Step {
     Join(u8, u8),
+    Move(u8, u8),
     Leave(u8, u8),
     Place(Option<u32>),
     Commit(usize),
@@ -239,6 +245,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0u8..4, 0u8..5).prop_map(|(c, s)| Step::Join(c, s)),
+        1 => (0u8..4, 0u8..5).prop_map(|(c, s)| Step::Move(c, s)),
         3 => (0u8..4, 0u8..5).prop_map(|(c, s)| Step::Leave(c, s)),
         4 => prop::option::of(0u32..3).prop_map(Step::Place),
         4 => (0usize..4).prop_map(Step::Commit),
@@ -279,6 +286,7 @@ proptest! {
         for step in walk {
             match step {
                 Step::Join(c, s) => { let _refused = join(&mut shard, c, s, now); }
+                Step::Move(c, s) => { let _refused = join_from(&mut shard, c, s, "elsewhere", now); }
                 Step::Leave(c, s) => { leave(&mut shard, c, s, now); }
                 Step::Place(sfu) => {
                     if let Next::Reserved { work, epoch, .. } = shard.place_next(&mut On(sfu)) {
@@ -324,7 +332,10 @@ proptest! {
         prop_assert_eq!(shard.counts().awaiting, 0, "I5: nothing is forgotten");
         prop_assert_eq!(invariants::of_shard(&shard), None);
         // I6's half of the shard: when everyone has left and the grace is over, nothing is held.
-        for (c, s) in (0..4).flat_map(|c| (0..5).map(move |s| (c, s))) { leave(&mut shard, c, s, now); }
+        for (c, s) in (0..4).flat_map(|c| (0..5).map(move |s| (c, s))) {
+            shard.leave(&leave_of(join_of(c, s, None), Some(u64::MAX)), &LIMITS, now);
+        }
+        prop_assert_eq!(shard.news_for(&GatewayId::new("elsewhere").expect("valid")).len(), 0);
         shard.tick(now + LIMITS.empty_grace, 100, &mut Vec::new());
         prop_assert_eq!(shard.counts(), ShardCounts::default());
         prop_assert!((0..3).all(|s| shard.rooms_on(SfuIdx(s)).is_empty()));

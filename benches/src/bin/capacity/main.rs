@@ -163,6 +163,8 @@ impl Run<'_> {
         let sent = target.lines(0..self.calls, Write::Join { seq: 1 }).await?;
         all_done(sent)?;
         self.joined(SYNCER, sent, server.cpu_s() - cpu);
+        let grown = server.rss_bytes() - empty;
+        self.add(SYNCER, "bytes_per_person_unplaced", "B", grown / people(self.calls) as f64);
 
         self.place(&target).await?;
         let status = target.ask(Method::GET, "/v1/status", &Value::Null).await?;

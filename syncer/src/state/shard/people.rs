@@ -86,13 +86,13 @@ impl Shard {
             Some(key) => {
                 let call = self.get(key).expect("the index names calls that exist");
                 let full = call.participants.len() as u64 >= limits.participants_per_call_max;
-                if full && call.participant(&session).is_none() {
+                if full && call.participants.get(&session).is_none() {
                     return Err(too_many("sessions in the call", limits.participants_per_call_max));
                 }
                 key
             }
             None => {
-                let calls = self.guilds.get(&guild).map_or(0, BTreeMap::len) as u64;
+                let calls = self.guilds.get(&guild).map_or(0, Vec::len) as u64;
                 if calls >= limits.calls_per_guild_max {
                     return Err(too_many("calls in the guild", limits.calls_per_guild_max));
                 }
@@ -100,8 +100,10 @@ impl Shard {
                 self.insert(Call::new(guild, id, slot, kind, region))
             }
         };
+        let gateway = self.gateways.number(gateway);
         let joined = self.edit(key, |call, dirty| {
-            let check = call.put(session, gateway, seq);
+            let (check, from) = call.put(&session, gateway, seq);
+            let left = from.filter(|from| !call.participants.is_on(*from));
             call.ends_at = None;
             let mut marked = false;
             if !call.placement.is_placed() {
@@ -115,32 +117,46 @@ impl Shard {
             } else if matches!(call.place, Place::Waiting(_)) {
                 dirty.put(key, &mut call.place, Place::Clean);
             }
-            Joined { seq: check, announced: call.announced, at: at(&call.placement), marked }
+            (Joined { seq: check, announced: call.announced, at: at(&call.placement), marked }, left)
         });
-        Ok(joined.expect("the key was just found"))
+        let (joined, left) = joined.expect("the key was just found");
+        if let Some(left) = left {
+            self.gateways.leave(left, key);
+        }
+        if self.get(key).is_some_and(|call| call.participants.is_on(gateway)) {
+            self.gateways.enter(gateway, key);
+        } else {
+            self.gateways.leave(gateway, key); // a late write, the only one of its gateway
+        }
+        Ok(joined)
     }
 
     /// Takes a leave. An empty call keeps its place for the empty grace, so that a reconnect storm
     /// finds it where it was.
     pub fn leave(&mut self, leave: &Leave, limits: &Limits, now: Instant) -> Left {
         let found = self.find(&leave.guild, &leave.call);
-        let present = found.and_then(|key| self.get(key)).and_then(|call| call.participant(&leave.session));
-        if let Some(seq) = leave.seq.filter(|seq| present.is_none_or(|p| p.seq <= *seq)) {
+        let present = found.and_then(|key| self.get(key)).and_then(|call| call.participants.get(&leave.session));
+        if let Some(seq) = leave.seq.filter(|seq| present.is_none_or(|(_, last)| last <= *seq)) {
             // Also when it was not there: its join may still be under way.
             self.gone.note((leave.guild.clone(), leave.call.clone(), leave.session.clone()), seq, now);
         }
         let Some(key) = found else { return Left::Nothing };
+        let gateway = self.gateways.find(&leave.gateway);
         let removed = self.edit(key, |call, dirty| {
-            let removed = call.remove(&leave.session, &leave.gateway, leave.seq);
-            if removed && !call.is_live() {
+            let on = call.remove(&leave.session, gateway, leave.seq)?;
+            if !call.is_live() {
                 empty(key, call, dirty, limits, now);
             }
-            removed
+            Some((on, call.participants.is_on(on)))
         });
+        let removed = removed.flatten();
+        if let Some((on, false)) = removed {
+            self.gateways.leave(on, key);
+        }
         if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {
             self.forget(key);
         }
-        if removed == Some(true) { Left::Removed } else { Left::Nothing }
+        if removed.is_some() { Left::Removed } else { Left::Nothing }
     }
 }
 

@@ -166,6 +166,7 @@ impl Shard {
         limits: &Limits,
         now: Instant,
     ) -> Committed {
+        let sessions = self.sessions(key);
         let committed = self.edit(key, |call, dirty| {
             let Placement::Reserving { sfu, ref room, epoch: reserved, last, .. } = call.placement else { return None };
             if reserved != epoch {
@@ -189,7 +190,7 @@ impl Shard {
                 endpoint: Some(endpoint),
                 at: Some((sfu, room)),
                 cause: Cause::Placed,
-                sessions: call.sessions_by_gateway(),
+                sessions,
             });
             Some(Committed::Placed { news, moved: last.is_some_and(|l| l != sfu), awaited, class })
         });
@@ -234,6 +235,7 @@ impl Shard {
     }
 
     fn lose(&mut self, key: CallKey, cause: Cause, in_place: bool, now: Instant) -> Option<News> {
+        let sessions = self.sessions(key);
         let news = self.edit(key, |call, dirty| {
             let Placement::Placed { sfu, epoch, .. } = call.placement else { return None };
             call.placement = Placement::Lost { last: sfu, in_place };
@@ -256,7 +258,7 @@ impl Shard {
                 endpoint: None,
                 at: None,
                 cause,
-                sessions: call.sessions_by_gateway(),
+                sessions,
             })
         });
         if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {

@@ -33,28 +33,23 @@ impl Shard {
         self.by_sfu.get(&sfu).map_or(0, BTreeSet::len)
     }
 
-    /// Calls in order of guild and id, for one guild or all.
-    #[must_use]
-    pub fn list(&self, guild: Option<&GuildId>) -> Vec<&Call> {
-        let one = |calls: &BTreeMap<CallId, CallKey>| calls.values().filter_map(|k| self.get(*k)).collect::<Vec<_>>();
-        match guild {
-            Some(guild) => self.guilds.get(guild).map(one).unwrap_or_default(),
-            None => self.guilds.values().flat_map(one).collect(),
-        }
+    /// The calls of one guild, in order of their ids, or all calls in no order.
+    pub fn list(&self, guild: Option<&GuildId>) -> impl Iterator<Item = &Call> {
+        let of_one = guild.and_then(|guild| self.guilds.get(guild)).into_iter().flatten();
+        let of_all = guild.is_none().then(|| self.calls.iter().map(|(_, (_, call))| call)).into_iter().flatten();
+        of_one.filter_map(|key| self.get(*key)).chain(of_all)
     }
 
     /// The last news of every call in which `gateway` has sessions, with those sessions alone.
     #[must_use]
     pub fn news_for(&self, gateway: &GatewayId) -> Vec<News> {
-        self.calls
-            .iter()
-            .filter_map(|(_, (_, call))| {
+        let Some(idx) = self.gateways.find(gateway) else { return Vec::new() };
+        self.gateways
+            .calls(idx)
+            .filter_map(|key| {
+                let call = self.get(key)?;
                 let (epoch, phase) = call.announced?;
-                let sessions: Vec<SessionId> =
-                    call.participants.iter().filter(|p| p.gateway == *gateway).map(|p| p.session.clone()).collect();
-                if sessions.is_empty() {
-                    return None;
-                }
+                let sessions = call.participants.sessions(Some(idx)).into_iter().map(|(_, s)| s).collect();
                 let (endpoint, at) = match &call.placement {
                     Placement::Placed { sfu, room, endpoint, .. } => {
                         (Some(endpoint.clone()), Some((*sfu, room.clone())))
