@@ -11,6 +11,7 @@ use super::*;
 use crate::limits::LaneLimits;
 
 mod decisions;
+mod interleavings;
 mod relics;
 
 use self::relics::Relic;
