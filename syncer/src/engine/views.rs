@@ -2,7 +2,7 @@
 
 use std::collections::BinaryHeap;
 
-use sfu_api::{CallId, GatewayId, GuildId};
+use sfu_api::{CallId, GatewayId, GuildId, RegionId};
 use tokio::time::Instant;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
 use crate::health::Verdict;
 use crate::ownership::slot_of;
 use crate::select::Sfu;
-use crate::state::{Call, Place, Placement, Shard};
+use crate::state::{Call, How, Place, Placement, Shard, Why};
 
 /// Calls in a page at most: ~300 KiB of JSON.
 const PAGE_MAX: usize = 1_000;
@@ -67,7 +67,7 @@ impl Engine {
         let (view, decision, place) = {
             let shard = self.ctx.shard(slot_of(guild)).lock();
             let found = find(&shard, guild, call)?;
-            (self.view(found, now), found.decision.clone(), found.place().clone())
+            (self.view(found, now), found.decision, found.place().clone())
         };
         let candidates = self.candidates(&view, now);
         let fit = candidates.iter().filter(|c| c.excluded.is_none()).count();
@@ -92,13 +92,34 @@ impl Engine {
             }),
             Place::Blocked(..) => Some("an SFU that is fit; the candidates say what is against each".to_owned()),
         };
+        let call = view;
         Some(Explanation {
-            call: view,
-            decision: decision.map(|d| d.to_string()),
+            decision: decision.map(|why| self.words(why, call.region.as_ref())),
+            call,
             waiting_for,
             if_sfu_died,
             candidates,
         })
+    }
+
+    /// A decision in words, with its figures.
+    fn words(&self, why: Why, region: Option<&RegionId>) -> String {
+        let name = |idx| self.ctx.catalogue.get(idx).map_or_else(|| "an SFU".to_owned(), |s| s.id.to_string());
+        let sfu = name(why.sfu);
+        let How::Drawn { score, rival, among, any_region } = why.how else {
+            return format!("its room is made again in place on {sfu}");
+        };
+        let ladder = match region {
+            Some(region) if !any_region => format!("region {region}"),
+            _ => "any region".to_owned(),
+        };
+        match rival {
+            Some((rival, other)) => format!(
+                "{sfu} with score {score:.4} won against {} with {other:.4}, drawn from {among} in {ladder}",
+                name(rival)
+            ),
+            None => format!("{sfu} with score {score:.4} was the only fit one of {among} in {ladder}"),
+        }
     }
 
     fn neighbours(&self, view: &CallView) -> usize {
@@ -216,7 +237,9 @@ impl Engine {
 
     fn view(&self, call: &Call, now: Instant) -> CallView {
         let (room, endpoint) = match &call.placement {
-            Placement::Placed { room, endpoint, .. } => (Some(room.clone()), Some(endpoint.clone())),
+            Placement::Placed { seat, .. } => {
+                (Some(seat.room(&call.guild, &call.id)), Some(seat.endpoint(&call.guild, &call.id)))
+            }
             Placement::Unplaced | Placement::Reserving { .. } | Placement::Lost { .. } => (None, None),
         };
         CallView {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::select::{Excluded, Reservation, Sfu, Snapshot, choose};
-use crate::state::{Blocker, Decision, PlaceWork, Placer, SfuIdx};
+use crate::state::{Blocker, Decision, How, PlaceWork, Placer, SfuIdx, Why};
 
 /// How long a call waits for its own SFU to have a token again before it goes elsewhere. A restarted
 /// SFU is refilled at its bucket's pace; beyond this, moving is kinder than waiting.
@@ -50,7 +50,7 @@ impl<'a> SelectPlacer<'a> {
     fn in_place(&mut self, idx: SfuIdx, since: Option<Instant>) -> Option<Decision> {
         let sfu = self.ctx.catalogue.get(idx)?;
         match sfu.fit(self.now) {
-            Ok(_) => self.reserve(&sfu, format!("its room is made again in place on {}", sfu.id)),
+            Ok(_) => self.reserve(&sfu, How::InPlace),
             Err(Excluded::SfuBucket | Excluded::RegionBucket | Excluded::Window | Excluded::Held) => {
                 let waited = since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
                 (waited < IN_PLACE_MAX).then_some(Decision::Block(Blocker::Busy(idx)))
@@ -59,39 +59,37 @@ impl<'a> SelectPlacer<'a> {
         }
     }
 
-    fn among(&mut self, sfus: &[Arc<Sfu>], ladder: &str) -> Option<Decision> {
+    #[allow(clippy::cast_possible_truncation, reason = "scores are shown with four digits")]
+    fn among(&mut self, sfus: &[Arc<Sfu>], any_region: bool) -> Option<Decision> {
         let now = self.now;
         let choice = choose(sfus.len(), &mut self.rng, |i| sfus[i].fit(now).ok())?;
-        let chosen = &sfus[choice.index];
-        let (id, score, n) = (&chosen.id, choice.score, sfus.len());
-        let why = match choice.rival {
-            Some((rival, other)) => {
-                let rival = &sfus[rival].id;
-                format!("{id} with score {score:.4} won against {rival} with {other:.4}, drawn from {n} in {ladder}")
-            }
-            None => format!("{id} with score {score:.4} was the only fit one of {n} in {ladder}"),
+        let how = How::Drawn {
+            score: choice.score as f32,
+            rival: choice.rival.map(|(rival, score)| (sfus[rival].idx, score as f32)),
+            among: u32::try_from(sfus.len()).unwrap_or(u32::MAX),
+            any_region,
         };
-        self.reserve(chosen, why)
+        self.reserve(&sfus[choice.index], how)
     }
 
-    fn reserve(&mut self, sfu: &Arc<Sfu>, why: String) -> Option<Decision> {
+    fn reserve(&mut self, sfu: &Arc<Sfu>, how: How) -> Option<Decision> {
         self.taken = Some(sfu.reserve(self.now)?);
-        Some(Decision::Reserve { sfu: sfu.idx, why: why.into() })
+        Some(Decision::Reserve { sfu: sfu.idx, why: Why { sfu: sfu.idx, how } })
     }
 
     /// The call's region, then any. Down only when the region has nobody left, not while it is
     /// merely busy: a recovery must not spill over to the other side of the world to save a second.
     fn down_the_ladder(&mut self, region: Option<&RegionId>) -> Option<Decision> {
         let snapshot = self.snapshot.clone();
-        let Some(region) = region else { return self.among(&snapshot.all, "any region") };
+        let Some(region) = region else { return self.among(&snapshot.all, true) };
         let own = snapshot.by_region.get(region).map_or(&[][..], Vec::as_slice);
-        self.among(own, &format!("region {region}")).or_else(|| {
+        self.among(own, false).or_else(|| {
             let out = |sfu: &Arc<Sfu>| {
                 use Excluded::{Cordoned, Full, NotAccepting, Verdict};
                 matches!(sfu.fit(self.now), Err(Verdict(_) | Cordoned | NotAccepting | Full))
             };
             let gone = own.iter().all(out);
-            (gone && self.ctx.levers.any_region.get()).then(|| self.among(&snapshot.all, "any region")).flatten()
+            (gone && self.ctx.levers.any_region.get()).then(|| self.among(&snapshot.all, true)).flatten()
         })
     }
 }

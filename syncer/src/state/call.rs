@@ -1,11 +1,9 @@
 //! One call.
 
-use std::sync::Arc;
-
-use sfu_api::{CallId, CallKind, Epoch, GuildId, RegionId, SessionId, Slot};
+use sfu_api::{CallId, CallKind, GuildId, RegionId, SessionId, Slot};
 use tokio::time::Instant;
 
-use super::{Class, GatewayIdx, Members, Place, Placement};
+use super::{Class, GatewayIdx, Members, Place, Placement, Why};
 
 /// One call: the expensive child of a guild.
 #[derive(Clone, Debug)]
@@ -26,14 +24,10 @@ pub struct Call {
     pub placement: Placement,
     /// Since when it has wanted an endpoint without having one.
     pub awaiting_since: Option<Instant>,
-    /// When an empty call ends.
-    pub ends_at: Option<Instant>,
-    /// The last thing gateways were told: epoch and phase. Grows strictly (I7).
-    pub announced: Option<(Epoch, u8)>,
     /// Attempts since the need arose.
     pub attempts: u32,
-    /// The last decision in words, for `explain`.
-    pub decision: Option<Arc<str>>,
+    /// The last decision, for `explain`.
+    pub decision: Option<Why>,
     /// Where it is in the dirty set.
     pub(super) place: Place,
 }
@@ -60,8 +54,6 @@ impl Call {
             participants: Members::new(),
             placement: Placement::Unplaced,
             awaiting_since: None,
-            ends_at: None,
-            announced: None,
             attempts: 0,
             decision: None,
             place: Place::Clean,
@@ -89,7 +81,7 @@ impl Call {
     /// The class of its next placement.
     #[must_use]
     pub fn class(&self) -> Class {
-        match (self.announced.is_some(), self.kind) {
+        match (self.placement.announced().is_some(), self.kind) {
             (true, _) => Class::Repair,
             (false, CallKind::Voice) => Class::New,
             (false, CallKind::Stream) => Class::Stream,

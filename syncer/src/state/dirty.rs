@@ -66,8 +66,9 @@ pub enum Place {
     Ready(Instant),
     /// To be looked at again at this moment.
     Waiting(Instant),
-    /// To be looked at again when this goes away, in order of rank.
-    Blocked(Blocker, Instant),
+    /// To be looked at again when this goes away, in order of rank. Boxed, because few calls are blocked
+    /// and all have a place.
+    Blocked(Box<(Blocker, Instant)>),
     /// An attempt is under way.
     InFlight,
 }
@@ -92,7 +93,8 @@ impl Dirty {
             Place::Waiting(at) => {
                 self.waiting.remove(&(*at, key));
             }
-            Place::Blocked(on, at) => {
+            Place::Blocked(blocked) => {
+                let (on, at) = &**blocked;
                 if let Some(keys) = self.blocked.get_mut(on) {
                     keys.remove(&(*at, key));
                     if keys.is_empty() {
@@ -109,7 +111,8 @@ impl Dirty {
             Place::Waiting(at) => {
                 self.waiting.insert((*at, key));
             }
-            Place::Blocked(on, at) => {
+            Place::Blocked(blocked) => {
+                let (on, at) = &**blocked;
                 self.blocked.entry(on.clone()).or_default().insert((*at, key));
             }
             Place::Clean | Place::InFlight => {}
@@ -153,7 +156,10 @@ impl Dirty {
             Place::Clean | Place::InFlight => true,
             Place::Ready(at) => self.ready.contains(&(*at, key)),
             Place::Waiting(at) => self.waiting.contains(&(*at, key)),
-            Place::Blocked(on, at) => self.blocked.get(on).is_some_and(|keys| keys.contains(&(*at, key))),
+            Place::Blocked(blocked) => {
+                let (on, at) = &**blocked;
+                self.blocked.get(on).is_some_and(|keys| keys.contains(&(*at, key)))
+            }
         }
     }
 }

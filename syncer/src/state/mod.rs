@@ -16,6 +16,7 @@ mod gone;
 pub mod invariants;
 mod members;
 mod placement;
+mod seat;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -25,8 +26,9 @@ pub use self::dirty::{Blocker, Class, Dirty, Place};
 pub use self::gateways::GatewayIdx;
 pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
 pub use self::members::Members;
-pub use self::placement::{Cause, Placement, SfuIdx};
+pub use self::placement::{Cause, Last, Placement, Reserved, SfuIdx};
+pub use self::seat::Seat;
 pub use self::shard::{
-    CallKey, Committed, Decision, Join, Joined, Leave, Left, Limits, News, Next, PlaceWork, Placer, Release, Shard,
-    ShardCounts,
+    CallKey, Committed, Decision, How, Join, Joined, Leave, Left, Limits, News, Next, PlaceWork, Placer, Release,
+    Shard, ShardCounts, Why,
 };

@@ -9,10 +9,10 @@
 //! A commit counts only while the call still reserves at that epoch (compare-and-set); a late
 //! answer leaves a room that nobody wants, which is released.
 
-use std::sync::Arc;
-
 use serde::Serialize;
 use sfu_api::{Epoch, RoomId};
+
+use super::Seat;
 
 /// Number of an SFU in this process: given once per id, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,33 +60,47 @@ pub enum Placement {
     Reserving {
         /// On this SFU.
         sfu: SfuIdx,
-        /// In this room.
-        room: RoomId,
         /// At this epoch.
         epoch: Epoch,
-        /// Where the call was last placed, to tell a move from a first placement.
-        last: Option<SfuIdx>,
-        /// The room is made again where it was.
-        in_place: bool,
+        /// What else there is of it, for the short while it takes.
+        attempt: Box<Reserved>,
     },
     /// In a room on an SFU.
     Placed {
         /// The SFU.
         sfu: SfuIdx,
-        /// The room.
-        room: RoomId,
-        /// Where clients connect.
-        endpoint: Arc<str>,
         /// The generation of this placement.
         epoch: Epoch,
+        /// Room and endpoint.
+        seat: Seat,
     },
     /// It had a place and lost it.
     Lost {
-        /// The SFU it was on.
-        last: SfuIdx,
+        /// Where it was.
+        last: Last,
         /// Make the room again there (it restarted or forgot), instead of choosing.
         in_place: bool,
     },
+}
+
+/// An attempt under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reserved {
+    /// The room to make.
+    pub room: RoomId,
+    /// Where the call was placed before.
+    pub last: Option<Last>,
+    /// The room is made again where it was.
+    pub in_place: bool,
+}
+
+/// Where a call was placed, and the gateways were told that it no longer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Last {
+    /// The SFU.
+    pub sfu: SfuIdx,
+    /// The generation of that placement.
+    pub epoch: Epoch,
 }
 
 impl Placement {
@@ -105,6 +119,18 @@ impl Placement {
         match self {
             Self::Reserving { epoch, .. } | Self::Placed { epoch, .. } => Some(*epoch),
             Self::Unplaced | Self::Lost { .. } => None,
+        }
+    }
+
+    /// The last thing the gateways were told: epoch and phase. Grows strictly (I7): a placement is told
+    /// when it is committed, and its end when it is lost.
+    #[must_use]
+    pub fn announced(&self) -> Option<(Epoch, u8)> {
+        match self {
+            Self::Unplaced => None,
+            Self::Placed { epoch, .. } => Some((*epoch, 1)),
+            Self::Lost { last, .. } => Some((last.epoch, 2)),
+            Self::Reserving { attempt, .. } => attempt.last.map(|last| (last.epoch, 2)),
         }
     }
 

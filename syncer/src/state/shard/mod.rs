@@ -18,10 +18,10 @@ use tokio::time::Instant;
 
 use super::gateways::Gateways;
 use super::invariants::{self, check_invariant};
-use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Place, Placement, SfuIdx};
+use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Place, Placement, Reserved, Seat, SfuIdx};
 
 pub use self::people::{Join, Joined, Leave, Left};
-pub use self::placing::{Committed, Decision, Next, PlaceWork, Placer};
+pub use self::placing::{Committed, Decision, How, Next, PlaceWork, Placer, Why};
 
 /// Names a call within its shard. The generation tells a reused entry from the one meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -103,6 +103,8 @@ pub struct Shard {
     /// Calls placed or reserving, by SFU, so that one notice finds them in one pass.
     pub(super) by_sfu: HashMap<SfuIdx, BTreeSet<CallKey>>,
     pub(super) gateways: Gateways,
+    /// What the endpoints of an SFU begin with, as seen last; one for each SFU of the catalogue.
+    bases: HashMap<SfuIdx, Option<Arc<str>>>,
     pub(super) terms: HashMap<Slot, OwnerTerm>,
     pub(super) dirty: Dirty,
     gone: Gone,

@@ -79,7 +79,7 @@ impl Shard {
             && self.gone.is_late(&(guild.clone(), id.clone(), session.clone()), seq)
         {
             let call = self.find(&guild, &id).and_then(|key| self.get(key));
-            let (announced, at) = call.map_or((None, None), |c| (c.announced, at(&c.placement)));
+            let (announced, at) = call.map_or((None, None), |c| (c.placement.announced(), at(c)));
             return Ok(Joined { seq: SeqCheck::Old, announced, at, marked: false });
         }
         let key = match self.find(&guild, &id) {
@@ -104,7 +104,6 @@ impl Shard {
         let joined = self.edit(key, |call, dirty| {
             let (check, from) = call.put(&session, gateway, seq);
             let left = from.filter(|from| !call.participants.is_on(*from));
-            call.ends_at = None;
             let mut marked = false;
             if !call.placement.is_placed() {
                 call.awaiting_since.get_or_insert(now);
@@ -117,7 +116,7 @@ impl Shard {
             } else if matches!(call.place, Place::Waiting(_)) {
                 dirty.put(key, &mut call.place, Place::Clean);
             }
-            (Joined { seq: check, announced: call.announced, at: at(&call.placement), marked }, left)
+            (Joined { seq: check, announced: call.placement.announced(), at: at(call), marked }, left)
         });
         let (joined, left) = joined.expect("the key was just found");
         if let Some(left) = left {
@@ -164,17 +163,17 @@ impl Shard {
 pub(super) fn empty(key: CallKey, call: &mut Call, dirty: &mut Dirty, limits: &Limits, now: Instant) {
     call.awaiting_since = None;
     if call.placement.is_placed() {
-        let ends_at = now + limits.empty_grace;
-        call.ends_at = Some(ends_at);
-        dirty.put(key, &mut call.place, Place::Waiting(ends_at));
+        dirty.put(key, &mut call.place, Place::Waiting(now + limits.empty_grace));
     } else if !matches!(call.place, Place::InFlight) {
         dirty.put(key, &mut call.place, Place::Clean);
     }
 }
 
-fn at(placement: &Placement) -> Option<(SfuIdx, RoomId, Arc<str>, Epoch)> {
-    match placement {
-        Placement::Placed { sfu, room, endpoint, epoch } => Some((*sfu, room.clone(), endpoint.clone(), *epoch)),
+fn at(call: &Call) -> Option<(SfuIdx, RoomId, Arc<str>, Epoch)> {
+    match &call.placement {
+        Placement::Placed { sfu, epoch, seat } => {
+            Some((*sfu, seat.room(&call.guild, &call.id), seat.endpoint(&call.guild, &call.id), *epoch))
+        }
         Placement::Unplaced | Placement::Reserving { .. } | Placement::Lost { .. } => None,
     }
 }

@@ -42,12 +42,39 @@ pub enum Decision {
         /// The SFU.
         sfu: SfuIdx,
         /// Why this one, for `explain`.
-        why: Arc<str>,
+        why: Why,
     },
     /// Look again when this goes away.
     Block(Blocker),
     /// Look again at this moment.
     Defer(Instant),
+}
+
+/// Why a call went where it did: small enough to be kept with each of a million.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Why {
+    /// The chosen SFU.
+    pub sfu: SfuIdx,
+    /// How the choice was made.
+    pub how: How,
+}
+
+/// How an SFU was chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum How {
+    /// The room was made again where it was.
+    InPlace,
+    /// By score.
+    Drawn {
+        /// The score that won.
+        score: f32,
+        /// Whom it won against, and with what score; nobody else was fit otherwise.
+        rival: Option<(SfuIdx, f32)>,
+        /// From how many it was drawn.
+        among: u32,
+        /// From all regions, not the call's own.
+        any_region: bool,
+    },
 }
 
 /// Decides where a call goes. Called under the shard's lock: no I/O, no waiting.
@@ -109,7 +136,7 @@ impl Shard {
             };
             let aside = match placer.decide(&work) {
                 Decision::Reserve { sfu, why } => return self.reserve(work, sfu, why, placer),
-                Decision::Block(on) => Place::Blocked(on, at),
+                Decision::Block(on) => Place::Blocked(Box::new((on, at))),
                 Decision::Defer(until) => Place::Waiting(until),
             };
             self.edit(key, |call, dirty| dirty.put(key, &mut call.place, aside));
@@ -117,12 +144,16 @@ impl Shard {
         }
     }
 
-    fn reserve(&mut self, work: PlaceWork, sfu: SfuIdx, why: Arc<str>, placer: &impl Placer) -> Next {
+    fn reserve(&mut self, work: PlaceWork, sfu: SfuIdx, why: Why, placer: &impl Placer) -> Next {
         let epoch = self.next_epoch(work.term);
         let room = placer.room(sfu, &work, epoch);
         self.edit(work.key, |call, dirty| {
-            let in_place = work.in_place == Some(sfu);
-            call.placement = Placement::Reserving { sfu, room: room.clone(), epoch, last: work.last, in_place };
+            let last = match &call.placement {
+                Placement::Lost { last, .. } => Some(*last),
+                _ => None,
+            };
+            let attempt = Reserved { room: room.clone(), last, in_place: work.in_place == Some(sfu) };
+            call.placement = Placement::Reserving { sfu, epoch, attempt: Box::new(attempt) };
             call.attempts = call.attempts.saturating_add(1);
             call.decision = Some(why);
             dirty.put(work.key, &mut call.place, Place::InFlight);
@@ -134,7 +165,7 @@ impl Shard {
         let call = self.get(key)?;
         let (last, in_place) = match call.placement {
             Placement::Unplaced => (None, false),
-            Placement::Lost { last, in_place } => (Some(last), in_place),
+            Placement::Lost { last, in_place } => (Some(last.sfu), in_place),
             Placement::Reserving { .. } | Placement::Placed { .. } => return None,
         };
         if !call.is_live() {
@@ -167,18 +198,20 @@ impl Shard {
         now: Instant,
     ) -> Committed {
         let sessions = self.sessions(key);
+        let on = self.get(key).and_then(|call| call.placement.sfu());
+        let mut base = on.and_then(|sfu| self.bases.get(&sfu).cloned()).flatten();
         let committed = self.edit(key, |call, dirty| {
-            let Placement::Reserving { sfu, ref room, epoch: reserved, last, .. } = call.placement else { return None };
+            let Placement::Reserving { sfu, epoch: reserved, ref attempt } = call.placement else { return None };
             if reserved != epoch {
                 return None;
             }
-            let (room, class) = (room.clone(), call.class());
+            let (Reserved { room, last, .. }, class) = (Reserved::clone(attempt), call.class());
+            let seat = Seat::new(&call.guild, &call.id, &room, &endpoint, &mut base);
             let awaited = call.awaiting_since.map(|since| now.saturating_duration_since(since));
-            call.placement = Placement::Placed { sfu, room: room.clone(), endpoint: endpoint.clone(), epoch };
+            call.placement = Placement::Placed { sfu, epoch, seat };
             call.attempts = 0;
             call.awaiting_since = None;
             dirty.put(key, &mut call.place, Place::Clean);
-            call.announced = Some((epoch, 1));
             if !call.is_live() {
                 people::empty(key, call, dirty, limits, now);
             }
@@ -192,8 +225,11 @@ impl Shard {
                 cause: Cause::Placed,
                 sessions,
             });
-            Some(Committed::Placed { news, moved: last.is_some_and(|l| l != sfu), awaited, class })
+            Some(Committed::Placed { news, moved: last.is_some_and(|l| l.sfu != sfu), awaited, class })
         });
+        if let Some(sfu) = on {
+            self.bases.insert(sfu, base);
+        }
         committed.flatten().unwrap_or(Committed::Stale)
     }
 
@@ -201,12 +237,12 @@ impl Shard {
     /// count as an attempt.
     pub fn fail(&mut self, key: CallKey, epoch: Epoch, sent: bool, not_before: Instant) {
         let failed = self.edit(key, |call, dirty| {
-            let Placement::Reserving { epoch: reserved, last, in_place, .. } = call.placement else { return false };
+            let Placement::Reserving { epoch: reserved, ref attempt, .. } = call.placement else { return false };
             if reserved != epoch {
                 return false;
             }
-            let in_place = in_place && !sent;
-            call.placement = last.map_or(Placement::Unplaced, |last| Placement::Lost { last, in_place });
+            let in_place = attempt.in_place && !sent;
+            call.placement = attempt.last.map_or(Placement::Unplaced, |last| Placement::Lost { last, in_place });
             call.attempts = call.attempts.saturating_sub(u32::from(!sent));
             let to = if call.is_live() { Place::Waiting(not_before) } else { Place::Clean };
             dirty.put(key, &mut call.place, to);
@@ -228,7 +264,7 @@ impl Shard {
     pub fn room_lost(&mut self, sfu: SfuIdx, room: &RoomId, epoch: Epoch, now: Instant) -> Option<News> {
         let key = self.by_sfu.get(&sfu)?.iter().copied().find(|k| {
             self.get(*k).is_some_and(
-                |c| matches!(&c.placement, Placement::Placed { room: r, epoch: e, .. } if r == room && *e == epoch),
+                |c| matches!(&c.placement, Placement::Placed { epoch: e, seat, .. } if *e == epoch && seat.room(&c.guild, &c.id) == *room),
             )
         })?;
         self.lose(key, Cause::RoomForgotten, true, now)
@@ -238,10 +274,8 @@ impl Shard {
         let sessions = self.sessions(key);
         let news = self.edit(key, |call, dirty| {
             let Placement::Placed { sfu, epoch, .. } = call.placement else { return None };
-            call.placement = Placement::Lost { last: sfu, in_place };
-            call.announced = Some((epoch, 2));
+            call.placement = Placement::Lost { last: Last { sfu, epoch }, in_place };
             if !call.is_live() {
-                call.ends_at = None;
                 dirty.put(key, &mut call.place, Place::Clean);
                 return None;
             }
@@ -289,7 +323,8 @@ impl Shard {
     /// Ends a call: it is forgotten, and its room is to be released.
     fn end(&mut self, key: CallKey) -> Option<Release> {
         let call = self.forget(key)?;
-        let Placement::Placed { sfu, room, epoch, .. } = call.placement else { return None };
+        let Placement::Placed { sfu, epoch, seat } = &call.placement else { return None };
+        let (sfu, epoch, room) = (*sfu, *epoch, seat.room(&call.guild, &call.id));
         let term = self.term(call.slot)?;
         Some(Release { sfu, room, slot: call.slot, term, epoch })
     }

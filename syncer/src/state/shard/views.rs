@@ -13,8 +13,12 @@ impl Shard {
                 let call = self.get(*key)?;
                 let term = self.term(call.slot)?;
                 match &call.placement {
-                    Placement::Placed { room, epoch, .. } => Some((room.clone(), *epoch, call.slot, term, true)),
-                    Placement::Reserving { room, epoch, .. } => Some((room.clone(), *epoch, call.slot, term, false)),
+                    Placement::Placed { epoch, seat, .. } => {
+                        Some((seat.room(&call.guild, &call.id), *epoch, call.slot, term, true))
+                    }
+                    Placement::Reserving { epoch, attempt, .. } => {
+                        Some((attempt.room.clone(), *epoch, call.slot, term, false))
+                    }
                     Placement::Unplaced | Placement::Lost { .. } => None,
                 }
             })
@@ -48,11 +52,11 @@ impl Shard {
             .calls(idx)
             .filter_map(|key| {
                 let call = self.get(key)?;
-                let (epoch, phase) = call.announced?;
+                let (epoch, phase) = call.placement.announced()?;
                 let sessions = call.participants.sessions(Some(idx)).into_iter().map(|(_, s)| s).collect();
                 let (endpoint, at) = match &call.placement {
-                    Placement::Placed { sfu, room, endpoint, .. } => {
-                        (Some(endpoint.clone()), Some((*sfu, room.clone())))
+                    Placement::Placed { sfu, seat, .. } => {
+                        (Some(seat.endpoint(&call.guild, &call.id)), Some((*sfu, seat.room(&call.guild, &call.id))))
                     }
                     _ => (None, None),
                 };
