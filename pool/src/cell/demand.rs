@@ -3,16 +3,19 @@
 //! A static cap fails when handlers are slow (464 of 2,000 requests at a cap of 64 and a handler of
 //! 200 ms), dialling for every waiter fails when they are quick (8,000 connections for 8,000 requests).
 //! So the cell compares what it has measured: waiters whom the existing connections will serve within the
-//! time of one dial cause none.
+//! time of one dial cause none, and where requests are much quicker than dials they may take some dials' time
+//! ([`Estimates::pace`](super::estimate::Estimates::pace)). What a new connection will serve in that time counts too.
 //!
-//! The comparison can be wrong, for the connections may be stuck. Its escape: when the first in line has
-//! waited longer than a dial takes, the estimate no longer counts, and everybody in line is demand.
+//! The comparison can be wrong, for the connections may be stuck. Its escape: when nobody has left the line with a
+//! connection for the time of a dial, or the first in line has waited longer than promised, the estimate no longer
+//! counts, and everybody in line is demand.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::conns::Channel;
+use super::estimate::Pace;
 use super::event::{Action, Actions, Refusal};
 use super::{CellState, FRESH_EXTRA};
 
@@ -43,8 +46,11 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return 0;
         }
         let dialling = self.dialling - self.dialling_fresh;
-        let waiting = self.line.len().saturating_sub(self.conns.returning().max(self.served_sooner(now)));
-        let uncovered = waiting.div_ceil(self.conns.carries()).saturating_sub(dialling);
+        let carries = self.conns.carries();
+        let pace = self.trusted(now).map(|(pace, _)| pace);
+        let served = |connections: usize| pace.map_or(0, |pace| pace.served(connections * carries));
+        let waiting = self.line.len().saturating_sub(self.conns.returning().max(served(self.conns.usable())));
+        let uncovered = waiting.div_ceil(served(1).max(carries)).saturating_sub(dialling);
         let room = self.tuning.connections_max().saturating_sub(self.permits);
         uncovered.min(room).min(self.dials_allowed().saturating_sub(dialling))
     }
@@ -54,23 +60,21 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.dial_window.min(self.tuning.dials_max())
     }
 
-    /// Waiters whom existing connections will take before a dial that starts now could.
-    fn served_sooner(&self, now: Instant) -> usize {
-        match self.distrust_at() {
-            Some((served, at)) if now < at => served,
-            _ => 0,
-        }
+    /// What is measured, while the line moves as it says.
+    fn trusted(&self, now: Instant) -> Option<(Pace, Instant)> {
+        self.distrust_at().filter(|(_, at)| now < *at)
     }
 
-    /// The number of waiters to be served sooner than by a dial, and when to stop believing it.
-    pub(super) fn distrust_at(&self) -> Option<(usize, Instant)> {
-        let usable = self.conns.usable();
-        if usable == 0 {
-            return None;
-        }
+    /// What is measured, and when to stop believing it.
+    pub(super) fn distrust_at(&self) -> Option<(Pace, Instant)> {
         let joined = self.line.front_joined()?;
-        let (served, dial) = self.estimates.served_during_a_dial(usable * self.conns.carries())?;
-        (served > 0).then(|| (served, joined + dial))
+        let pace = self.estimates.pace()?;
+        let patience = joined + pace.horizon;
+        if self.conns.usable() == 0 {
+            return Some((pace, patience));
+        }
+        let moved = self.moved_at.map_or(joined, |moved| moved.max(joined));
+        Some((pace, patience.min(moved + pace.dial)))
     }
 
     /// The expected wait of a newcomer, if enough is known. It assumes the best: that every dial it may

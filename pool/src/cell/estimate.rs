@@ -12,6 +12,9 @@ const WEIGHT: f64 = 0.125;
 /// Samples before a mean is trusted to send somebody away. One cold request must not.
 const SAMPLES_TRUSTED: u32 = 8;
 
+/// How much longer than a dial takes a line may take to drain, at most; see [`Estimates::pace`].
+const PATIENCE_MAX: f64 = 4.0;
+
 /// Least hold time assumed: a handler that answers from memory. Keeps the quotient finite.
 const HOLD_MIN: Duration = Duration::from_micros(10);
 
@@ -29,6 +32,17 @@ pub(crate) struct Estimates {
     pub(crate) dial: Mean,
     /// How long any dial kept its slot.
     pub(crate) slot: Mean,
+}
+
+/// See [`Estimates::pace`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Requests that one connection (or stream) serves within the horizon.
+    turns: f64,
+    /// The time of one dial.
+    pub(crate) dial: Duration,
+    /// The time within which the line should have drained.
+    pub(crate) horizon: Duration,
 }
 
 // === impl Mean ===
@@ -55,11 +69,28 @@ impl Mean {
 // === impl Estimates ===
 
 impl Estimates {
-    /// How many requests `capacity` connections (or streams) take up in the time of one dial; with that time.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a count")]
-    pub(crate) fn served_during_a_dial(&self, capacity: usize) -> Option<(usize, Duration)> {
+    /// How a line drains over what there is.
+    ///
+    /// A connection costs as much as it does whether one request uses it or twenty. The quicker requests are
+    /// than dials, the longer it pays to queue for the connections at hand instead: with requests as slow as
+    /// dials a line may take one dial's time, with requests of a quarter of that, or less, four times as long.
+    /// (Measured: 100 hosts, HTTP/1.1, 20 requests of 5 ms each; one dial's time made 7 connections per host, and most
+    /// of the storm's time was handshakes.)
+    pub(crate) fn pace(&self) -> Option<Pace> {
         let (hold, dial) = (self.hold.get()?.max(HOLD_MIN), self.dial.get()?);
-        Some(((capacity as f64 * dial.div_duration_f64(hold)) as usize, dial))
+        let ratio = dial.div_duration_f64(hold);
+        let patience = ratio.clamp(1.0, PATIENCE_MAX);
+        Some(Pace { turns: ratio * patience, dial, horizon: dial.mul_f64(patience) })
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    /// How many requests so many connections (or streams) serve within the horizon.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a count")]
+    pub(crate) fn served(self, capacity: usize) -> usize {
+        (capacity as f64 * self.turns) as usize
     }
 }
 
@@ -80,10 +111,20 @@ mod tests {
     #[test]
     fn quick_requests_and_slow_dials_mean_waiting() {
         let mut estimates = Estimates::default();
-        assert!(estimates.served_during_a_dial(4).is_none());
+        assert!(estimates.pace().is_none());
         estimates.hold.learn(Duration::from_millis(5));
-        estimates.dial.learn(Duration::from_millis(100));
-        let (served, _) = estimates.served_during_a_dial(4).expect("both are known");
-        assert!((79..=81).contains(&served), "{served}");
+        estimates.dial.learn(Duration::from_millis(10));
+        let pace = estimates.pace().expect("both are known");
+        assert!(pace.horizon.abs_diff(Duration::from_millis(20)) < Duration::from_micros(1), "{pace:?}");
+        assert!((15..=16).contains(&pace.served(4)), "{pace:?}");
+    }
+
+    #[test]
+    fn slow_requests_and_quick_dials_mean_a_dial_each() {
+        let mut estimates = Estimates::default();
+        estimates.hold.learn(Duration::from_millis(200));
+        estimates.dial.learn(Duration::from_millis(20));
+        let pace = estimates.pace().expect("both are known");
+        assert_eq!((pace.served(1), pace.horizon), (0, pace.dial));
     }
 }

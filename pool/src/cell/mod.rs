@@ -91,6 +91,8 @@ pub(crate) struct CellState<C, W, E> {
     /// A connection expires sooner than `rings` knows.
     look_again: bool,
     estimates: Estimates,
+    /// When somebody last left the line with a connection.
+    moved_at: Option<Instant>,
     /// Whether the origin speaks HTTP/2, as the last dial found.
     h2: Option<bool>,
 }
@@ -122,6 +124,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             rings: SmallVec::new(),
             look_again: false,
             estimates: Estimates::default(),
+            moved_at: None,
             h2: None,
             tuning,
         }
@@ -352,6 +355,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             let Some(taken) = self.conns.take(&self.tuning, &mut |channel| out.push(Action::Close(channel))) else {
                 break;
             };
+            self.moved_at = Some(now);
             self.tell(false, first, Answer::Given(taken.timed(now)), out);
         }
         if !self.line.is_empty()

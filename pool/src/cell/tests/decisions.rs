@@ -64,13 +64,17 @@ fn expired(model: &mut Model, now: Instant) -> Vec<Awaited> {
 
 #[tokio::test(start_paused = true)]
 async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
-    // A dial takes 20 ms: one connection serves ten requests of 2 ms in that time.
-    let mut model = Model::proven(2, 12);
-    (0..9).for_each(|_| model.wait(60_000));
-    assert_eq!(model.queued, 0, "waiting is quicker for all nine");
+    // A dial takes 20 ms, and 10 ms a request: one connection serves four of them in the 40 ms that pay.
+    let mut model = Model::proven(10, 12);
+    (0..4).for_each(|_| model.wait(60_000));
+    assert_eq!(model.queued, 0, "waiting is better for all four");
     model.wait(60_000);
+    assert_eq!(model.queued, 1, "the fifth is worth a dial");
+    (0..3).for_each(|_| model.wait(60_000));
+    model.apply(Op::GrantSlot);
+    assert_eq!((model.dials.len(), model.queued), (1, 0), "the same dial will do for four");
     model.wait(60_000);
-    assert_eq!(model.queued, 1, "the eleventh is better served by a dial");
+    assert_eq!(model.queued, 1, "the ninth is worth another");
     model.check();
 }
 
@@ -90,6 +94,21 @@ async fn r04_a_stuck_connection_holds_nobody_longer_than_a_dial_takes() {
     assert_eq!(model.queued, 0);
     model.apply(Op::Pass(2));
     assert_eq!(model.queued, 1, "the estimate was wrong, so it dials");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_line_that_moves_slower_than_promised_dials_in_the_end() {
+    let mut model = Model::proven(10, 12);
+    (0..4).for_each(|_| model.wait(60_000));
+    // It moves, but by one in 15 ms.
+    for _ in 0..3 {
+        model.apply(Op::Pass(13));
+        assert_eq!(model.queued, 0);
+        model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+    }
+    model.apply(Op::Pass(2));
+    assert_eq!(model.queued, 1, "the last has waited longer than 40 ms");
     model.check();
 }
 
