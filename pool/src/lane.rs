@@ -113,7 +113,7 @@ impl Lane {
             name: name.into(),
             tls: None,
             limits: LaneLimits::default(),
-            connector: BoxCloneSyncService::new(TcpConnector),
+            connector: BoxCloneSyncService::new(TcpConnector::default()),
             metrics: Metrics::default(),
         }
     }

@@ -122,7 +122,7 @@ impl RegistryLane {
             })
             .map_err(Error::config)?;
         let dialer = Arc::new(Dialer {
-            connector: BoxCloneSyncService::new(TcpConnector),
+            connector: BoxCloneSyncService::new(TcpConnector::default()),
             tls: ArcSwapOption::new(tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX))),
             gate: HandshakeGate::new(1),
         });

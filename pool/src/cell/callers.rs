@@ -78,7 +78,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 return Some(Answer::Refused(why));
             }
         }
-        let full = self.line.len() + self.fresh_line.len() >= self.tuning.waiters_max();
+        let line = if fresh { &self.fresh_line } else { &self.line };
+        let full = line.len() >= self.tuning.waiters_max();
         full.then_some(Answer::Refused(Refusal::Saturated))
     }
 
@@ -106,6 +107,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     pub(crate) fn put_back(&mut self, key: ConnKey, channel: &mut Option<C>, now: Option<Instant>) -> Back<W> {
         fault::point(Point::PutBack);
         let Some(armed) = self.rings.last().copied().filter(|_| self.draining.is_none()) else { return Back::Not };
+        if self.conns.usable() > self.tuning.connections_max() {
+            return Back::Not;
+        }
         if self.line.is_empty() {
             return if self.conns.put_back(key, channel, armed, now) { Back::Idle } else { Back::Not };
         }
@@ -113,6 +117,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return Back::Not;
         }
         let Some(taken) = self.conns.pass_on(key, channel, now, &self.tuning) else { return Back::Not };
+        self.moved_at = now.or(self.moved_at);
         match self.line.front().and_then(|first| self.line.answer(first, Answer::Given(taken))) {
             Some(waiter) => Back::PassedOn(waiter),
             None => Back::Not, // Nobody waits: it was looked at above.

@@ -69,6 +69,8 @@ pub(crate) enum CloseReason {
     Suspect,
     /// Another origin needed the room.
     Spilled,
+    /// It was beyond the cap of its origin.
+    Surplus,
     /// Its origin was drained or forgotten.
     Drained,
 }
@@ -400,6 +402,12 @@ impl<C: Channel> Conns<C> {
         self.retire(key, CloseReason::Spilled)
     }
 
+    /// Retires this connection if it has no request.
+    pub(crate) fn retire_unused(&mut self, key: ConnKey, why: CloseReason) -> Option<C> {
+        let unused = self.get(key).is_some_and(|conn| conn.streams == 0 && conn.retired.is_none());
+        if unused { self.retire(key, why) } else { None }
+    }
+
     /// When the next idle connection must go.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.idle_keys().map(|(_, expiry)| expiry).min()
@@ -449,6 +457,7 @@ impl CloseReason {
             Self::Abandoned => "abandoned",
             Self::Suspect => "suspect",
             Self::Spilled => "spilled",
+            Self::Surplus => "surplus",
             Self::Drained => "drained",
         }
     }

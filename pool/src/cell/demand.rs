@@ -18,6 +18,7 @@ use super::conns::Channel;
 use super::estimate::Pace;
 use super::event::{Action, Actions, Refusal};
 use super::{CellState, FRESH_EXTRA};
+use crate::dial::scheduler::Class;
 
 /// Callers that may wait for the one dial that finds out whether a failed origin is back. More would only
 /// fill the partition's line with callers of a dead host; the rest fail at once.
@@ -30,11 +31,6 @@ const COST_UNIT: Duration = Duration::from_millis(25);
 const COST_MAX: u32 = 8;
 
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
-    /// How many more dials the cell would start now.
-    pub(crate) fn wanted(&self, now: Instant) -> usize {
-        self.wanted_fresh() + self.wanted_normal(now)
-    }
-
     pub(super) fn wanted_fresh(&self) -> usize {
         let uncovered = self.fresh_line.len().saturating_sub(self.dialling_fresh);
         let room = (self.tuning.connections_max() + FRESH_EXTRA).saturating_sub(self.permits);
@@ -129,14 +125,19 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         Some(Refusal::Shared { error, retry_after: self.tuning.backoff().base })
     }
 
-    /// Tells the scheduler that the cell wants to dial, once.
+    /// Tells the scheduler that the cell wants to dial, once for each of its lines.
     pub(super) fn ask(&mut self, now: Instant, out: &mut Actions<C, W>) {
-        if self.queued || self.wanted(now) == 0 {
-            return;
-        }
-        self.queued = true;
         let slot = self.estimates.slot.get().unwrap_or_default();
         let units = u32::try_from(slot.as_micros().div_ceil(COST_UNIT.as_micros())).unwrap_or(COST_MAX);
-        out.push(Action::WantSlot { proven: self.proven, cost: units.clamp(1, COST_MAX) });
+        let cost = units.clamp(1, COST_MAX);
+        if !self.queued_fresh && self.wanted_fresh() > 0 {
+            self.queued_fresh = true;
+            out.push(Action::WantSlot { class: Class::Fresh, cost });
+        }
+        if !self.queued && self.wanted_normal(now) > 0 {
+            self.queued = true;
+            let class = if self.proven { Class::Proven } else { Class::Unproven };
+            out.push(Action::WantSlot { class, cost });
+        }
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::conns::{CloseReason, ConnKey, Taken, Verdict};
 use super::waiters::WaiterKey;
+use crate::dial::scheduler::Class;
 
 /// Names one waiter; given out when it joins the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +39,8 @@ pub(crate) enum Intake {
 /// What happens to a cell.
 #[derive(Debug)]
 pub(crate) enum Event<C, E> {
-    /// The scheduler has a dial slot for this cell.
-    Slot,
+    /// The scheduler has a dial slot for this cell: one for a fresh dial, or an ordinary one.
+    Slot { fresh: bool },
     /// A dial worked. `jitter` is drawn evenly from 0 to 1.
     Connected { fresh: bool, epoch: Epoch, channel: C, shared: bool, took: Duration, jitter: f64 },
     /// A dial failed.
@@ -156,7 +157,7 @@ pub(crate) enum Action<C, W> {
     /// Answer to [`Event::Connected`]: the new connection's name.
     Opened(ConnKey),
     /// Put the cell in line for dial slots. The cost is in units of slot time.
-    WantSlot { proven: bool, cost: u32 },
+    WantSlot { class: Class, cost: u32 },
     /// Drop this handle to a connection.
     Close(C),
     /// Answer to [`Event::EvictIdle`]: drop this handle to a connection that was idle.

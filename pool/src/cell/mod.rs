@@ -81,8 +81,9 @@ pub(crate) struct CellState<C, W, E> {
     dial_window: usize,
     /// The last dial worked.
     proven: bool,
-    /// In the scheduler's line.
+    /// In the scheduler's line for ordinary dials, and for fresh ones.
     queued: bool,
+    queued_fresh: bool,
     /// No newcomers.
     draining: Option<Intake>,
     /// Rings that were asked for and have not come, the earliest last. All of them are remembered: a later
@@ -120,6 +121,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             dial_window: 1,
             proven: false,
             queued: false,
+            queued_fresh: false,
             draining: None,
             rings: SmallVec::new(),
             look_again: false,
@@ -149,7 +151,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     pub(crate) fn apply(&mut self, event: Event<C, E>, now: Instant, out: &mut Actions<C, W>) {
         fault::point(Point::StepBegins);
         match event {
-            Event::Slot => self.slot(now, out),
+            Event::Slot { fresh } => self.slot(fresh, now, out),
             Event::Connected { epoch, channel, .. } if epoch.life != self.life => out.push(Action::Close(channel)),
             Event::Connected { fresh, channel, shared, took, jitter, .. } => {
                 self.estimates.dial.learn(took);
@@ -213,10 +215,10 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
     }
 
-    fn slot(&mut self, now: Instant, out: &mut Actions<C, W>) {
-        self.queued = false;
-        let fresh = self.wanted_fresh() > 0;
-        if !fresh && self.wanted_normal(now) == 0 {
+    fn slot(&mut self, fresh: bool, now: Instant, out: &mut Actions<C, W>) {
+        *(if fresh { &mut self.queued_fresh } else { &mut self.queued }) = false;
+        let wanted = if fresh { self.wanted_fresh() } else { self.wanted_normal(now) };
+        if wanted == 0 {
             return out.push(Action::SlotUnused);
         }
         self.permits += 1;
@@ -241,6 +243,15 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             && let Some(taken) = self.conns.take_key(key, &self.tuning)
         {
             self.tell(true, first, Answer::Given(taken), out);
+        }
+        self.keep_to_cap(key, out);
+    }
+
+    /// A connection beyond the cap, which a probe added or a smaller cap left over, goes when nobody uses it, and is
+    /// not given to the line: the next probe needs its room.
+    fn keep_to_cap(&mut self, key: ConnKey, out: &mut Actions<C, W>) {
+        if self.conns.usable() > self.tuning.connections_max() {
+            out.extend(self.conns.retire_unused(key, CloseReason::Surplus).map(Action::Close));
         }
     }
 
@@ -294,7 +305,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// Tells those whose deadline has come what they waited for. A dial is evidence for one of them: the
     /// others would report the same silence once more.
     fn expire(&mut self, now: Instant, out: &mut Actions<C, W>) {
-        let ours = if self.queued { Awaited::Slot } else { Awaited::Turn };
+        let ours = if self.queued || self.queued_fresh { Awaited::Slot } else { Awaited::Turn };
         // With connections in use the dial under way is not what these waited for.
         let dialling = self.dialling > self.dialling_fresh && self.conns.usable() == 0;
         while let Some(waiter) = self.line.expired(now) {
@@ -346,6 +357,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             self.estimates.hold.learn(held.min(self.tuning.request_timeout.get()));
         }
         out.extend(self.conns.give_back(key, channel, verdict, now).map(Action::Close));
+        self.keep_to_cap(key, out);
     }
 
     /// What must hold after every event: nobody waits beside a free connection or without hope, demand

@@ -8,6 +8,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::dial::scheduler::Class;
 use crate::limits::LaneLimits;
 
 mod decisions;
@@ -131,6 +132,7 @@ struct Model {
     conns: HashMap<ConnKey, Pipe>,
     leases: Vec<(ConnKey, Pipe, bool)>,
     queued: usize,
+    queued_fresh: usize,
     armed: Vec<Instant>,
     answered: HashSet<u32>,
     /// Who has an answer and has not looked.
@@ -165,6 +167,7 @@ impl Model {
             conns: HashMap::new(),
             leases: Vec::new(),
             queued: 0,
+            queued_fresh: 0,
             armed: Vec::new(),
             answered: HashSet::new(),
             woken: Vec::new(),
@@ -208,9 +211,13 @@ impl Model {
                     self.late(relic);
                 }
             }
+            Op::GrantSlot if self.queued_fresh > 0 => {
+                self.queued_fresh -= 1;
+                self.step(Event::Slot { fresh: true }, None);
+            }
             Op::GrantSlot if self.queued > 0 => {
                 self.queued -= 1;
-                self.step(Event::Slot, None);
+                self.step(Event::Slot { fresh: false }, None);
             }
             Op::DialWorks { at, shared } => {
                 if let Some(at) = pick(at, self.dials.len()) {
@@ -338,7 +345,7 @@ impl Model {
     }
 
     fn step(&mut self, event: Event<Pipe, &'static str>, opened: Option<&Pipe>) {
-        let granted = matches!(event, Event::Slot);
+        let granted = matches!(event, Event::Slot { .. });
         let actions = self.cell.step(event, self.now);
         let spoke = actions.iter().any(|action| matches!(action, Action::Dial { .. } | Action::SlotUnused));
         assert_eq!(spoke, granted, "a slot got no answer");
@@ -354,6 +361,7 @@ impl Model {
                     let pipe = opened.cloned().expect("only a dial opens");
                     assert!(self.conns.insert(key, pipe).is_none(), "a connection's name was used twice");
                 }
+                Action::WantSlot { class: Class::Fresh, .. } => self.queued_fresh += 1,
                 Action::WantSlot { .. } => self.queued += 1,
                 Action::SlotUnused | Action::Close(_) | Action::Evict(_) | Action::Ended(_) => {}
                 Action::Arm(at) => self.armed.push(at),
@@ -404,7 +412,7 @@ impl Model {
         match why {
             Refusal::Expired(_) => assert!(deadline <= self.now, "expired too early"),
             Refusal::Saturated => {
-                assert_eq!(self.lines[0].len() + self.lines[1].len(), WAITERS_MAX, "shed below the cap");
+                assert!(self.lines.iter().any(|line| line.len() == WAITERS_MAX), "shed below the cap");
             }
             Refusal::Dial(_) | Refusal::Shared { .. } => assert!(self.last_dial_failed, "a dial error from nowhere"),
             Refusal::WontMakeDeadline { excess } => {
@@ -422,7 +430,7 @@ impl Model {
         assert_eq!((counts.live, counts.dialling), (self.conns.len(), self.dials.len()));
         // I9
         assert!(counts.permits <= CONNECTIONS_MAX + FRESH_EXTRA, "{counts:?}");
-        assert!(counts.waiters <= WAITERS_MAX);
+        assert!(self.lines.iter().all(|line| line.len() <= WAITERS_MAX));
         // Nobody is lost.
         assert_eq!(counts.waiters, self.lines[0].len() + self.lines[1].len(), "the lines differ");
         let earliest = self.lines.iter().flatten().map(|(.., deadline)| *deadline).min();
@@ -431,8 +439,9 @@ impl Model {
         }
         let rings_by = self.now + Duration::from_millis(400);
         assert!(counts.idle == 0 || self.armed.iter().any(|at| *at <= rings_by), "an idle connection never expires");
-        assert!(self.queued <= 1, "in the scheduler's line twice");
-        assert!(self.cell.wanted(self.now) == 0 || self.queued == 1, "demand that nobody knows of");
+        assert!(self.queued <= 1 && self.queued_fresh <= 1, "in the scheduler's line twice");
+        assert!(self.cell.wanted_normal(self.now) == 0 || self.queued == 1, "demand that nobody knows of");
+        assert!(self.cell.wanted_fresh() == 0 || self.queued_fresh == 1, "probes that nobody knows of");
     }
 
     /// The peer behaves from now on: everyone in line must be served without help of their deadlines.

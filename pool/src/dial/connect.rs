@@ -12,13 +12,17 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, timeout};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep};
 use tower::util::BoxCloneSyncService;
 
 use super::Progress;
+use super::resolve::Resolver;
 use crate::error::{BoxError, Error, Stage};
 use crate::origin::Origin;
 
@@ -26,11 +30,12 @@ use crate::origin::Origin;
 /// noticed without waiting for TCP's quarter of an hour.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Addresses of one name that are tried, in the resolver's order. More only eat the dial's time-out.
+/// Addresses of one name that are tried. More only eat the dial's time-out.
 const ADDRESSES_MAX: usize = 4;
 
-/// How long one address may keep the next from being tried. A SYN that was lost is repeated after 1 s.
-const ADDRESS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long one address may keep the next from being tried beside it: what RFC 8305 recommends, many round trips inside
+/// a region and soon enough for a dial of 3 s to try all.
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// The connector of a lane.
 pub(crate) type Connector = BoxCloneSyncService<Origin, Connected, BoxError>;
@@ -67,8 +72,10 @@ pub(crate) struct StageError {
 }
 
 /// The connector used unless another is given: resolves, connects, sets the socket's options.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct TcpConnector;
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TcpConnector {
+    resolver: Resolver,
+}
 
 /// Reports a connector's progress: it is still resolving until it has had time to do more.
 pub(crate) struct Target<'a> {
@@ -142,41 +149,63 @@ impl tower::Service<Origin> for TcpConnector {
     }
 
     fn call(&mut self, origin: Origin) -> Self::Future {
+        let resolver = self.resolver.clone();
         Box::pin(async move {
-            let (stream, resolved) = connect(&origin).await?;
+            let (stream, resolved) = connect(&origin, &resolver).await?;
             Ok(Connected { resolved, ..Connected::bare(stream) })
         })
     }
 }
 
-async fn connect(origin: &Origin) -> Result<(TcpStream, Option<Duration>), StageError> {
+async fn connect(origin: &Origin, resolver: &Resolver) -> Result<(TcpStream, Option<Duration>), StageError> {
     let at = |stage| move |source| StageError { stage, source };
-    let (addresses, resolved) = match origin.host().parse::<IpAddr>() {
-        Ok(ip) => (vec![SocketAddr::new(ip, origin.port())], None),
+    let (stream, resolved) = match origin.host().parse::<IpAddr>() {
+        Ok(ip) => (TcpStream::connect(SocketAddr::new(ip, origin.port())).await, None),
         Err(_) => {
             let began = Instant::now();
-            let found = lookup_host((origin.host(), origin.port())).await.map_err(at(Stage::Dns))?.collect();
-            (found, Some(Instant::now().saturating_duration_since(began)))
+            let found = resolver.resolve(origin.host()).await.map_err(at(Stage::Dns))?;
+            let resolved = Instant::now().saturating_duration_since(began);
+            let connect = |ip| TcpStream::connect(SocketAddr::new(ip, origin.port()));
+            (first_of(in_turn(&found), connect).await, Some(resolved))
         }
     };
+    let stream = stream.map_err(at(Stage::Tcp))?;
+    prepare(&stream).map_err(at(Stage::Tcp))?;
+    Ok((stream, resolved))
+}
+
+/// The addresses to try, alternating between the families: one that leads nowhere costs one delay, however many
+/// addresses it has (RFC 8305, section 4).
+fn in_turn(found: &[IpAddr]) -> SmallVec<[IpAddr; ADDRESSES_MAX]> {
+    let first_family = found.first().is_some_and(IpAddr::is_ipv6);
+    let family = |of: bool| found.iter().filter(move |ip| ip.is_ipv6() == of).copied();
+    let (mut ours, mut others) = (family(first_family), family(!first_family));
+    let turns = std::iter::repeat_with(|| [ours.next(), others.next()]);
+    turns.take(found.len()).flatten().flatten().take(ADDRESSES_MAX).collect()
+}
+
+/// Tries one address after the other, [`ATTEMPT_DELAY`] apart or as soon as one fails, and takes the first that answers.
+/// The dial's own time-out bounds them all.
+async fn first_of<T, F>(addresses: SmallVec<[IpAddr; ADDRESSES_MAX]>, connect: impl Fn(IpAddr) -> F) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    let mut addresses = addresses.into_iter();
+    let mut attempts = FuturesUnordered::new();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let mut addresses = addresses.into_iter().take(ADDRESSES_MAX).peekable();
-    while let Some(address) = addresses.next() {
-        let connecting = TcpStream::connect(address);
-        let connected = if addresses.peek().is_some() {
-            timeout(ADDRESS_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        } else {
-            connecting.await // The dial's own time-out bounds the last one.
-        };
-        match connected {
-            Ok(stream) => {
-                prepare(&stream).map_err(at(Stage::Tcp))?;
-                return Ok((stream, resolved));
-            }
-            Err(error) => last = error,
+    loop {
+        attempts.extend(addresses.next().map(&connect));
+        let more = addresses.len() > 0;
+        tokio::select! {
+            biased;
+            result = attempts.next() => match result {
+                None => return Err(last),
+                Some(Ok(connected)) => return Ok(connected),
+                Some(Err(error)) => last = error,
+            },
+            () = sleep(ATTEMPT_DELAY), if more => {}
         }
     }
-    Err(at(Stage::Tcp)(last))
 }
 
 fn prepare(stream: &TcpStream) -> io::Result<()> {
@@ -184,4 +213,52 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     SockRef::from(stream).set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    fn addresses(of: &[&str]) -> Vec<IpAddr> {
+        of.iter().map(|ip| ip.parse().expect("address")).collect()
+    }
+
+    #[test]
+    fn families_take_turns() {
+        let tried = in_turn(&addresses(&["::1", "::2", "::3", "::4", "10.0.0.1", "10.0.0.2"]));
+        assert_eq!(tried.to_vec(), addresses(&["::1", "10.0.0.1", "::2", "10.0.0.2"]));
+        assert_eq!(in_turn(&addresses(&["10.0.0.1", "10.0.0.2"])).len(), 2);
+        assert!(in_turn(&[]).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn r01_addresses_that_lead_nowhere_cost_a_quarter_of_a_second_each() {
+        let began = Instant::now();
+        let found = addresses(&["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"]);
+        let alive = found[3];
+        let connect = |ip| async move { if ip == alive { Ok(ip) } else { pending().await } };
+        assert_eq!(first_of(in_turn(&found), connect).await.expect("the fourth lives"), alive);
+        assert_eq!(Instant::now().saturating_duration_since(began), ATTEMPT_DELAY * 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_refuses_costs_nothing_and_a_slow_one_may_still_win() {
+        let began = Instant::now();
+        let found = addresses(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        let slow = found[1];
+        let connect = |ip| async move {
+            if ip != slow {
+                return Err(io::ErrorKind::ConnectionRefused.into());
+            }
+            sleep(ATTEMPT_DELAY * 2).await;
+            Ok(ip)
+        };
+        assert_eq!(first_of(in_turn(&found), connect).await.expect("the second answers late"), slow);
+        assert_eq!(Instant::now().saturating_duration_since(began), ATTEMPT_DELAY * 2);
+        let refused =
+            first_of(in_turn(&found), |_| async { Err::<(), _>(io::ErrorKind::ConnectionRefused.into()) }).await;
+        assert_eq!(refused.expect_err("all refuse").kind(), io::ErrorKind::ConnectionRefused);
+    }
 }

@@ -11,6 +11,7 @@ mod clock;
 pub(crate) mod connect;
 pub(crate) mod gate;
 mod progress;
+mod resolve;
 pub(crate) mod scheduler;
 
 use std::pin::pin;

@@ -6,6 +6,9 @@
 //! quarter, and origins take turns. An origin is in line at most once; what it wants is asked again when
 //! its turn comes.
 //!
+//! A *fresh* dial, a health probe, has a line and some slots and connections of its own: whether a host is back must be
+//! found out while the ordinary slots are full of dead ones. Beyond its own slots it counts as unproven.
+//!
 //! Turns are a deficit round robin: each time an origin comes to the front it earns one unit, and it dials
 //! when it has earned what its dials cost in slot time. An origin whose dials are slow thus dials more
 //! rarely, and all get the same share of the slots' time.
@@ -23,6 +26,11 @@ const RESERVED_ONE_IN: usize = 4;
 /// One origin's largest share of the slots: 1 in this many.
 const ORIGIN_ONE_IN: usize = 4;
 
+/// Slots, and connections beyond the partition's budget, that only fresh dials get: 1 for this many ordinary slots. With
+/// the defaults 64 in a lane: those of dead hosts keep them for a time-out of 3 s, so that a thousand dead hosts are
+/// looked at within 47 s, and a living one, whose dials cost less, in between.
+const FRESH_ONE_FOR: usize = 4;
+
 /// Units an origin earns each time it comes to the front.
 const QUANTUM: u32 = 1;
 
@@ -33,6 +41,8 @@ pub(crate) enum Class {
     Proven,
     /// It failed, or there was none.
     Unproven,
+    /// The dial is to find out about the host.
+    Fresh,
 }
 
 /// Who may dial now.
@@ -54,10 +64,13 @@ pub(crate) struct Scheduler<T> {
     reserved: usize,
     connections_max: usize,
     connections: usize,
+    /// Dials under way: all ordinary ones, the unproven among them, and the fresh ones.
     in_flight: usize,
     in_flight_unproven: usize,
+    in_flight_fresh: usize,
     proven: VecDeque<Flow<T>>,
     unproven: VecDeque<Flow<T>>,
+    fresh: VecDeque<Flow<T>>,
     unproven_next: bool,
 }
 
@@ -98,8 +111,10 @@ impl<T> Scheduler<T> {
             connections: 0,
             in_flight: 0,
             in_flight_unproven: 0,
+            in_flight_fresh: 0,
             proven: VecDeque::new(),
             unproven: VecDeque::new(),
+            fresh: VecDeque::new(),
             unproven_next: false,
         }
     }
@@ -112,45 +127,59 @@ impl<T> Scheduler<T> {
         self.connections_max = connections_max.max(1);
     }
 
-    /// Puts an origin in line. The caller makes sure that it is in line only once.
-    pub(crate) fn enqueue(&mut self, item: T, proven: bool, cost: u32, now: Instant) {
-        let flow = Flow { item, cost: cost.max(1), credit: 0, since: now };
-        if proven { self.proven.push_back(flow) } else { self.unproven.push_back(flow) }
+    /// Puts an origin in line. The caller makes sure that it is in line only once, and once for fresh dials.
+    pub(crate) fn enqueue(&mut self, item: T, class: Class, cost: u32, now: Instant) {
+        self.line(class).push_back(Flow { item, cost: cost.max(1), credit: 0, since: now });
+    }
+
+    fn line(&mut self, class: Class) -> &mut VecDeque<Flow<T>> {
+        match class {
+            Class::Proven => &mut self.proven,
+            Class::Unproven => &mut self.unproven,
+            Class::Fresh => &mut self.fresh,
+        }
     }
 
     /// The next origin that may dial, if `rate` allows one now. Takes a slot and a connection for it.
     pub(crate) fn next(&mut self, now: Instant, rate: impl FnOnce() -> Result<(), Instant>) -> Turn<T> {
         fault::point(Point::Scheduler);
-        let free = self.in_flight < self.slots;
+        let own = self.slots.div_ceil(FRESH_ONE_FOR);
+        let beyond = self.in_flight_fresh.saturating_sub(own);
+        let free = self.in_flight + beyond < self.slots;
+        let free_unproven = free && self.in_flight_unproven + beyond < self.slots - self.reserved;
         let proven = free && !self.proven.is_empty();
-        let unproven = free && !self.unproven.is_empty() && self.in_flight_unproven < self.slots - self.reserved;
-        if !proven && !unproven {
+        let unproven = free_unproven && !self.unproven.is_empty();
+        let fresh = (self.in_flight_fresh < own || free_unproven) && !self.fresh.is_empty();
+        if !proven && !unproven && !fresh {
             return Turn::NoSlot;
         }
-        if self.connections >= self.connections_max {
+        let fresh = fresh && self.connections < self.connections_max + own;
+        if !fresh && self.connections >= self.connections_max {
             return Turn::NoRoom;
         }
         if let Err(at) = rate() {
             return Turn::NotYet(at);
         }
-        let class = if unproven && (self.unproven_next || !proven) { Class::Unproven } else { Class::Proven };
-        self.unproven_next = class == Class::Proven;
-        let line = match class {
-            Class::Proven => &mut self.proven,
-            Class::Unproven => &mut self.unproven,
+        let class = match (fresh, unproven && (self.unproven_next || !proven)) {
+            (true, _) => Class::Fresh,
+            (false, true) => Class::Unproven,
+            (false, false) => Class::Proven,
         };
-        let Some(flow) = turn(line) else { return Turn::NoSlot };
+        self.unproven_next = class == Class::Proven;
+        let Some(flow) = turn(self.line(class)) else { return Turn::NoSlot };
         self.connections += 1;
-        self.in_flight += 1;
+        self.in_flight += usize::from(class != Class::Fresh);
         self.in_flight_unproven += usize::from(class == Class::Unproven);
+        self.in_flight_fresh += usize::from(class == Class::Fresh);
         Turn::Granted { item: flow.item, class, waited: now.saturating_duration_since(flow.since) }
     }
 
     /// A dial is over. Cannot panic: it runs where a dial unwinds.
     pub(crate) fn release_slot(&mut self, class: Class) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        let unproven = usize::from(class == Class::Unproven);
-        self.in_flight_unproven = self.in_flight_unproven.saturating_sub(unproven);
+        let less = |count: &mut usize, of: bool| *count = count.saturating_sub(usize::from(of));
+        less(&mut self.in_flight, class != Class::Fresh);
+        less(&mut self.in_flight_unproven, class == Class::Unproven);
+        less(&mut self.in_flight_fresh, class == Class::Fresh);
     }
 
     /// A connection, or the hope of one, is gone. Cannot panic.
@@ -160,7 +189,8 @@ impl<T> Scheduler<T> {
 
     /// Empties the line, for the end of the partition. What is returned is to be dropped.
     pub(crate) fn clear(&mut self) -> Vec<T> {
-        self.proven.drain(..).chain(self.unproven.drain(..)).map(|flow| flow.item).collect()
+        let lines = [&mut self.proven, &mut self.unproven, &mut self.fresh];
+        lines.into_iter().flat_map(|line| line.drain(..)).map(|flow| flow.item).collect()
     }
 
     /// Connections that would be dialled now if there were room for them.
@@ -170,12 +200,12 @@ impl<T> Scheduler<T> {
 
     /// Origins in line.
     pub(crate) fn queued(&self) -> usize {
-        self.proven.len() + self.unproven.len()
+        self.proven.len() + self.unproven.len() + self.fresh.len()
     }
 
     /// How long the one who waits longest has been in line.
     pub(crate) fn oldest(&self, now: Instant) -> Duration {
-        let since = self.proven.iter().chain(&self.unproven).map(|flow| flow.since).min();
+        let since = self.proven.iter().chain(&self.unproven).chain(&self.fresh).map(|flow| flow.since).min();
         since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
@@ -205,6 +235,8 @@ fn turn<T>(line: &mut VecDeque<Flow<T>>) -> Option<Flow<T>> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn grants(scheduler: &mut Scheduler<u32>) -> Vec<u32> {
@@ -219,11 +251,11 @@ mod tests {
     #[test]
     fn r01_unproven_origins_leave_slots_for_proven_ones() {
         let mut scheduler = Scheduler::new(8, 100);
-        (0..20).for_each(|dead| scheduler.enqueue(dead, false, 1, Instant::now()));
+        (0..20).for_each(|dead| scheduler.enqueue(dead, Class::Unproven, 1, Instant::now()));
         assert_eq!(grants(&mut scheduler).len(), 6);
-        scheduler.enqueue(100, true, 1, Instant::now());
-        scheduler.enqueue(101, true, 1, Instant::now());
-        scheduler.enqueue(102, true, 1, Instant::now());
+        scheduler.enqueue(100, Class::Proven, 1, Instant::now());
+        scheduler.enqueue(101, Class::Proven, 1, Instant::now());
+        scheduler.enqueue(102, Class::Proven, 1, Instant::now());
         assert_eq!(grants(&mut scheduler), [100, 101]);
         scheduler.release_slot(Class::Proven);
         assert_eq!(grants(&mut scheduler), [102]);
@@ -232,7 +264,7 @@ mod tests {
     #[test]
     fn r20_fewer_slots_bite_at_once_and_more_are_used_at_once() {
         let mut scheduler = Scheduler::new(4, 100);
-        (0..8).for_each(|n| scheduler.enqueue(n, true, 1, Instant::now()));
+        (0..8).for_each(|n| scheduler.enqueue(n, Class::Proven, 1, Instant::now()));
         assert_eq!(grants(&mut scheduler).len(), 4);
         scheduler.set_limits(2, 100);
         scheduler.release_slot(Class::Proven);
@@ -243,11 +275,65 @@ mod tests {
     }
 
     #[test]
+    fn r01_a_probe_finds_a_slot_and_room_while_dead_hosts_hold_all_others() {
+        let mut scheduler = Scheduler::new(8, 8);
+        let now = Instant::now();
+        (0..20).for_each(|dead| scheduler.enqueue(dead, Class::Unproven, 8, now));
+        (20..40).for_each(|proven| scheduler.enqueue(proven, Class::Proven, 1, now));
+        assert_eq!(grants(&mut scheduler).len(), 8);
+        (100..103).for_each(|probe| scheduler.enqueue(probe, Class::Fresh, 1, now));
+        assert_eq!(grants(&mut scheduler), [100, 101], "its own two slots");
+        scheduler.release_slot(Class::Fresh);
+        scheduler.release_connection();
+        assert_eq!(grants(&mut scheduler), [102]);
+    }
+
+    #[test]
+    fn r01_probes_of_dead_hosts_leave_slots_for_proven_ones() {
+        let mut scheduler = Scheduler::new(8, 100);
+        (0..50).for_each(|probe| scheduler.enqueue(probe, Class::Fresh, 1, Instant::now()));
+        assert_eq!(grants(&mut scheduler).len(), 8, "two of their own and what the unproven may have");
+        (100..110).for_each(|proven| scheduler.enqueue(proven, Class::Proven, 1, Instant::now()));
+        assert_eq!(grants(&mut scheduler), [100, 101]);
+    }
+
+    proptest! {
+        #[test]
+        fn r01_i09_slots_stay_within_their_shares_and_no_probe_waits_beside_a_free_one(
+            ops in prop::collection::vec((0..4_u8, 0..3_usize), 1..200),
+            slots in 1..20_usize,
+        ) {
+            let classes = [Class::Proven, Class::Unproven, Class::Fresh];
+            let mut scheduler = Scheduler::new(slots, 1_000);
+            let (now, own) = (Instant::now(), slots.div_ceil(FRESH_ONE_FOR));
+            let mut held = [0_usize; 3];
+            for (op, which) in ops {
+                match op {
+                    0 | 1 => scheduler.enqueue(which, classes[which], 1, now),
+                    2 if held[which] > 0 => {
+                        held[which] -= 1;
+                        scheduler.release_slot(classes[which]);
+                        scheduler.release_connection();
+                    }
+                    _ => {}
+                }
+                while let Turn::Granted { class, .. } = scheduler.next(now, || Ok(())) {
+                    held[classes.iter().position(|known| *known == class).expect("known")] += 1;
+                }
+                let beyond = held[2].saturating_sub(own);
+                prop_assert!(held[0] + held[1] + beyond <= slots, "{held:?} of {slots}");
+                prop_assert!(held[1] + beyond <= slots - reserve(slots), "{held:?} of {slots}");
+                prop_assert!(scheduler.fresh.is_empty() || held[2] >= own, "a probe waits beside a free slot");
+            }
+        }
+    }
+
+    #[test]
     fn proven_and_unproven_take_turns() {
         let mut scheduler = Scheduler::new(4, 100);
         for n in 0..2 {
-            scheduler.enqueue(n, false, 1, Instant::now());
-            scheduler.enqueue(10 + n, true, 1, Instant::now());
+            scheduler.enqueue(n, Class::Unproven, 1, Instant::now());
+            scheduler.enqueue(10 + n, Class::Proven, 1, Instant::now());
         }
         assert_eq!(grants(&mut scheduler), [10, 0, 11, 1]);
     }
@@ -255,7 +341,7 @@ mod tests {
     #[test]
     fn i09_connections_stay_within_their_budget() {
         let mut scheduler = Scheduler::new(8, 2);
-        (0..3).for_each(|n| scheduler.enqueue(n, true, 1, Instant::now()));
+        (0..3).for_each(|n| scheduler.enqueue(n, Class::Proven, 1, Instant::now()));
         assert_eq!(grants(&mut scheduler), [0, 1]);
         scheduler.release_slot(Class::Proven);
         assert_eq!(scheduler.next(Instant::now(), || Ok(())), Turn::NoRoom);
@@ -268,13 +354,13 @@ mod tests {
         let mut scheduler = Scheduler::new(1, 1_000);
         let now = Instant::now();
         let mut dials = [0; 2];
-        scheduler.enqueue(0, true, 1, now);
-        scheduler.enqueue(1, true, 8, now);
+        scheduler.enqueue(0, Class::Proven, 1, now);
+        scheduler.enqueue(1, Class::Proven, 8, now);
         for _ in 0..180 {
             let Turn::Granted { item, class, .. } = scheduler.next(now, || Ok(())) else { panic!("a slot is free") };
             dials[item] += 1;
             scheduler.release_slot(class);
-            scheduler.enqueue(item, true, if item == 1 { 8 } else { 1 }, now);
+            scheduler.enqueue(item, Class::Proven, if item == 1 { 8 } else { 1 }, now);
         }
         assert!((7..=9).contains(&(dials[0] / dials[1])), "{dials:?}");
     }
@@ -283,7 +369,7 @@ mod tests {
     fn r04_a_used_up_rate_takes_no_slot() {
         let mut scheduler = Scheduler::new(4, 100);
         let now = Instant::now();
-        scheduler.enqueue(1, true, 1, now);
+        scheduler.enqueue(1, Class::Proven, 1, now);
         let later = now + Duration::from_secs(1);
         assert_eq!(scheduler.next(now, || Err(later)), Turn::NotYet(later));
         assert_eq!((scheduler.connections(), scheduler.queued()), (0, 1));

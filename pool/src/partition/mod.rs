@@ -66,6 +66,8 @@ pub(crate) struct Partition {
     dial_rate: Bucket,
     waiters: AtomicUsize,
     room: Room,
+    /// Who has asked for the line to be served since somebody began to.
+    pumps: AtomicUsize,
     /// The timer will try to dial again when the rate allows.
     paced: AtomicBool,
     /// No dial starts before this, in milliseconds after `epoch`: the machine ran out of something.
@@ -143,6 +145,7 @@ impl Partition {
             dial_rate: Bucket::new(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now()),
             waiters: AtomicUsize::new(0),
             room: Room::default(),
+            pumps: AtomicUsize::new(0),
             paced: AtomicBool::new(false),
             held_until_ms: AtomicU64::new(0),
             draining: AtomicBool::new(false),

@@ -73,10 +73,22 @@ impl Partition {
 
     /// Gives dial slots to whoever is in line until there is no slot, no room or nobody left. A panic in it
     /// reaches none of those who came by, and what it left undone is done a moment later.
+    ///
+    /// Whoever comes while somebody is at it leaves one more round to them: a dial that ends while it is started (the
+    /// runtime is on its way out) must not call this from within, once for everybody in line.
     pub(crate) fn pump(self: &Arc<Self>) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve_line())) {
-            self.panicked("dial line", message(&*panic));
-            self.timers.push(Instant::now() + PUMP_PAUSE, Whom::Pace);
+        if self.pumps.fetch_add(1, Ordering::AcqRel) > 0 {
+            return;
+        }
+        let mut seen = 1;
+        while seen > 0 {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.serve_line())) {
+                self.panicked("dial line", message(&*panic));
+                self.timers.push(Instant::now() + PUMP_PAUSE, Whom::Pace);
+            }
+            // A rebuild sets it to 0 and has begun anew.
+            let over = self.pumps.compare_exchange(seen, 0, Ordering::AcqRel, Ordering::Acquire);
+            seen = over.err().unwrap_or(0);
         }
     }
 
@@ -105,6 +117,7 @@ impl Partition {
         self.room.clear();
         self.paced.store(false, Ordering::Release);
         self.held_until_ms.store(0, Ordering::Relaxed);
+        self.pumps.store(0, Ordering::Release);
         let cells = self.cells.lock().list.clone();
         let timed = timed.iter().filter_map(std::sync::Weak::upgrade);
         // A cell that is being drained is in no list, and may still serve its line.

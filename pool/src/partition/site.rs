@@ -201,7 +201,7 @@ impl Cell {
 
     /// The scheduler's turn: dials if that is still wanted.
     pub(super) fn take_slot(self: &Arc<Self>, class: Class) -> bool {
-        let actions = self.decide(Event::Slot, Instant::now());
+        let actions = self.decide(Event::Slot { fresh: class == Class::Fresh }, Instant::now());
         let holding = actions.iter().find_map(|action| match action {
             Action::Dial { fresh, epoch } => Some(Holding::new(Arc::clone(self), class, *fresh, *epoch)),
             _ => None,
@@ -296,9 +296,9 @@ impl Cell {
         // What the cell takes for done comes first: nobody's waker or destructor may come between.
         for action in &actions {
             match action {
-                Action::WantSlot { proven, cost } => {
+                Action::WantSlot { class, cost } => {
                     let now = Instant::now();
-                    self.partition.scheduler.lock().enqueue(Arc::clone(self), *proven, *cost, now);
+                    self.partition.scheduler.lock().enqueue(Arc::clone(self), *class, *cost, now);
                     pump = true;
                 }
                 Action::Arm(at) => self.partition.timers.arm(*at, Arc::downgrade(self)),

@@ -21,6 +21,10 @@ use crate::cell::{Action, Actions, Answer, Awaited, Event, Joined, Left, Look, R
 use crate::conn::{Lease, Link};
 use crate::error::{Error, Kind, Stage};
 
+/// Places that only probes get, when ordinary callers have taken all others: about one for every origin of a partition,
+/// 2 MiB.
+const FRESH_PLACES: usize = 4_096;
+
 /// What a caller is told when a line is full: about the time in which a full line of 4,096 moves on at
 /// the rate of a busy but healthy origin.
 const SATURATED_RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -79,7 +83,7 @@ impl<'a> Acquire<'a> {
             return Poll::Ready(Ok(lease));
         }
         let now = Instant::now();
-        if let Err(error) = self.cell.partition().take_place() {
+        if let Err(error) = self.cell.partition().take_place(fresh) {
             return Poll::Ready(Err(error));
         }
         self.step = Step::Placed;
@@ -138,8 +142,9 @@ impl Drop for Acquire<'_> {
 
 impl Partition {
     /// Takes one of the partition's places for callers.
-    fn take_place(&self) -> Result<(), Error> {
-        if self.waiters.fetch_add(1, Ordering::Relaxed) < self.waiters_max.load(Ordering::Relaxed) {
+    fn take_place(&self, fresh: bool) -> Result<(), Error> {
+        let places = self.waiters_max.load(Ordering::Relaxed).saturating_add(if fresh { FRESH_PLACES } else { 0 });
+        if self.waiters.fetch_add(1, Ordering::Relaxed) < places {
             return Ok(());
         }
         self.leave_place();

@@ -143,7 +143,7 @@ async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
     let mut now = Instant::now();
     let patience = Duration::from_secs(9);
     join(&mut cell, 0, now + patience, now);
-    cell.step(Event::Slot, now);
+    cell.step(Event::Slot { fresh: false }, now);
     cell.step(refused_in(0), now);
     now += Duration::from_secs(1);
     assert_eq!(cell.breaker(now), BreakerState::HalfOpen);
@@ -151,7 +151,7 @@ async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
     for waiter in 1..1_000 {
         let (joined, _) = join(&mut cell, waiter, now + patience, now);
         refused += usize::from(matches!(joined, Joined::Answered(Answer::Refused(Refusal::Shared { .. }))));
-        cell.step(Event::Slot, now);
+        cell.step(Event::Slot { fresh: false }, now);
     }
     let counts = cell.counts();
     assert_eq!((counts.dialling, counts.waiters, refused), (1, demand::HALF_OPEN_WAITERS_MAX, 983));
@@ -169,7 +169,7 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
     for waiter in 0..3 {
         join(&mut cell, waiter, now + Duration::from_secs(9), now);
     }
-    cell.step(Event::Slot, now);
+    cell.step(Event::Slot { fresh: false }, now);
     let channel = Pipe::new(false);
     let opened = Event::Connected {
         fresh: false,

@@ -86,7 +86,7 @@ impl Shell {
 
     /// A dial slot is there.
     fn dial(&self) -> Epoch {
-        let dial = self.apply(Event::Slot, self.began).into_iter().find_map(|action| match action {
+        let dial = self.apply(Event::Slot { fresh: false }, self.began).into_iter().find_map(|action| match action {
             Action::Dial { epoch, .. } => Some(epoch),
             _ => None,
         });

@@ -33,7 +33,7 @@ impl Model {
         self.relics.extend(dials);
         self.relics.extend(self.leases.drain(..).map(|(key, pipe, _)| Relic::Lease(key, pipe)));
         self.relics.extend(self.conns.drain().map(|(key, _)| Relic::Conn(key)));
-        (self.queued, self.armed) = (0, Vec::new());
+        (self.queued, self.queued_fresh, self.armed) = (0, 0, Vec::new());
     }
 
     /// Whatever it is, the new life takes no notice.
