@@ -14,6 +14,7 @@ use crate::cell::BreakerState;
 use crate::conn::{Lease, exchange};
 use crate::error::Error;
 use crate::lane::Lane;
+use crate::metrics::PartitionMetrics;
 use crate::origin::Origin;
 use crate::partition::{Acquire, Cell};
 
@@ -41,6 +42,9 @@ pub struct HeldConnection {
 /// A deadline as a request extension, for callers that go through `tower::Service`.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
+
+/// What becomes of a request.
+type Answer = Result<Response<ResponseBody>, Error>;
 
 /// The future of the `tower::Service` implementations.
 pub type ResponseFuture = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Error>> + Send>>;
@@ -79,8 +83,12 @@ impl OriginHandle {
     ///
     /// Dropping the future leaves the line, resets the HTTP/2 stream or closes the HTTP/1.1 connection it
     /// was using. A dial made for it goes on for others.
-    pub async fn send(&self, request: Request<Body>, deadline: Instant) -> Result<Response<ResponseBody>, Error> {
-        self.run(request, deadline, false).await
+    pub fn send(
+        &self,
+        request: Request<Body>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Error>> + Send {
+        self.run(request, deadline, false)
     }
 
     /// Sends a request on a connection that is dialled for it: past any back-off and past the line, but
@@ -95,8 +103,12 @@ impl OriginHandle {
     /// # Cancel safety
     ///
     /// As [`OriginHandle::send`].
-    pub async fn fresh(&self, request: Request<Body>, deadline: Instant) -> Result<Response<ResponseBody>, Error> {
-        self.run(request, deadline, true).await
+    pub fn fresh(
+        &self,
+        request: Request<Body>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Response<ResponseBody>, Error>> + Send {
+        self.run(request, deadline, true)
     }
 
     /// Dials a connection, past any back-off, and leaves it in the pool. For probing and warming up.
@@ -159,52 +171,46 @@ impl OriginHandle {
         Acquire::new(self.cell(), fresh, deadline)
     }
 
-    async fn run(
-        &self,
-        request: Request<Body>,
-        deadline: Instant,
-        fresh: bool,
-    ) -> Result<Response<ResponseBody>, Error> {
-        let metrics = &self.cell.partition().metrics;
-        let result = self.attempt(request, deadline, fresh).await;
-        if let Err(error) = &result {
-            metrics.failed(error);
+    /// Whoever waits keeps its request in this future, so it is small: one block (an `async fn` would keep its
+    /// arguments twice), and the exchange apart, which begins when the wait is over.
+    #[expect(clippy::manual_async_fn, reason = "see above")]
+    fn run(&self, mut request: Request<Body>, deadline: Instant, fresh: bool) -> impl Future<Output = Answer> + Send {
+        async move {
+            let mut replays = 0;
+            loop {
+                let lease = self.acquire(fresh, deadline).await.map_err(|error| self.failed(error))?;
+                let reused = lease.reused();
+                let began = Instant::now();
+                // A connection may be had without a wait, and a wait may end late: no request starts too late.
+                if began >= deadline {
+                    drop(lease);
+                    return Err(self.failed(Error::too_late_to_send()));
+                }
+                match Box::pin(exchange(lease, request, self.origin(), deadline)).await {
+                    Ok((response, lease)) => {
+                        self.metrics().answered(reused, Instant::now().saturating_duration_since(began));
+                        return Ok(response.map(|body| ResponseBody::new(body, Box::new(lease), deadline, reused)));
+                    }
+                    Err(failure) => match failure.unsent {
+                        Some(unsent) if reused && replays < REPLAYS_MAX => {
+                            replays += 1;
+                            self.metrics().replayed.inc();
+                            request = unsent;
+                        }
+                        _ => return Err(self.failed(failure.error)),
+                    },
+                }
+            }
         }
-        result
     }
 
-    async fn attempt(
-        &self,
-        mut request: Request<Body>,
-        deadline: Instant,
-        fresh: bool,
-    ) -> Result<Response<ResponseBody>, Error> {
-        let metrics = &self.cell.partition().metrics;
-        let mut replays = 0;
-        loop {
-            let lease = self.acquire(fresh, deadline).await?;
-            let reused = lease.reused();
-            let began = Instant::now();
-            // A connection may be had without a wait, and a wait may end late: no request starts too late.
-            if began >= deadline {
-                drop(lease);
-                return Err(Error::too_late_to_send());
-            }
-            match exchange(lease, request, self.origin(), deadline).await {
-                Ok((response, lease)) => {
-                    metrics.answered(reused, Instant::now().saturating_duration_since(began));
-                    return Ok(response.map(|body| ResponseBody::new(body, Box::new(lease), deadline, reused)));
-                }
-                Err(failure) => match failure.unsent {
-                    Some(unsent) if reused && replays < REPLAYS_MAX => {
-                        replays += 1;
-                        metrics.replayed.inc();
-                        request = unsent;
-                    }
-                    _ => return Err(failure.error),
-                },
-            }
-        }
+    fn failed(&self, error: Error) -> Error {
+        self.metrics().failed(&error);
+        error
+    }
+
+    fn metrics(&self) -> &PartitionMetrics {
+        &self.cell.partition().metrics
     }
 }
 
@@ -255,5 +261,25 @@ impl tower::Service<Request<Body>> for Lane {
             Ok(origin) => self.origin(&origin).call(request),
             Err(error) => Box::pin(std::future::ready(Err(error))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+    use crate::Connected;
+
+    #[tokio::test]
+    async fn r04_a_caller_in_line_costs_little_more_than_its_request() {
+        let connector = tower::service_fn(|_: Origin| std::future::pending::<Result<Connected, Infallible>>());
+        let lane = Lane::builder("sizes").connector(connector).build().expect("lane");
+        let handle = lane.origin(&Origin::parse("http://127.0.0.1:7443").expect("origin"));
+        let now = Instant::now();
+        let (hold, send) =
+            (size_of_val(&handle.hold(now)), size_of_val(&handle.send(Request::new(Body::empty()), now)));
+        assert!(hold <= 96, "{hold} bytes for a caller that holds a connection");
+        assert!(send <= size_of::<Request<Body>>() + 192, "{send} bytes for a caller with its request");
     }
 }
