@@ -59,6 +59,10 @@ const AGE_JITTER_SHARE: f64 = 0.2;
 /// longer than any process; 2^24 panics are more than one survives.
 const LIFE_SHIFT: u32 = 40;
 
+/// From here on a deadline that is noticed late was noticed by a busy process, which may not have noticed the answer
+/// either. A fraction of callers' usual deadlines, and more than a calm loop is ever late.
+pub(crate) const LATE_MIN: Duration = Duration::from_millis(50);
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct CellState<C, W, E> {
@@ -303,11 +307,14 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     /// Tells those whose deadline has come what they waited for. A dial is evidence for one of them: the
-    /// others would report the same silence once more.
+    /// others would report the same silence once more. If we are not punctual, the dial may have had an answer
+    /// for long that nobody has looked at, and it is evidence for none.
     fn expire(&mut self, now: Instant, out: &mut Actions<C, W>) {
-        let ours = if self.queued || self.queued_fresh { Awaited::Slot } else { Awaited::Turn };
+        let first = [self.line.next_deadline(), self.fresh_line.next_deadline()].into_iter().flatten().min();
+        let punctual = first.is_none_or(|first| now < first + LATE_MIN);
+        let ours = if self.queued || self.queued_fresh || !punctual { Awaited::Slot } else { Awaited::Turn };
         // With connections in use the dial under way is not what these waited for.
-        let dialling = self.dialling > self.dialling_fresh && self.conns.usable() == 0;
+        let dialling = punctual && self.dialling > self.dialling_fresh && self.conns.usable() == 0;
         while let Some(waiter) = self.line.expired(now) {
             let awaited = match (dialling, self.untold > 0) {
                 (false, _) => ours,
@@ -318,7 +325,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             self.tell(false, waiter, Answer::Refused(Refusal::Expired(awaited)), out);
         }
         while let Some(waiter) = self.fresh_line.expired(now) {
-            let awaited = if self.untold_fresh > 0 { Awaited::Dial } else { ours };
+            let awaited = if punctual && self.untold_fresh > 0 { Awaited::Dial } else { ours };
             self.untold_fresh -= usize::from(awaited == Awaited::Dial);
             self.tell(true, waiter, Answer::Refused(Refusal::Expired(awaited)), out);
         }

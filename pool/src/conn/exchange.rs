@@ -1,5 +1,7 @@
 //! One request and its response on a leased connection.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -9,11 +11,11 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Link;
 use crate::body::{Body, Held};
-use crate::cell::{ConnKey, Event, Taken, Verdict};
+use crate::cell::{ConnKey, Event, LATE_MIN, Taken, Verdict};
 use crate::error::{Error, Kind, Sent, Stage};
 use crate::origin::Origin;
 use crate::partition::Cell;
@@ -33,6 +35,9 @@ const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
 
 /// Longest `Keep-Alive: timeout` that is believed. What a peer says must not overflow a clock.
 const KEEP_ALIVE_MAX: Duration = Duration::from_hours(1);
+
+/// The longest that an answer gets after a deadline that we came to late: enough to read what has arrived.
+const CATCH_UP_MAX: Duration = Duration::from_millis(100);
 
 /// A request's hold on a connection. Dropping it at any moment leaves the cell correct.
 #[derive(Debug)]
@@ -55,7 +60,7 @@ enum Phase {
     Unused,
     /// Sent; no answer yet. An HTTP/1.1 connection dropped now cannot be used again.
     InFlight,
-    /// As `InFlight`, and the connection failed or refused the request.
+    /// As `InFlight`, and the connection failed or refused the request, or nobody looked after it.
     Broken,
     /// As `InFlight`, and the deadline came.
     TimedOut,
@@ -92,22 +97,48 @@ pub(crate) async fn exchange(
     }
     lease.phase = Phase::InFlight;
     lease.prompt = request.body().is_whole();
-    match timeout_at(deadline, link.try_send(request)).await {
-        Ok(Ok(response)) => {
+    let answer = in_time(deadline, link.try_send(request)).await;
+    match answer {
+        Answer::Came(Ok(response)) => {
             lease.phase = Phase::Answered;
             lease.keep_alive = keep_alive(response.headers());
             Ok((response, lease))
         }
-        Ok(Err(refused)) => {
+        Answer::Came(Err(refused)) => {
             lease.phase = Phase::Broken;
             let Failure { error, unsent } = Failure::refused(refused);
             Err(fail(error, unsent))
         }
-        Err(_) => {
-            lease.phase = Phase::TimedOut;
+        Answer::Late { punctual } => {
+            // A connection that we did not look after has not failed us.
+            lease.phase = if punctual { Phase::TimedOut } else { Phase::Broken };
             Err(fail(Error::late(), None))
         }
     }
+}
+
+/// What became of a request by its deadline.
+enum Answer<T> {
+    Came(T),
+    /// Nothing, and whether we were there to see it when the deadline came.
+    Late {
+        punctual: bool,
+    },
+}
+
+/// Waits for an answer until the deadline. A process that stood still comes to the deadline before it has read
+/// what arrived in the meantime, so being late by some time gives the answer as much more, within reason.
+async fn in_time<T>(deadline: Instant, answer: impl Future<Output = T>) -> Answer<T> {
+    let mut answer = pin!(answer);
+    if let Ok(answer) = timeout_at(deadline, &mut answer).await {
+        return Answer::Came(answer);
+    }
+    let late = Instant::now().saturating_duration_since(deadline);
+    if late < LATE_MIN {
+        return Answer::Late { punctual: true };
+    }
+    let answered = timeout(late.min(CATCH_UP_MAX), answer).await;
+    answered.map_or(Answer::Late { punctual: false }, Answer::Came)
 }
 
 // === impl Failure ===
@@ -268,6 +299,25 @@ fn keep_alive(headers: &HeaderMap) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn r13_a_process_that_stood_still_reads_the_answers_before_it_blames_a_connection() {
+        let (told, answer) = tokio::sync::oneshot::channel();
+        let second = Duration::from_secs(1);
+        let deadline = Instant::now() + second;
+        let mut waiting = tokio::task::JoinSet::new();
+        waiting.spawn(in_time(deadline, answer));
+        tokio::task::yield_now().await;
+        // The deadline has long passed when the loop goes on, and it comes to the timer first.
+        tokio::time::advance(second * 60).await;
+        tokio::task::yield_now().await;
+        told.send(7).expect("somebody waits");
+        let came = waiting.join_next().await.expect("one task").expect("no panic");
+        assert!(matches!(came, Answer::Came(Ok(7))), "the answer was there as soon as anybody looked");
+
+        let silent = in_time(Instant::now() + second, std::future::pending::<()>()).await;
+        assert!(matches!(silent, Answer::Late { punctual: true }), "a silent host has no excuse");
+    }
 
     #[test]
     fn a_server_s_keep_alive_is_honoured_with_a_margin() {

@@ -20,6 +20,14 @@ const STEPS: u32 = 20;
 /// What a dial may be excused, in time-outs. Its slot is held for three time-outs at most.
 const EXCUSED_MAX: u32 = 2;
 
+/// From here on a step that ends late counts as late, however short the steps are: timers are exact to a few
+/// milliseconds on a calm machine.
+const LATE_MIN: Duration = Duration::from_millis(10);
+
+/// What of our own doing a peer may have lost its patience over. Servers give a handshake seconds, and a dial that we
+/// kept from going on for this long may be closed by the peer for no fault of the peer's.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Least time until a dial is looked at again.
 const STEP_MIN: Duration = Duration::from_millis(1);
 
@@ -76,8 +84,14 @@ impl DialClock {
         } else if self.counted >= self.limit {
             Look::TimedOut
         } else {
-            Look::GoOn { late: late >= self.step() }
+            Look::GoOn { late: late >= (self.limit / STEPS).max(LATE_MIN) }
         }
+    }
+
+    /// Whether the peer was made to wait so long by us that its hanging up says nothing about it.
+    pub(super) fn tried_patience(&mut self, now: Instant, gated: Duration) -> bool {
+        self.look(now, gated);
+        self.excused >= PATIENCE.min(self.limit)
     }
 
     fn step(&self) -> Duration {
@@ -120,6 +134,16 @@ mod tests {
         assert!(look == Look::Overloaded && took <= LIMIT * 3, "{look:?} after {took:?}");
         let (look, _) = run(|| (0, 1_000));
         assert_eq!(look, Look::Overloaded, "a dial that never got its turn to compute");
+    }
+
+    #[test]
+    fn r01_short_steps_are_not_late_for_a_timer_s_rounding() {
+        let began = Instant::now();
+        let mut clock = DialClock::new(Duration::from_millis(20), began);
+        let rounded = clock.look_at() + Duration::from_millis(1);
+        assert_eq!(clock.look(rounded, Duration::ZERO), Look::GoOn { late: false });
+        let asleep = clock.look_at() + LATE_MIN;
+        assert_eq!(clock.look(asleep, Duration::ZERO), Look::GoOn { late: true });
     }
 
     proptest! {

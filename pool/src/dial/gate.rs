@@ -156,10 +156,10 @@ impl HandshakeGate {
     /// Makes as many permits as the window now allows, or takes back what is too many: of those that are free,
     /// and this one.
     fn follow(&self, given_back: Option<SemaphorePermit<'_>>) {
-        let limit = self.window.limit();
         let (mut more, mut kept) = (0, given_back);
         {
             let mut issued = self.issued.lock();
+            let limit = self.window.limit();
             if *issued > limit
                 && let Some(place) = kept.take()
             {

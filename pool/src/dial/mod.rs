@@ -69,15 +69,20 @@ impl Dialer {
         let mut steps = pin!(self.steps(origin, progress, settings, executor));
         let mut clock = DialClock::new(limit, Instant::now());
         loop {
-            if let Ok(result) = timeout_at(clock.look_at(), &mut steps).await {
-                return result;
-            }
+            let ended = timeout_at(clock.look_at(), &mut steps).await;
             let now = Instant::now();
+            let busy = || Error::saturated(Stage::DialSlot, BUSY_RETRY_AFTER);
+            match ended {
+                Ok(Err(error)) if is_hang_up(&error) && clock.tried_patience(now, progress.waited(now)) => {
+                    return Err(busy());
+                }
+                Ok(result) => return result,
+                Err(_) => {}
+            }
             match clock.look(now, progress.waited(now)) {
-                Look::GoOn { late: true } => progress.set_late(),
-                Look::GoOn { late: false } => {}
-                Look::TimedOut => return Err(Error::new(Kind::Timeout, progress.stage())),
-                Look::Overloaded => return Err(Error::saturated(Stage::DialSlot, BUSY_RETRY_AFTER)),
+                Look::GoOn { late } => progress.set_late(late),
+                Look::TimedOut => return Err(Error::new(Kind::Timeout, progress.reached())),
+                Look::Overloaded => return Err(busy()),
             }
         }
     }
@@ -128,6 +133,11 @@ impl Dialer {
         let resumed = session.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
         Ok((Box::new(stream), alpn, Some(resumed)))
     }
+}
+
+/// Whether the peer let us connect and then did not wait for our part.
+fn is_hang_up(error: &Error) -> bool {
+    error.is_reset() && matches!(error.stage(), Stage::Tls | Stage::Handshake)
 }
 
 #[cfg(test)]

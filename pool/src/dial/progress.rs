@@ -46,11 +46,10 @@ impl Progress {
         }
     }
 
-    /// The dial was looked at so late that its host cannot be blamed for the time it has taken.
-    pub(super) fn set_late(&self) {
-        self.late.store(true, Ordering::Relaxed);
-        if let Some(newest) = &self.newest {
-            newest.late.store(true, Ordering::Relaxed);
+    /// Whether the dial was last looked at so late that its host cannot be blamed for the time it has taken.
+    pub(super) fn set_late(&self, late: bool) {
+        for progress in [Some(self), self.newest.as_deref()].into_iter().flatten() {
+            progress.late.store(late, Ordering::Relaxed);
         }
     }
 
@@ -91,6 +90,11 @@ impl Progress {
         if self.late.load(Ordering::Relaxed) {
             return Stage::DialSlot;
         }
+        self.reached()
+    }
+
+    /// How far the dial is, whoever is to blame for the time it took.
+    pub(super) fn reached(&self) -> Stage {
         STAGES.get(usize::from(self.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::DialSlot)
     }
 }
