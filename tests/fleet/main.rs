@@ -11,6 +11,7 @@ mod apart;
 mod dev;
 mod input;
 mod parts;
+mod secrets;
 
 use tokio::sync::{Mutex, MutexGuard};
 

@@ -1,16 +1,25 @@
-//! Who calls, and what they may do. Identity comes from the token, never from a parameter.
+//! Who calls, and what they may do. Identity comes from the token or the certificate, never from a
+//! parameter.
+//!
+//! A token decides when one is shown, else the certificate of the connection. Certificates name;
+//! what the name may do is looked up for each request, so that a caller who is taken off the list is
+//! refused at once, on connections that stand as well. Tokens are kept as digests: looking one up
+//! tells by its time nothing of others, and no dump of memory shows them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+use aws_lc_rs::digest;
 use axum::extract::FromRequestParts;
 use http::HeaderMap;
 use http::header::{AUTHORIZATION, HeaderName};
 use http::request::Parts;
-use sfu_api::GatewayId;
+use sfu_api::{GatewayId, GuildId};
+use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{ApiError, App};
-use crate::config::{AuthMode, Config, Role};
+use crate::config::{AuthMode, Callers, Config, Guilds, Role, Secret};
 use crate::peer::{FORWARDED_HEADER, GATEWAY_HEADER, OnBehalf, ROLE_HEADER, SECRET_HEADER};
 
 /// Who a caller without a token is, where that is allowed.
@@ -20,8 +29,36 @@ const ANONYMOUS: &str = "anonymous";
 #[derive(Debug)]
 pub(crate) struct Auth {
     mode: AuthMode,
-    tokens: HashMap<String, (GatewayId, Role)>,
-    peer_secret: Option<String>,
+    /// Of the configuration.
+    fixed: Callers,
+    /// Those and the ones of the callers' file.
+    known: ArcSwap<Known>,
+    peer_secret: Option<Secret>,
+}
+
+/// SHA-256.
+type Digest = [u8; 32];
+
+#[derive(Debug, Default)]
+struct Known {
+    tokens: HashMap<Digest, Entry>,
+    certificates: HashMap<String, Entry>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    id: GatewayId,
+    role: Role,
+    guilds: Option<Arc<Guilds>>,
+}
+
+/// What is known of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Connected {
+    /// Whether operators are served on it.
+    pub(crate) operators: bool,
+    /// Names in the certificate that the client showed.
+    pub(crate) names: Vec<String>,
 }
 
 /// Who calls.
@@ -33,21 +70,34 @@ pub(crate) struct Caller {
     pub(crate) operator: bool,
     /// Another syncer forwarded this: it goes no further.
     pub(crate) forwarded: bool,
+    /// The only guilds it may speak of. A forwarded caller was judged where it came in.
+    guilds: Option<Arc<Guilds>>,
 }
 
 // === impl Auth ===
 
 impl Auth {
     pub(crate) fn new(config: &Config) -> Self {
-        let tokens = config.auth.tokens.iter().map(|t| (t.token.expose().to_owned(), (t.id.clone(), t.role)));
-        Self { mode: config.auth.mode, tokens: tokens.collect(), peer_secret: config.peer_secret().map(str::to_owned) }
+        let fixed = Callers { tokens: config.auth.tokens.clone(), certificates: config.auth.certificates.clone() };
+        let known = ArcSwap::from_pointee(Known::of([&fixed]));
+        Self { mode: config.auth.mode, fixed, known, peer_secret: config.peer_secret().map(Secret::new) }
     }
 
-    /// Who calls, from the headers and, for watches in a browser, the token of the query.
-    pub(crate) fn caller(&self, headers: &HeaderMap, query_token: Option<&str>) -> Result<Caller, ApiError> {
-        let secret = text(headers, &SECRET_HEADER)?;
-        if let Some(shown) = secret {
-            let known = self.peer_secret.as_deref().is_some_and(|s| same(s, shown));
+    /// Takes the callers' file in force, instead of what it said before.
+    pub(crate) fn load(&self, file: &Callers) {
+        self.known.store(Arc::new(Known::of([file, &self.fixed])));
+    }
+
+    /// Who calls, from the headers, the connection's certificate and, for watches in a browser, the
+    /// token of the query.
+    pub(crate) fn caller(
+        &self,
+        connected: Option<&Connected>,
+        headers: &HeaderMap,
+        query_token: Option<&str>,
+    ) -> Result<Caller, ApiError> {
+        if let Some(shown) = text(headers, &SECRET_HEADER)? {
+            let known = self.peer_secret.as_ref().is_some_and(|s| same(s.expose(), shown));
             return if known { from_peer(headers) } else { Err(ApiError::unauthenticated()) };
         }
         let token = match text(headers, &AUTHORIZATION)? {
@@ -60,22 +110,74 @@ impl Auth {
             ),
             None => query_token,
         };
-        match self.mode {
+        let mut caller = match self.mode {
             AuthMode::Open => {
                 let id = GatewayId::new(token.unwrap_or(ANONYMOUS))
                     .map_err(|e| ApiError::invalid(format!("the token is the gateway's id here: it {e}")))?;
-                Ok(Caller { id, operator: true, forwarded: false })
+                Caller { id, operator: true, forwarded: false, guilds: None }
             }
             AuthMode::Tokens => {
-                let (id, role) = token.and_then(|t| self.tokens.get(t)).ok_or_else(ApiError::unauthenticated)?;
-                match role {
-                    Role::Peer => from_peer(headers),
-                    Role::Gateway => Ok(Caller { id: id.clone(), operator: false, forwarded: false }),
-                    Role::Operator => Ok(Caller { id: id.clone(), operator: true, forwarded: false }),
+                let names = connected.map_or(&[][..], |c| &c.names);
+                let Entry { id, role, guilds } =
+                    self.known.load().find(token, names).ok_or_else(ApiError::unauthenticated)?;
+                if role == Role::Peer {
+                    return from_peer(headers);
                 }
+                Caller { id, operator: role == Role::Operator, forwarded: false, guilds }
+            }
+        };
+        // An operator is one where operators are served.
+        caller.operator &= connected.is_none_or(|c| c.operators);
+        Ok(caller)
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    /// Of several lists; what a later one says of the same token or name counts.
+    fn of<const N: usize>(lists: [&Callers; N]) -> Self {
+        let mut known = Self::default();
+        for list in lists {
+            for t in &list.tokens {
+                let entry = Entry { id: t.id.clone(), role: t.role, guilds: t.guilds.clone().map(Arc::new) };
+                known.tokens.insert(sha256(t.token.expose()), entry);
+            }
+            for c in &list.certificates {
+                let entry = Entry { id: c.id.clone(), role: c.role, guilds: c.guilds.clone().map(Arc::new) };
+                known.certificates.insert(c.name.clone(), entry);
             }
         }
+        known
     }
+
+    fn find(&self, token: Option<&str>, names: &[String]) -> Option<Entry> {
+        match token {
+            Some(token) => self.tokens.get(&sha256(token)).cloned(),
+            None => names.iter().find_map(|name| self.certificates.get(name)).cloned(),
+        }
+    }
+}
+
+fn sha256(token: &str) -> Digest {
+    let mut out = Digest::default();
+    out.copy_from_slice(digest::digest(&digest::SHA256, token.as_bytes()).as_ref());
+    out
+}
+
+/// The names in a certificate: its subject alternative names or, without any, its common names.
+pub(super) fn names(der: &[u8]) -> Vec<String> {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else { return Vec::new() };
+    let alternative = certificate.subject_alternative_name().ok().flatten();
+    let alternative = alternative.iter().flat_map(|names| &names.value.general_names).filter_map(|name| match name {
+        GeneralName::DNSName(name) | GeneralName::URI(name) | GeneralName::RFC822Name(name) => Some((*name).to_owned()),
+        _ => None,
+    });
+    let alternative: Vec<_> = alternative.collect();
+    if !alternative.is_empty() {
+        return alternative;
+    }
+    certificate.subject().iter_common_name().filter_map(|name| name.as_str().ok().map(str::to_owned)).collect()
 }
 
 /// A peer speaks on behalf of the gateway it names.
@@ -83,7 +185,7 @@ fn from_peer(headers: &HeaderMap) -> Result<Caller, ApiError> {
     let name = text(headers, &GATEWAY_HEADER)?.unwrap_or(ANONYMOUS);
     let id = GatewayId::new(name).map_err(|e| ApiError::invalid(format!("{GATEWAY_HEADER} {e}")))?;
     let operator = text(headers, &ROLE_HEADER)? == Some("operator");
-    Ok(Caller { id, operator, forwarded: headers.contains_key(FORWARDED_HEADER) })
+    Ok(Caller { id, operator, forwarded: headers.contains_key(FORWARDED_HEADER), guilds: None })
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
@@ -105,7 +207,20 @@ fn same(a: &str, b: &str) -> bool {
 
 impl Caller {
     pub(crate) fn must_be_operator(&self) -> Result<(), ApiError> {
-        if self.operator { Ok(()) } else { Err(ApiError::forbidden("only operators may do this")) }
+        if self.operator {
+            Ok(())
+        } else {
+            Err(ApiError::forbidden("only operators may do this, and only where they are served (`admin_listen`)"))
+        }
+    }
+
+    /// Whether it may speak of this guild.
+    pub(crate) fn must_be_allowed(&self, guild: &GuildId) -> Result<(), ApiError> {
+        if self.guilds.as_ref().is_none_or(|guilds| guilds.hold(guild)) {
+            Ok(())
+        } else {
+            Err(ApiError::forbidden("this caller may not speak of this guild"))
+        }
     }
 
     pub(crate) fn on_behalf(&self) -> OnBehalf {
@@ -117,47 +232,125 @@ impl FromRequestParts<Arc<App>> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
-        app.auth.caller(&parts.headers, None)
+        let connected = parts.extensions.get::<Arc<Connected>>();
+        app.auth.caller(connected.map(|c| &**c), &parts.headers, None)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AuthConfig, Secret, TokenConfig};
+    use crate::config::AuthConfig;
+
+    const AUTH: &str = r#"
+        mode = "tokens"
+        peer_secret = "hush"
+        tokens = [
+            { token = "t-g", id = "gw", role = "gateway" },
+            { token = "t-o", id = "op", role = "operator" },
+            { token = "t-l", id = "gw-l", role = "gateway", guilds = ["one", "acme-*"] },
+        ]
+        certificates = [
+            { name = "gw-2.internal", id = "gw-2", role = "gateway" },
+            { name = "spiffe://x/op", id = "op-2", role = "operator" },
+        ]"#;
 
     fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
         list.iter().map(|(k, v)| (HeaderName::from_static(k), v.parse().expect("a value"))).collect()
     }
 
     fn strict() -> Auth {
-        let token = |token: &str, id: &str, role| TokenConfig {
-            token: Secret::new(token),
-            id: GatewayId::new(id).expect("an id"),
-            role,
-        };
-        let tokens = vec![token("t-g", "gw", Role::Gateway), token("t-o", "op", Role::Operator)];
-        let auth = AuthConfig { mode: AuthMode::Tokens, tokens, peer_secret: Some(Secret::new("hush")) };
+        let auth: AuthConfig = toml::from_str(AUTH).expect("an auth table");
         Auth::new(&Config { auth, ..Config::default() })
+    }
+
+    fn bearer(auth: &Auth, token: &str) -> Result<Caller, ApiError> {
+        auth.caller(None, &headers(&[("authorization", &format!("Bearer {token}"))]), None)
+    }
+
+    fn shows(operators: bool, names: &[&str]) -> Connected {
+        Connected { operators, names: names.iter().map(|n| (*n).to_owned()).collect() }
     }
 
     #[test]
     fn open_mode_takes_the_token_as_the_id() {
         let auth = Auth::new(&Config::default());
-        let caller = auth.caller(&headers(&[("authorization", "Bearer gw-7")]), None).expect("known");
+        let caller = bearer(&auth, "gw-7").expect("known");
         assert_eq!((caller.id.as_str(), caller.operator), ("gw-7", true));
-        assert_eq!(auth.caller(&HeaderMap::new(), None).expect("known").id.as_str(), ANONYMOUS);
-        assert_eq!(auth.caller(&HeaderMap::new(), Some("q")).expect("known").id.as_str(), "q");
-        assert!(auth.caller(&headers(&[("authorization", "Basic eDp5")]), None).is_err());
+        assert_eq!(auth.caller(None, &HeaderMap::new(), None).expect("known").id.as_str(), ANONYMOUS);
+        assert_eq!(auth.caller(None, &HeaderMap::new(), Some("q")).expect("known").id.as_str(), "q");
+        assert!(auth.caller(None, &headers(&[("authorization", "Basic eDp5")]), None).is_err());
     }
 
     #[test]
     fn tokens_mode_takes_only_its_tokens_and_their_roles() {
         let auth = strict();
-        let with = |t: &str| auth.caller(&headers(&[("authorization", &format!("Bearer {t}"))]), None);
-        assert!(!with("t-g").expect("known").operator);
-        assert!(with("t-o").expect("known").operator);
-        assert!(with("gw").is_err() && auth.caller(&HeaderMap::new(), None).is_err());
+        assert!(!bearer(&auth, "t-g").expect("known").operator);
+        assert!(bearer(&auth, "t-o").expect("known").operator);
+        assert!(bearer(&auth, "gw").is_err() && auth.caller(None, &HeaderMap::new(), None).is_err());
+    }
+
+    #[test]
+    fn a_certificate_is_an_identity_unless_a_token_is_shown() {
+        let auth = strict();
+        let with = |connected: &Connected, list| auth.caller(Some(connected), &headers(list), None);
+        let gateway = with(&shows(true, &["other", "gw-2.internal"]), &[]).expect("known");
+        assert_eq!((gateway.id.as_str(), gateway.operator), ("gw-2", false));
+        let operator = with(&shows(true, &["spiffe://x/op"]), &[]).expect("known");
+        assert!(operator.operator);
+        assert!(with(&shows(true, &["stranger"]), &[]).is_err());
+        let both = with(&shows(true, &["spiffe://x/op"]), &[("authorization", "Bearer t-g")]).expect("known");
+        assert_eq!((both.id.as_str(), both.operator), ("gw", false), "the token decides");
+        assert!(with(&shows(true, &["spiffe://x/op"]), &[("authorization", "Bearer wrong")]).is_err());
+    }
+
+    #[test]
+    fn operators_are_operators_where_they_are_served() {
+        let auth = strict();
+        let there = auth.caller(Some(&shows(false, &["spiffe://x/op"])), &HeaderMap::new(), None).expect("known");
+        assert!(there.must_be_operator().is_err());
+        let list = [("trunkline-peer", "hush"), ("trunkline-role", "operator")];
+        let forwarded = auth.caller(Some(&shows(false, &[])), &headers(&list), None).expect("a peer");
+        assert!(forwarded.must_be_operator().is_ok(), "judged where it came in");
+    }
+
+    #[test]
+    fn a_limited_token_speaks_of_its_guilds_only() {
+        let caller = bearer(&strict(), "t-l").expect("known");
+        let may = |guild: &str| caller.must_be_allowed(&GuildId::new(guild).expect("an id")).is_ok();
+        assert!(may("one") && may("acme-7") && !may("two"));
+        let free = bearer(&strict(), "t-g").expect("known");
+        assert!(free.must_be_allowed(&GuildId::new("two").expect("an id")).is_ok());
+    }
+
+    #[test]
+    fn the_callers_file_adds_and_withdraws_and_the_configuration_stays() {
+        let auth = strict();
+        let file = "tokens = [{ token = \"t-new\", id = \"n\", role = \"gateway\" }]";
+        auth.load(&toml::from_str(file).expect("callers"));
+        assert!(bearer(&auth, "t-new").is_ok() && bearer(&auth, "t-g").is_ok());
+        auth.load(&Callers::default());
+        assert!(bearer(&auth, "t-new").is_err() && bearer(&auth, "t-g").is_ok());
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let shown = format!("{:?}", strict());
+        assert!(["t-g", "t-o", "hush"].iter().all(|secret| !shown.contains(&format!("\"{secret}\""))), "{shown}");
+    }
+
+    #[test]
+    fn a_certificate_is_named_by_its_alternative_names_or_else_its_common_name() {
+        let certificate = |names: Vec<String>| {
+            let mut params = rcgen::CertificateParams::new(names).expect("names");
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::CommonName, "common");
+            let key = rcgen::KeyPair::generate().expect("a key");
+            params.self_signed(&key).expect("a certificate")
+        };
+        assert_eq!(names(certificate(vec!["a.b".into(), "c.d".into()]).der()), ["a.b", "c.d"]);
+        assert_eq!(names(certificate(vec![]).der()), ["common"]);
+        assert!(names(b"no certificate").is_empty());
     }
 
     #[test]
@@ -165,6 +358,7 @@ mod tests {
         let auth = strict();
         let with = |secret: &str| {
             auth.caller(
+                None,
                 &headers(&[
                     ("trunkline-peer", secret),
                     ("trunkline-forwarded", "s-1"),
@@ -177,7 +371,7 @@ mod tests {
         let caller = with("hush").expect("a peer");
         assert_eq!((caller.id.as_str(), caller.operator, caller.forwarded), ("gw-9", false, true));
         assert!(with("hush!").is_err() && with("").is_err());
-        let plain = auth.caller(&headers(&[("authorization", "Bearer t-g"), ("trunkline-gateway", "x")]), None);
+        let plain = auth.caller(None, &headers(&[("authorization", "Bearer t-g"), ("trunkline-gateway", "x")]), None);
         assert_eq!(plain.expect("known").id.as_str(), "gw", "without the secret the header means nothing");
     }
 }

@@ -27,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::HttpMetrics;
+use super::auth::{Connected, names};
 use super::clock::{Clock, Held, IDLE_MAX, Overdue, Watched};
 use super::head::{HEADER_BYTES_MAX, HEADERS_MAX};
 use super::listener::Place;
@@ -61,6 +62,8 @@ pub(crate) struct Serving {
     /// Looked at for each connection: a renewed certificate serves those to come, and cuts none.
     pub(crate) tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     pub(crate) router: Router,
+    /// Whether operators are served here.
+    pub(crate) operators: bool,
     pub(crate) metrics: HttpMetrics,
     pub(crate) tracker: TaskTracker,
     /// No new connections and requests; those under way may end.
@@ -90,25 +93,36 @@ impl Serving {
         if socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive).is_err() {
             return;
         }
-        let Some(tls) = &self.tls else { return self.http(stream, Arc::new(place)).await };
+        let Some(tls) = &self.tls else { return self.http(stream, Vec::new(), Arc::new(place)).await };
         let handshake = timeout(TLS_MAX, TlsAcceptor::from(tls.load_full()).accept(stream));
         let done = tokio::select! {
             done = handshake => done,
             () = place.leave().cancelled() => return,
         };
         match done {
-            Ok(Ok(stream)) => self.http(stream, Arc::new(place)).await,
+            Ok(Ok(stream)) => {
+                let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+                let names = shown.map(|leaf| names(leaf)).unwrap_or_default();
+                self.http(stream, names, Arc::new(place)).await;
+            }
             Ok(Err(_)) => self.metrics.refused("tls"),
             Err(_) => self.metrics.refused("tls_timeout"),
         }
     }
 
-    async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, place: Arc<Place>) {
+    async fn http<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        &self,
+        stream: S,
+        names: Vec<String>,
+        place: Arc<Place>,
+    ) {
         let clock = Clock::new(Instant::now());
         let stream = Watched::new(stream, Arc::clone(&clock));
         let service = {
             let (clock, place, router) = (Arc::clone(&clock), Arc::clone(&place), self.router.clone());
-            hyper::service::service_fn(move |request: http::Request<Incoming>| {
+            let connected = Arc::new(Connected { operators: self.operators, names });
+            hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
+                request.extensions_mut().insert(Arc::clone(&connected));
                 if !clock.asked() {
                     place.settle();
                 }
@@ -233,6 +247,7 @@ mod tests {
         let metrics = HttpMetrics::default();
         let serving = Serving {
             tls: None,
+            operators: true,
             router,
             metrics: metrics.clone(),
             tracker: TaskTracker::new(),
@@ -240,7 +255,7 @@ mod tests {
         };
         let (ours, theirs) = tokio::io::duplex(1_024);
         let tracker = serving.tracker.clone();
-        let task = tracker.spawn(async move { serving.http(theirs, Arc::new(Place::alone())).await });
+        let task = tracker.spawn(async move { serving.http(theirs, Vec::new(), Arc::new(Place::alone())).await });
         (ours, metrics, task)
     }
 

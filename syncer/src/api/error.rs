@@ -60,7 +60,7 @@ impl ApiError {
 
     /// 401.
     pub(crate) fn unauthenticated() -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "a known bearer token is needed")
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "a known bearer token or certificate is needed")
     }
 
     /// 403.

@@ -39,7 +39,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderV
 use http::{StatusCode, Version};
 use tokio::time::{Instant, timeout};
 
-pub(crate) use self::auth::{Auth, Caller};
+pub(crate) use self::auth::{Auth, Caller, Connected};
 pub use self::bulk::parse_only;
 pub(crate) use self::error::ApiError;
 pub(crate) use self::levers::unix_ms;
@@ -57,8 +57,13 @@ const UNREAD: [StatusCode; 2] = [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::REQU
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The whole API.
-pub(crate) fn router(app: Arc<App>) -> Router {
+/// The whole API; without what only operators need where they are not served.
+pub(crate) fn router(app: Arc<App>, operators: bool) -> Router {
+    let private = if operators {
+        Router::new().route("/metrics", get(ops::metrics)).route("/debug/pool", get(debug::pool))
+    } else {
+        Router::new()
+    };
     Router::new()
         .route(
             "/v1/guilds/{guild}/calls/{call}/participants/{session}",
@@ -74,32 +79,18 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/levers", get(levers::list).patch(levers::change))
         .route("/v1/status", get(ops::status))
         .route("/v1/members", get(ops::members))
-        .route("/debug/pool", get(debug::pool))
         .route("/.well-known/jwks.json", get(ops::jwks))
         .route("/openapi.json", get(ops::openapi))
         .route("/", get(ops::landing))
-        .merge(probes())
+        .route("/livez", get(ops::livez))
+        .route("/readyz", get(ops::readyz))
+        .merge(private)
         .fallback(async || ApiError::not_found("route; see /openapi.json"))
         .method_not_allowed_fallback(async || {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route has other methods")
         })
         .layer(from_fn_with_state(Arc::clone(&app), finish))
         .with_state(app)
-}
-
-/// What the second, plain listener serves.
-pub(crate) fn admin_router(app: Arc<App>) -> Router {
-    probes()
-        .fallback(async || ApiError::not_found("route here; the API is on another address"))
-        .layer(from_fn_with_state(Arc::clone(&app), finish))
-        .with_state(app)
-}
-
-fn probes() -> Router<Arc<App>> {
-    Router::new()
-        .route("/livez", get(ops::livez))
-        .route("/readyz", get(ops::readyz))
-        .route("/metrics", get(ops::metrics))
 }
 
 /// What every request has in common: an id, bounds, containment of panics, metrics, and errors in

@@ -37,8 +37,10 @@ pub(crate) fn prefers_redirect(parts: &Parts) -> bool {
 // === impl App ===
 
 impl App {
-    /// Decides who serves the guild; a forwarded request is never forwarded again.
+    /// Decides who serves the guild, if the caller may speak of it; a forwarded request is never
+    /// forwarded again.
     pub(crate) fn route(&self, guild: &GuildId, caller: &Caller) -> Result<Route, ApiError> {
+        caller.must_be_allowed(guild)?;
         let owner = self
             .ownership
             .owner_of(guild)

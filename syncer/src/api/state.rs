@@ -34,7 +34,7 @@ pub(crate) struct App {
     pub(crate) peers: Arc<Peers>,
     pub(crate) sfu_lane: pool::Lane,
     pub(crate) signer: Arc<Signer>,
-    pub(crate) auth: Auth,
+    pub(crate) auth: Arc<Auth>,
     pub(crate) ready: Readiness,
     pub(crate) gateways: Gateways,
     pub(crate) watchers: Arc<Semaphore>,

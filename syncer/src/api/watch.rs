@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::error::RETRY_BASE;
 use super::extract::Params;
-use super::{ApiError, App};
+use super::{ApiError, App, Connected};
 use crate::watch::{Cursor, Fleet, Scope, Source};
 
 /// Writes under way to one watcher, ~16 KiB each; then its news coalesces.
@@ -48,10 +48,12 @@ pub(crate) struct WatchParams {
         (status = 410, body = super::error::ErrorBody, description = "`cursor_too_old`")))]
 pub(crate) async fn watch(
     State(app): State<Arc<App>>,
+    connected: Option<Extension<Arc<Connected>>>,
     headers: HeaderMap,
     Params(params): Params<WatchParams>,
 ) -> Result<Response, ApiError> {
-    let caller = app.auth.caller(&headers, params.access_token.as_deref())?;
+    let connected = connected.as_deref().map(|c| &**c);
+    let caller = app.auth.caller(connected, &headers, params.access_token.as_deref())?;
     let last = headers.get(LAST_EVENT_ID).map(|v| v.to_str().unwrap_or("\u{0}").to_owned()).or(params.last_event_id);
     let mut cursor = match last.filter(|l| !l.is_empty()) {
         Some(text) => text.parse::<Cursor>()?,

@@ -48,7 +48,13 @@ pub(super) const KEYS: &[Key] = &[
         "admin_listen",
         Kind::Text,
         r#""127.0.0.1:8442""#,
-        "A second listener for probes and metrics, plain HTTP. None when absent.",
+        "A second listener for operators, probes and metrics, plain HTTP on loopback. When absent there is\none (this one) if `listen` is no loopback address.",
+    ),
+    key(
+        "operate_remotely",
+        Kind::Toml,
+        "=false",
+        "Operators, metrics and debug pages are served by `admin_listen` only, unless `listen` is a loopback\naddress itself. With `true` they are served at `listen` too.",
     ),
     key(
         "connections_max",
@@ -94,13 +100,31 @@ pub(super) const KEYS: &[Key] = &[
         "auth.mode",
         Kind::Text,
         r#"="open""#,
-        "`open`: any bearer token is the gateway's id and may do everything; on loopback only.\n`tokens`: only the tokens listed.",
+        "`open`: any bearer token is the gateway's id and may do everything; on loopback only.\n`tokens`: only the tokens and certificates listed.",
     ),
     key(
         "auth.tokens",
         Kind::Toml,
         r#"[{ token = "change me", id = "gateway-1", role = "gateway" }]"#,
-        "Tokens of mode `tokens`. Roles: gateway, operator, peer.",
+        "Tokens of mode `tokens`. Roles: gateway, operator, peer. A list `guilds` limits a gateway to guilds of\nthese names, or beginnings that end with `*`.",
+    ),
+    key(
+        "auth.certificates",
+        Kind::Toml,
+        r#"[{ name = "gateway-1.internal", id = "gateway-1", role = "gateway" }]"#,
+        "Certificates of mode `tokens`, by a subject alternative name, or the common name of one that has\nnone. Roles: gateway, operator; `guilds` as above.",
+    ),
+    key(
+        "auth.callers_file",
+        Kind::Text,
+        r#""callers.toml""#,
+        "More of both ([[tokens]], [[certificates]]), read again when it changes.",
+    ),
+    key(
+        "auth.client_ca_file",
+        Kind::Text,
+        r#""client-ca.pem""#,
+        "Authorities that signed the callers' certificates (PEM), read again when the file changes.\nWithout it none is asked for.",
     ),
     key(
         "auth.peer_secret",
@@ -131,7 +155,13 @@ pub(super) fn nearest(path: &str) -> Option<String> {
     KEYS.iter()
         .map(|k| k.path)
         .chain(tables)
-        .chain(["auth.tokens.token", "auth.tokens.id", "auth.tokens.role"])
+        .chain([
+            "auth.tokens.token",
+            "auth.tokens.id",
+            "auth.tokens.role",
+            "auth.tokens.guilds",
+            "auth.certificates.name",
+        ])
         .map(|known| {
             let whole = strsim::jaro_winkler(known, path);
             let tail = strsim::jaro_winkler(known.rsplit('.').next().unwrap_or(known), last);

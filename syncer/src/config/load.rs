@@ -6,7 +6,7 @@ use serde::Deserialize;
 use toml::{Table, Value};
 
 use super::keys::{self, Kind};
-use super::{AuthMode, Config, ConfigError, Source};
+use super::{AuthMode, Callers, Config, ConfigError, Source};
 
 /// Variables with this prefix are settings.
 const PREFIX: &str = "TRUNKLINE_";
@@ -69,9 +69,7 @@ impl Config {
                 "`open` trusts every caller, so it is allowed on a loopback address only; use `tokens`",
             );
         }
-        if self.auth.mode == AuthMode::Tokens && self.auth.tokens.is_empty() {
-            return whole("auth.tokens", "mode `tokens` without tokens would refuse everyone");
-        }
+        self.check_callers()?;
         if self.auth.mode == AuthMode::Tokens && self.members_file.is_some() && self.auth.peer_secret.is_none() {
             return whole(
                 "auth.peer_secret",
@@ -94,6 +92,25 @@ impl Config {
             return whole("advertise", "must be a URL such as `https://syncer-1.internal:8441`");
         }
         self.check_files()
+    }
+
+    fn check_callers(&self) -> Result<(), ConfigError> {
+        let whole = |key: &str, message: &str| Err(ConfigError::new(Source::Whole, message).with_key(key));
+        let auth = &self.auth;
+        let listed = Callers { tokens: auth.tokens.clone(), certificates: auth.certificates.clone() };
+        if auth.mode == AuthMode::Tokens && listed == Callers::default() && auth.callers_file.is_none() {
+            return whole("auth.tokens", "mode `tokens` without tokens or certificates would refuse everyone");
+        }
+        if auth.mode == AuthMode::Open && auth.client_ca_file.is_some() {
+            return whole("auth.client_ca_file", "mode `open` believes everyone; use `tokens`");
+        }
+        if auth.client_ca_file.is_some() && self.tls.is_none() {
+            return whole("auth.client_ca_file", "certificates need [tls]");
+        }
+        if !auth.certificates.is_empty() && auth.client_ca_file.is_none() {
+            return whole("auth.client_ca_file", "needed: without it no certificate is asked for");
+        }
+        listed.check().or_else(|(key, message)| whole(&format!("auth.{key}"), message))
     }
 }
 
@@ -179,7 +196,9 @@ fn overlay(table: &mut Table, path: &str, text: &str, source: &Source) -> Result
     if let Err(e) = Config::deserialize(Value::Table(alone))
         && !e.message().starts_with("missing field")
     {
-        return Err(error(e.message()));
+        // What is wrong may be the secret itself.
+        let secret = path.starts_with("auth.tokens") || path.starts_with("auth.peer");
+        return Err(error(if secret { "is not of the form that the sample shows" } else { e.message() }));
     }
     insert(table, path, value);
     Ok(())

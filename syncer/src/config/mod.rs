@@ -10,6 +10,7 @@
 //! key in an error and the reading of environment variables all come from it, and a test holds it
 //! against the types.
 
+mod callers;
 mod error;
 mod keys;
 mod load;
@@ -24,14 +25,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sfu_api::{GatewayId, SyncerId};
+use sfu_api::SyncerId;
 
+pub(crate) use self::callers::Callers;
+pub use self::callers::{CertificateConfig, Guilds, Role, TokenConfig};
 pub use self::error::{ConfigError, Source};
 pub(crate) use self::load::{Known, in_file, read_text};
 pub use self::secret::Secret;
 
 /// The port of the API when none is configured.
 pub const LISTEN_PORT_DEFAULT: u16 = 8441;
+/// The port of the second listener when the API is not on loopback and none is configured.
+pub const ADMIN_LISTEN_PORT_DEFAULT: u16 = 8442;
 /// How long a drain may take. Kubernetes grants 30 s unless told otherwise; 5 s are left for exit.
 pub const DRAIN_GRACE_DEFAULT: Duration = Duration::from_secs(25);
 /// Connections to the API at once: 4,096 gateways with two each, and operators. Each may cost two file
@@ -54,9 +59,12 @@ pub struct Config {
     /// URL under which peers reach the API; derived from `listen` when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advertise: Option<String>,
-    /// Address of a second listener for probes and metrics (plain HTTP); none when absent.
+    /// Address of a second listener, for operators, probes and metrics (plain HTTP on loopback). When
+    /// absent, there is one at [`ADMIN_LISTEN_PORT_DEFAULT`] if the API is not on loopback itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin_listen: Option<SocketAddr>,
+    /// Operators may use the API's own address even when it is no loopback address.
+    pub operate_remotely: bool,
     /// Connections to the API at once.
     pub connections_max: usize,
     /// Certificate of the API; plain HTTP on loopback when absent.
@@ -110,6 +118,14 @@ pub struct AuthConfig {
     pub mode: AuthMode,
     /// The tokens of mode `tokens`.
     pub tokens: Vec<TokenConfig>,
+    /// The certificates of mode `tokens`.
+    pub certificates: Vec<CertificateConfig>,
+    /// TOML file with more tokens and certificates, read again when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub callers_file: Option<PathBuf>,
+    /// PEM file of the authorities that signed the callers' certificates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_ca_file: Option<PathBuf>,
     /// Shared secret of the syncers, by which they believe each other's forwarded requests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer_secret: Option<Secret>,
@@ -122,32 +138,8 @@ pub enum AuthMode {
     /// Any bearer token is the gateway's id and may do everything. Only on loopback.
     #[default]
     Open,
-    /// Only the tokens listed.
+    /// Only the tokens and certificates listed.
     Tokens,
-}
-
-/// One token and what it may do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TokenConfig {
-    /// The bearer token.
-    pub token: Secret,
-    /// Identity of who presents it.
-    pub id: GatewayId,
-    /// What it may do.
-    pub role: Role,
-}
-
-/// What a caller may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Joins, leaves and watches; sees only its own sessions' events.
-    Gateway,
-    /// Sees everything, cordons SFUs, changes levers.
-    Operator,
-    /// Another syncer that presents a token instead of the shared secret.
-    Peer,
 }
 
 // === impl Config ===
@@ -160,6 +152,7 @@ impl Default for Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, LISTEN_PORT_DEFAULT)),
             advertise: None,
             admin_listen: None,
+            operate_remotely: false,
             connections_max: CONNECTIONS_MAX_DEFAULT,
             tls: None,
             auth: AuthConfig::default(),
@@ -209,6 +202,19 @@ impl Config {
             _ => ConfigError::new(Source::Whole, message),
         };
         error.with_key(format!("limits.{name}"))
+    }
+
+    /// Where the second listener is, when there is one.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        let default = || SocketAddr::from((Ipv4Addr::LOCALHOST, ADMIN_LISTEN_PORT_DEFAULT));
+        self.admin_listen.or_else(|| (!self.listen.ip().is_loopback()).then(default))
+    }
+
+    /// Whether operators may use the API's own address.
+    #[must_use]
+    pub fn operators_on_api(&self) -> bool {
+        self.operate_remotely || self.listen.ip().is_loopback()
     }
 
     /// The secret that syncers show each other, when they may believe each other at all.

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::load::read_text;
-use super::{Config, ConfigError, TlsConfig};
+use super::{Callers, Config, ConfigError, TlsConfig};
 
 /// What both ends speak, in order of preference.
 const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -24,6 +26,9 @@ impl Config {
         self.server_tls()?;
         self.sfu_tls()?;
         self.peer_tls()?;
+        if let Some(path) = &self.auth.callers_file {
+            Callers::read(path)?;
+        }
         for (key, path) in [
             ("members_file", &self.members_file),
             ("sfus_file", &self.sfus_file),
@@ -42,7 +47,7 @@ impl Config {
     ///
     /// Names the file that is unreadable or does not fit.
     pub fn server_tls(&self) -> Result<Option<Arc<ServerConfig>>, ConfigError> {
-        self.tls.as_ref().map(TlsConfig::load).transpose()
+        self.tls.as_ref().map(|tls| tls.load(self.auth.client_ca_file.as_deref())).transpose()
     }
 
     /// TLS towards the SFUs.
@@ -80,7 +85,7 @@ fn certificates(path: &Path, key: &str) -> Result<Vec<CertificateDer<'static>>, 
     Ok(found)
 }
 
-fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError> {
+fn authorities(ca: Option<&Path>, key: &str) -> Result<RootCertStore, ConfigError> {
     let mut roots = RootCertStore::empty();
     if let Some(path) = ca {
         let bad = |m: String| ConfigError::file(path, None, m).with_key(key);
@@ -96,6 +101,11 @@ fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError
             roots.add(der.clone()).map_err(|e| bad(format!("holds a certificate that cannot be trusted: {e}")))?;
         }
     }
+    Ok(roots)
+}
+
+fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError> {
+    let roots = authorities(ca, key)?;
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(|e| ConfigError::new(super::Source::Whole, format!("tls: {e}")))?
@@ -106,20 +116,31 @@ fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError
     Ok(Arc::new(config))
 }
 
+fn client_verifier(ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, ConfigError> {
+    let key = "auth.client_ca_file";
+    let roots = authorities(Some(ca), key)?;
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| ConfigError::file(ca, None, format!("cannot be used: {e}")).with_key(key))
+}
+
 // === impl TlsConfig ===
 
 impl TlsConfig {
-    /// Reads the certificate and its key; both must fit.
-    pub(crate) fn load(&self) -> Result<Arc<ServerConfig>, ConfigError> {
+    /// Reads the certificate and its key, which must fit, and the authorities of callers: a client may
+    /// then show a certificate, and one that they did not sign ends the handshake.
+    pub(crate) fn load(&self, client_ca: Option<&Path>) -> Result<Arc<ServerConfig>, ConfigError> {
         let chain = certificates(&self.cert, "tls.cert")?;
         let text = read_text(&self.key).map_err(|e| e.with_key("tls.key"))?;
         let bad_key = |m: String| ConfigError::file(&self.key, None, m).with_key("tls.key");
         let key = PrivateKeyDer::from_pem_slice(text.as_bytes())
             .map_err(|e| bad_key(format!("holds no private key: {e}")))?;
+        let verifier = client_ca.map(client_verifier).transpose()?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .map_err(|e| ConfigError::new(super::Source::Whole, format!("tls: {e}")))?
-            .with_no_client_auth()
+            .with_client_cert_verifier(verifier.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
             .with_single_cert(chain, key)
             .map_err(|e| bad_key(format!("does not fit {}: {e}", self.cert.display())))?;
         config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();

@@ -16,9 +16,10 @@ use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::StartError;
-use crate::api::HttpMetrics;
-use crate::config::{Config, ConfigError, TlsConfig};
+use crate::api::{Auth, HttpMetrics};
+use crate::config::{Callers, Config, ConfigError, TlsConfig};
 use crate::registry::{Registry, RegistryError, read_members, read_sfus};
+use crate::token::{KeyError, Signer};
 
 /// How often a file is looked at: its directory entry is in memory, and an operator who waits a
 /// few seconds longer than that begins to doubt.
@@ -44,8 +45,13 @@ struct Followed {
 enum What {
     Members,
     Sfus,
-    /// Certificate and key of the API, and where connections to come take them from.
-    Tls(TlsConfig, Arc<ArcSwap<ServerConfig>>),
+    /// Certificate and key of the API, authorities of its callers, and where connections to come take
+    /// them from.
+    Tls(TlsConfig, Option<PathBuf>, Arc<ArcSwap<ServerConfig>>),
+    /// Tokens and certificates of callers.
+    Callers(Arc<Auth>),
+    /// The key that signs session tokens; the former one stays published.
+    TokenKey(Arc<Signer>),
 }
 
 #[derive(Debug, Default)]
@@ -64,13 +70,21 @@ enum LoadError {
     File(#[from] ConfigError),
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    #[error("token_key_file: {0}")]
+    Key(#[from] KeyError),
 }
 
 // === impl Files ===
 
 impl Files {
-    /// Follows the files that `config` names; `tls` is what new connections use.
-    pub(super) fn new(config: &Config, tls: Option<Arc<ArcSwap<ServerConfig>>>) -> Self {
+    /// Follows the files that `config` names; `tls` is what new connections use, and `signer` what signs
+    /// with the key of the file, if one of its own does.
+    pub(super) fn new(
+        config: &Config,
+        tls: Option<Arc<ArcSwap<ServerConfig>>>,
+        auth: &Arc<Auth>,
+        signer: Option<&Arc<Signer>>,
+    ) -> Self {
         let mut list = Vec::new();
         let mut follow = |what, paths| list.push(Followed { what, paths, state: Mutex::default() });
         if let Some(path) = &config.members_file {
@@ -80,7 +94,15 @@ impl Files {
             follow(What::Sfus, vec![path.clone()]);
         }
         if let (Some(files), Some(current)) = (&config.tls, tls) {
-            follow(What::Tls(files.clone(), current), vec![files.cert.clone(), files.key.clone()]);
+            let ca = config.auth.client_ca_file.clone();
+            let paths = [files.cert.clone(), files.key.clone()].into_iter().chain(ca.clone()).collect();
+            follow(What::Tls(files.clone(), ca, current), paths);
+        }
+        if let Some(path) = &config.auth.callers_file {
+            follow(What::Callers(Arc::clone(auth)), vec![path.clone()]);
+        }
+        if let (Some(path), Some(signer)) = (&config.token_key_file, signer) {
+            follow(What::TokenKey(Arc::clone(signer)), vec![path.clone()]);
         }
         Self { list }
     }
@@ -93,6 +115,7 @@ impl Files {
             file.load(registry).await.map_err(|e| match e {
                 LoadError::File(e) => StartError::from(e),
                 LoadError::Registry(e) => StartError::from(e),
+                LoadError::Key(e) => StartError::from(e),
             })?;
         }
         Ok(())
@@ -167,10 +190,15 @@ impl Followed {
                 registry.put_sfus(listed.entries).await?;
                 listed.ids
             }
-            What::Tls(files, current) => {
-                current.store(files.load()?);
+            What::Tls(files, ca, current) => {
+                current.store(files.load(ca.as_deref())?);
                 return Ok(());
             }
+            What::Callers(auth) => {
+                auth.load(&Callers::read(path)?);
+                return Ok(());
+            }
+            What::TokenKey(signer) => return Ok(signer.rotate_to_pem_file(path)?),
         };
         if good.is_empty() {
             tracing::warn!(file = %path.display(), "file lists nothing");

@@ -138,7 +138,7 @@ impl Syncer {
     pub async fn start(config: Config, options: Options) -> Result<Running, StartError> {
         config.check()?;
         let tcp = bind("listen", config.listen).await?;
-        let admin = match config.admin_listen {
+        let admin = match config.admin_addr() {
             Some(at) => Some(bind("admin_listen", at).await?),
             None => None,
         };
@@ -153,7 +153,8 @@ impl Syncer {
         let tracker = TaskTracker::new();
         let app = Arc::new(build(&config, &options, &end, &stop, &tracker)?);
         let tls = config.server_tls()?.map(|tls| Arc::new(ArcSwap::new(tls)));
-        let files = Files::new(&config, tls.clone());
+        let own_signer = options.signer.is_none().then_some(&app.signer);
+        let files = Files::new(&config, tls.clone(), &app.auth, own_signer);
         let me = Member {
             boot_id: Some(format!("{:016x}", app.boot)),
             state: MemberState::Warming,
@@ -176,7 +177,7 @@ impl Syncer {
             me,
         };
         let supervisor = Supervisor::new(tracker, stop, app.http.restarts.clone());
-        running.run_listeners(&supervisor, tcp, admin, tls, config.connections_max);
+        running.run_listeners(&supervisor, tcp, admin, tls, &config);
         running.run_background(&supervisor, files);
         tracing::info!(syncer = %config.id, url = running.url, "syncer started");
         Ok(running)
@@ -243,7 +244,7 @@ fn build(
         peers,
         sfu_lane,
         signer,
-        auth: Auth::new(config),
+        auth: Arc::new(Auth::new(config)),
         ready: Readiness::waiting_for(&[CATALOGUE, SLOTS]),
         gateways: Gateways::default(),
         watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
@@ -375,21 +376,21 @@ impl Running {
         tcp: TcpListener,
         admin: Option<TcpListener>,
         tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
-        connections_max: usize,
+        config: &Config,
     ) {
         let app = &self.app;
-        let serving = |tls, router| Serving {
+        let serving = |tls, operators| Serving {
             tls,
-            router,
+            operators,
+            router: api::router(Arc::clone(app), operators),
             metrics: app.http.clone(),
             tracker: app.tracker.clone(),
             stop: self.stop.clone(),
         };
-        let api = Listener::new(tcp, connections_max, serving(tls, api::router(Arc::clone(app))));
+        let api = Listener::new(tcp, config.connections_max, serving(tls, config.operators_on_api()));
         supervisor.run("accept loop", move || api.clone().run());
         if let Some(tcp) = admin {
-            let admin = serving(None, api::admin_router(Arc::clone(app)));
-            let admin = Listener::new(tcp, ADMIN_CONNECTIONS_MAX, admin);
+            let admin = Listener::new(tcp, ADMIN_CONNECTIONS_MAX, serving(None, true));
             supervisor.run("admin accept loop", move || admin.clone().run());
         }
     }

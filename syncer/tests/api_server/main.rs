@@ -6,6 +6,7 @@ mod calls;
 mod fleet;
 mod operators;
 mod pool;
+mod security;
 mod start;
 mod support;
 mod watch;
