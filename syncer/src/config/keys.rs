@@ -74,13 +74,23 @@ pub(super) const KEYS: &[Key] = &[
         r#""sfus.toml""#,
         "The SFUs ([[sfus]] id, url, region, driver, capacity), read again when it changes.\nA new version that is empty, or without more than half of four or more SFUs, is refused\nunless `allow_shrink = true` stands at its top. To list none, add `sfus = []`.",
     ),
-    key("sfu_ca_file", Kind::Text, r#""sfu-ca.pem""#, "Authority that signed the SFUs' certificates (PEM)."),
-    key("peer_ca_file", Kind::Text, r#""peer-ca.pem""#, "Authority that signed the syncers' certificates (PEM)."),
+    key(
+        "sfu_ca_file",
+        Kind::Text,
+        r#""sfu-ca.pem""#,
+        "Authorities that signed the SFUs' certificates (PEM), read again when the file changes.",
+    ),
+    key(
+        "peer_ca_file",
+        Kind::Text,
+        r#""peer-ca.pem""#,
+        "Authorities that signed the syncers' certificates (PEM), read again when the file changes.",
+    ),
     key(
         "token_key_file",
         Kind::Text,
         r#""token-key.pem""#,
-        "Ed25519 key that signs session tokens (PKCS #8 PEM). A fresh key at every start when absent,\nwhich only suits one syncer without other readers of its tokens.",
+        "Ed25519 key that signs session tokens (PKCS #8 PEM), read again when the file changes. A fresh key at every start when absent,\nwhich only suits one syncer without other readers of its tokens.",
     ),
     key(
         "state_dir",

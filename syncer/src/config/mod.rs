@@ -32,6 +32,7 @@ pub use self::callers::{CertificateConfig, Guilds, Role, TokenConfig};
 pub use self::error::{ConfigError, Source};
 pub(crate) use self::load::{Known, in_file, read_text};
 pub use self::secret::Secret;
+pub(crate) use self::tls::client as client_tls;
 
 /// The port of the API when none is configured.
 pub const LISTEN_PORT_DEFAULT: u16 = 8441;

@@ -104,7 +104,8 @@ fn authorities(ca: Option<&Path>, key: &str) -> Result<RootCertStore, ConfigErro
     Ok(roots)
 }
 
-fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError> {
+/// TLS towards servers whose certificates these authorities signed.
+pub(crate) fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError> {
     let roots = authorities(ca, key)?;
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()

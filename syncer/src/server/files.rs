@@ -11,13 +11,14 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use pool::Lane;
 use rustls::ServerConfig;
 use tokio::sync::Notify;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::StartError;
-use crate::api::{Auth, HttpMetrics};
-use crate::config::{Callers, Config, ConfigError, TlsConfig};
+use crate::api::{App, Auth, HttpMetrics};
+use crate::config::{Callers, Config, ConfigError, TlsConfig, client_tls};
 use crate::registry::{Registry, RegistryError, read_members, read_sfus};
 use crate::token::{KeyError, Signer};
 
@@ -52,6 +53,8 @@ enum What {
     Callers(Arc<Auth>),
     /// The key that signs session tokens; the former one stays published.
     TokenKey(Arc<Signer>),
+    /// Whom a lane's connections to come trust, and the setting that names the file.
+    Authorities(Lane, &'static str),
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +85,7 @@ impl Files {
     pub(super) fn new(
         config: &Config,
         tls: Option<Arc<ArcSwap<ServerConfig>>>,
-        auth: &Arc<Auth>,
+        app: &App,
         signer: Option<&Arc<Signer>>,
     ) -> Self {
         let mut list = Vec::new();
@@ -99,10 +102,18 @@ impl Files {
             follow(What::Tls(files.clone(), ca, current), paths);
         }
         if let Some(path) = &config.auth.callers_file {
-            follow(What::Callers(Arc::clone(auth)), vec![path.clone()]);
+            follow(What::Callers(Arc::clone(&app.auth)), vec![path.clone()]);
         }
         if let (Some(path), Some(signer)) = (&config.token_key_file, signer) {
             follow(What::TokenKey(Arc::clone(signer)), vec![path.clone()]);
+        }
+        for (key, path, lane) in [
+            ("sfu_ca_file", &config.sfu_ca_file, &app.sfu_lane),
+            ("peer_ca_file", &config.peer_ca_file, app.peers.lane()),
+        ] {
+            if let Some(path) = path {
+                follow(What::Authorities(lane.clone(), key), vec![path.clone()]);
+            }
         }
         Self { list }
     }
@@ -196,6 +207,10 @@ impl Followed {
             }
             What::Callers(auth) => {
                 auth.load(&Callers::read(path)?);
+                return Ok(());
+            }
+            What::Authorities(lane, key) => {
+                lane.set_tls(&*client_tls(Some(path), key)?);
                 return Ok(());
             }
             What::TokenKey(signer) => return Ok(signer.rotate_to_pem_file(path)?),

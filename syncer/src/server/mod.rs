@@ -154,7 +154,7 @@ impl Syncer {
         let app = Arc::new(build(&config, &options, &end, &stop, &tracker)?);
         let tls = config.server_tls()?.map(|tls| Arc::new(ArcSwap::new(tls)));
         let own_signer = options.signer.is_none().then_some(&app.signer);
-        let files = Files::new(&config, tls.clone(), &app.auth, own_signer);
+        let files = Files::new(&config, tls.clone(), &app, own_signer);
         let me = Member {
             boot_id: Some(format!("{:016x}", app.boot)),
             state: MemberState::Warming,

@@ -160,6 +160,24 @@ async fn callers_authorities_and_keys_are_read_again_and_cut_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_authority_of_the_sfus_that_is_exchanged_is_trusted_without_a_restart() {
+    let fleet = Fleet::start_with(1, 1, |config| {
+        let dir = dir_of(config);
+        certificates(&dir); // of somebody else
+        config.sfu_ca_file = Some(dir.join("sfu-ca.pem"));
+        std::fs::copy(dir.join("api-ca.pem"), dir.join("sfu-ca.pem")).expect("copied");
+    })
+    .await;
+    let (status, body) = fleet.join(0, "g", "c", "s").await;
+    assert!(status == 200 && body["endpoint"].is_null(), "{body}");
+    let sfu = || async { fleet.get(0, "/v1/sfus").await.1["sfus"][0].to_string() };
+    until("the SFU is not trusted", || async { !sfu().await.contains("\"healthy\"") }).await;
+    std::fs::copy(fleet.dir.path().join("ca.pem"), fleet.dir.path().join("sfu-ca.pem")).expect("copied");
+    fleet.syncers[0].reload();
+    fleet.join_until_placed(0, "g", "c", "s").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_new_token_key_signs_and_the_former_stays_published() {
     crate::support::install_provider();
     let dir = tempfile::tempdir().expect("a directory");
