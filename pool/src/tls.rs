@@ -6,17 +6,25 @@
 //! its own, sized from [`LaneLimits::origins_max`](crate::LaneLimits::origins_max).
 
 use std::fmt;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls::client::{ClientConfig, Resumption};
+use rustc_hash::FxBuildHasher;
+use rustls::client::{
+    ClientConfig, ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
+};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{NamedGroup, RootCertStore};
 
 use crate::error::Error;
 
 /// TLS 1.3 tickets that rustls keeps per server; its store counts tickets, not servers.
 const TICKETS_PER_SERVER: usize = 8;
+
+/// Parts of a session store: a lane has eight partitions, and two handshakes at once rarely meet in one of 16.
+const SESSION_PARTS: usize = 16;
 
 /// Servers remembered by a configuration that no lane has sized yet.
 const SERVERS_DEFAULT: usize = 4_096;
@@ -70,7 +78,60 @@ pub(crate) fn with_own_sessions(config: &ClientConfig, servers: usize) -> Arc<Cl
 }
 
 fn sessions(servers: usize) -> Resumption {
-    Resumption::in_memory_sessions(servers.saturating_mul(TICKETS_PER_SERVER))
+    Resumption::store(Arc::new(Sessions::new(servers)))
+}
+
+/// A session store in parts by server, each with a lock of its own: the partitions of a lane share the store
+/// (what a certificate is good for does not depend on who dials), and should not wait for one another.
+#[derive(Debug)]
+struct Sessions {
+    parts: [ClientSessionMemoryCache; SESSION_PARTS],
+}
+
+// === impl Sessions ===
+
+impl Sessions {
+    fn new(servers: usize) -> Self {
+        // Hashing is even only on average: half as much again keeps the whole reachable.
+        let part = servers.saturating_mul(3).div_ceil(2 * SESSION_PARTS).max(TICKETS_PER_SERVER);
+        Self { parts: std::array::from_fn(|_| ClientSessionMemoryCache::new(part.saturating_mul(TICKETS_PER_SERVER))) }
+    }
+
+    fn part(&self, server: &ServerName<'_>) -> &ClientSessionMemoryCache {
+        let hash = FxBuildHasher.hash_one(server);
+        let at = usize::try_from(hash >> 32).unwrap_or(0) % SESSION_PARTS;
+        &self.parts[at]
+    }
+}
+
+impl ClientSessionStore for Sessions {
+    fn set_kx_hint(&self, server: ServerName<'static>, group: NamedGroup) {
+        self.part(&server).set_kx_hint(server, group);
+    }
+
+    fn kx_hint(&self, server: &ServerName<'_>) -> Option<NamedGroup> {
+        self.part(server).kx_hint(server)
+    }
+
+    fn set_tls12_session(&self, server: ServerName<'static>, session: Tls12ClientSessionValue) {
+        self.part(&server).set_tls12_session(server, session);
+    }
+
+    fn tls12_session(&self, server: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        self.part(server).tls12_session(server)
+    }
+
+    fn remove_tls12_session(&self, server: &ServerName<'static>) {
+        self.part(server).remove_tls12_session(server);
+    }
+
+    fn insert_tls13_ticket(&self, server: ServerName<'static>, ticket: Tls13ClientSessionValue) {
+        self.part(&server).insert_tls13_ticket(server, ticket);
+    }
+
+    fn take_tls13_ticket(&self, server: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        self.part(server).take_tls13_ticket(server)
+    }
 }
 
 // === impl ClientCert ===
@@ -78,5 +139,21 @@ fn sessions(servers: usize) -> Resumption {
 impl fmt::Debug for ClientCert {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientCert").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r05_a_store_remembers_every_server_it_is_sized_for() {
+        for servers in [1, 33, 1_000] {
+            let sessions = Sessions::new(servers);
+            let name = |n: usize| ServerName::try_from(format!("127.{}.{}.1", n / 250, n % 250)).expect("address");
+            (0..servers).for_each(|n| sessions.set_kx_hint(name(n), NamedGroup::X25519));
+            let known = (0..servers).filter(|n| sessions.kx_hint(&name(*n)).is_some()).count();
+            assert_eq!(known, servers);
+        }
     }
 }

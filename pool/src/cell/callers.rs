@@ -132,7 +132,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return true;
         }
         let rung_by = |at: Instant| self.rings.last().is_some_and(|ring| *ring <= at);
-        self.distrust_at().is_none_or(|(_, at)| rung_by(at))
+        self.trust_ends().is_none_or(rung_by)
     }
 
     /// Answers a waiter and has it woken.

@@ -45,7 +45,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         let carries = self.conns.carries();
         let pace = self.trusted(now).map(|(pace, _)| pace);
         let served = |connections: usize| pace.map_or(0, |pace| pace.served(connections * carries));
-        let waiting = self.line.len().saturating_sub(self.conns.returning().max(served(self.conns.usable())));
+        let waiting = self.line.len().saturating_sub(self.coming_back(now).max(served(self.conns.usable())));
         let uncovered = waiting.div_ceil(served(1).max(carries)).saturating_sub(dialling);
         let room = self.tuning.connections_max().saturating_sub(self.permits);
         uncovered.min(room).min(self.dials_allowed().saturating_sub(dialling))
@@ -56,13 +56,27 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.dial_window.min(self.tuning.dials_max())
     }
 
+    /// Connections about to come back, each for one waiter; for a while, as they may be stuck.
+    fn coming_back(&self, now: Instant) -> usize {
+        if self.trust_ends().is_some_and(|at| now < at) { self.conns.returning() } else { 0 }
+    }
+
+    /// Until when what is measured, or is about to come back, counts for the line.
+    pub(super) fn trust_ends(&self) -> Option<Instant> {
+        if let Some((_, at)) = self.distrust_at() {
+            return Some(at);
+        }
+        let joined = self.line.front_joined().filter(|_| self.conns.returning() > 0)?;
+        Some(joined + self.estimates.dial.get()?)
+    }
+
     /// What is measured, while the line moves as it says.
     fn trusted(&self, now: Instant) -> Option<(Pace, Instant)> {
         self.distrust_at().filter(|(_, at)| now < *at)
     }
 
     /// What is measured, and when to stop believing it.
-    pub(super) fn distrust_at(&self) -> Option<(Pace, Instant)> {
+    fn distrust_at(&self) -> Option<(Pace, Instant)> {
         let joined = self.line.front_joined()?;
         let pace = self.estimates.pace()?;
         let patience = joined + pace.horizon;

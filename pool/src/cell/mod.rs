@@ -55,6 +55,13 @@ pub(crate) const FRESH_EXTRA: usize = 1;
 /// reconnect together.
 const AGE_JITTER_SHARE: f64 = 0.2;
 
+/// Rings outstanding beyond which the next one comes early, after half the time: those that follow are mostly
+/// covered by it, so that a cell has asked for these and one per halving of a deadline, some twenty at most.
+const RINGS_EXACT_MAX: usize = 4;
+
+/// A ring that comes sooner than this anyway comes when it should.
+const RING_EARLY_MIN: Duration = Duration::from_millis(2);
+
 /// Where the number of a cell's life begins in the generations of keys. A life of 2^40 connections or callers is
 /// longer than any process; 2^24 panics are more than one survives.
 const LIFE_SHIFT: u32 = 40;
@@ -409,7 +416,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             next = Some(next.map_or(until, |next| next.min(until)));
         }
         if self.permits < self.tuning.connections_max()
-            && let Some((_, at)) = self.distrust_at().filter(|(_, at)| now < *at)
+            && let Some(at) = self.trust_ends().filter(|at| now < *at)
         {
             next = Some(next.map_or(at, |next| next.min(at)));
         }
@@ -426,8 +433,12 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
         let Some(next) = next else { return };
         if armed.is_none_or(|armed| next < armed) {
-            self.rings.push(next);
-            out.push(Action::Arm(next));
+            let left = next.saturating_duration_since(now);
+            // Callers who come with ever earlier deadlines must not cost a ring each.
+            let early = self.rings.len() >= RINGS_EXACT_MAX && left > RING_EARLY_MIN;
+            let at = if early { now + left / 2 } else { next };
+            self.rings.push(at);
+            out.push(Action::Arm(at));
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -110,7 +109,7 @@ impl H2Driver {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let ended = Pin::new(&mut self.conn).poll(cx).map(drop);
-        self.pulse.streams_max.store(self.conn.current_max_send_streams(), Ordering::Relaxed);
+        self.pulse.allows(self.conn.current_max_send_streams());
         ended
     }
 }

@@ -84,7 +84,7 @@ pub(crate) async fn handshake(
                 .handshake(TokioIo::new(Watched::new(io, Arc::clone(&pulse))))
                 .await
                 .map_err(failed)?;
-            pulse.streams_max.store(conn.current_max_send_streams(), Ordering::Relaxed);
+            pulse.allows(conn.current_max_send_streams());
             Ok((Link::H2 { sender, pulse: Arc::clone(&pulse) }, Driver::H2(Box::new(H2Driver::new(conn, pulse)))))
         }
     }

@@ -5,6 +5,9 @@
 //! an idle connection is used only when its peer has been heard of within the interval, which is the same
 //! as a PING before the first use after idleness, without the round trip. hyper owns the PING and tells
 //! nobody, so what is watched is the byte stream: silence beyond the interval means that a PING is out.
+//!
+//! The same stream shows when the peer's settings have come, and with them how many requests it allows at once:
+//! more than was taken for granted is given to those in line at once, not when the next request returns.
 
 use std::io;
 use std::pin::Pin;
@@ -41,6 +44,16 @@ pub(crate) struct Pulse {
 pub(super) struct Watched {
     io: BoxIo,
     pulse: Arc<Pulse>,
+    told: Told,
+}
+
+/// Whether the peer's settings have come. They are the first that it says, and nobody is told of them; but they
+/// are in force when our acknowledgement is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Something,
+    Settings,
 }
 
 // === impl Pulse ===
@@ -74,6 +87,13 @@ impl Pulse {
         silent_ms() <= self.silence_ms_max
     }
 
+    /// Notes how many requests the peer allows at once. More than before is news for those in line.
+    pub(super) fn allows(&self, streams_max: usize) {
+        if self.streams_max.swap(streams_max, Ordering::AcqRel) < streams_max {
+            self.revived.notify_one();
+        }
+    }
+
     fn heard(&self) {
         self.heard_ms.store(self.now_ms(), Ordering::SeqCst);
         if self.passed_over.load(Ordering::SeqCst) && self.passed_over.swap(false, Ordering::SeqCst) {
@@ -81,7 +101,7 @@ impl Pulse {
         }
     }
 
-    /// Waits until a connection that was passed over has been heard of.
+    /// Waits until a connection that was passed over, or had no stream to spare, can perhaps take requests again.
     ///
     /// # Cancel safety
     ///
@@ -95,7 +115,15 @@ impl Pulse {
 
 impl Watched {
     pub(super) fn new(io: BoxIo, pulse: Arc<Pulse>) -> Self {
-        Self { io, pulse }
+        Self { io, pulse, told: Told::Nothing }
+    }
+
+    /// Something is written: the first after the peer spoke acknowledges its settings, and the driver reads them.
+    fn answers(&mut self) {
+        if self.told == Told::Something {
+            self.told = Told::Settings;
+            self.pulse.revived.notify_one();
+        }
     }
 }
 
@@ -106,6 +134,9 @@ impl AsyncRead for Watched {
         let read = Pin::new(&mut this.io).poll_read(cx, buf);
         if buf.filled().len() > before {
             this.pulse.heard();
+            if this.told == Told::Nothing {
+                this.told = Told::Something;
+            }
         }
         read
     }
@@ -113,7 +144,9 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let this = self.get_mut();
+        this.answers();
+        Pin::new(&mut this.io).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -129,7 +162,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        this.answers();
+        Pin::new(&mut this.io).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -139,6 +174,8 @@ impl AsyncWrite for Watched {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -151,5 +188,28 @@ mod tests {
         pulse.heard();
         assert!(pulse.is_lively());
         pulse.revived().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_raised_limit_and_the_peer_s_first_settings_are_news() {
+        let pulse = Arc::new(Pulse::new(Duration::from_secs(10)));
+        let news = || futures_util::FutureExt::now_or_never(pulse.revived()).is_some();
+        pulse.allows(100);
+        assert!(news());
+        pulse.allows(10);
+        assert!(!news(), "less is no news for those in line");
+        pulse.allows(11);
+        assert!(news());
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut near = Watched::new(Box::new(near), Arc::clone(&pulse));
+        let mut buffer = [0; 8];
+        for (settings, first) in [(b"settings", true), (b"whatever", false)] {
+            near.write_all(b"request").await.expect("written");
+            assert!(!news(), "the peer has said nothing");
+            far.write_all(settings).await.expect("written");
+            near.read_exact(&mut buffer).await.expect("read");
+            near.write_all(b"ack").await.expect("written");
+            assert_eq!(news(), first);
+        }
     }
 }

@@ -308,3 +308,45 @@ async fn r03_a_stream_limit_that_comes_after_the_handshake_counts() {
     model.wait(60_000);
     assert_eq!(model.cell.conns.carries(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn r04_ever_earlier_deadlines_do_not_cost_a_ring_each() {
+    let limits = LaneLimits { waiters_per_origin_max: 2_000, ..LaneLimits::default() };
+    let mut cell = CellState::<Pipe, u32, &'static str>::new(Arc::new(Tuning::new(&limits, SLOTS)));
+    let now = Instant::now();
+    let (mut armed, mut earliest) = (Vec::new(), now);
+    for n in 0..1_000_u32 {
+        earliest = now + Duration::from_millis(10_000 - 9 * u64::from(n));
+        let mut out = Actions::new();
+        cell.join(&mut Some(n), earliest, false, now, &mut out);
+        armed.extend(out.iter().filter_map(|action| match action {
+            Action::Arm(at) => Some(*at),
+            _ => None,
+        }));
+    }
+    assert!(armed.len() <= 20, "{} rings", armed.len());
+    // However early the rings come, the deadline is met.
+    while let Some(at) = armed.pop().filter(|_| cell.counts().waiters == 1_000) {
+        assert!(at <= earliest, "nobody rings for the earliest deadline");
+        for action in cell.step(Event::Tick { at }, at) {
+            if let Action::Arm(at) = action {
+                armed.push(at);
+            }
+        }
+    }
+    assert_eq!(cell.counts().waiters, 999);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_never_comes_back_is_trusted_for_the_time_of_a_dial() {
+    let mut model = Model::new();
+    model.wait(60_000);
+    model.apply(Op::GrantSlot);
+    model.apply(Op::DialWorks { at: 0, shared: false });
+    let key = model.leases[0].0;
+    model.step(Event::Returning(key), None);
+    model.wait(60_000);
+    assert_eq!((model.cell.wanted_normal(model.now), model.queued), (0, 0), "it is about to come back");
+    model.apply(Op::Pass(25));
+    assert_eq!((model.cell.wanted_normal(model.now), model.queued), (1, 1), "it does not, and somebody waits");
+}
