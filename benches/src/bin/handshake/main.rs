@@ -2,6 +2,10 @@
 //!
 //! The raw loop has no pool: so many workers each connect to the next host. It is run with a few numbers
 //! of workers, because fewer handshakes at once finish sooner; the best one is the bar.
+//!
+//! There are two kinds. `raw_http` ends with what a pool must have in hand, a connection on which a request can be
+//! sent, and is the fair one: the bar is judged by it. `raw_tls` stops after TLS and is shown for what HTTP/2's
+//! preface, settings and driver task cost on top.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
@@ -60,19 +64,9 @@ fn main() -> Result<()> {
                 contest(scenario, name, &mut servers, &mut report)?;
             }
         }
-        for kind in ["raw_tls", "raw_http"] {
-            let names: Vec<_> = ["4", "16", "64"].iter().map(|workers| format!("{kind}_{workers}")).collect();
-            let names: Vec<_> = names.iter().map(String::as_str).collect();
-            let (ours, raw) =
-                (report.median(scenario, "ours", "us_per_conn"), report.best(scenario, &names, "us_per_conn"));
-            report.judge(
-                scenario,
-                &format!("time per connection to the best {kind} (rate ≥ 0.9)"),
-                ours,
-                raw,
-                1.0 / 0.9,
-            );
-        }
+        let raw = ["raw_http_4", "raw_http_16", "raw_http_64"];
+        let (ours, raw) = (report.median(scenario, "ours", "us_per_conn"), report.best(scenario, &raw, "us_per_conn"));
+        report.judge(scenario, "time per connection to the best raw_http (rate ≥ 0.9)", ours, raw, 1.0 / 0.9);
     }
     report.finish("us_per_conn")
 }
