@@ -123,6 +123,9 @@ pub(crate) trait Held: fmt::Debug + Send + Sync {
     /// The body broke.
     fn broken(&mut self) {}
 
+    /// The caller left before the body's end.
+    fn left(&mut self) {}
+
     /// The body lasts as long as it likes, which says nothing about how long requests take.
     fn untimed(&mut self) {}
 }
@@ -207,6 +210,12 @@ impl ResponseBody {
             })
         });
         sleep.as_mut().poll(cx)
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        self.lease.iter_mut().for_each(|lease| lease.left());
     }
 }
 

@@ -30,6 +30,18 @@
 //! - **Levers.** Every limit can be changed while the lane runs: [`Lane::set_limits`], or by name through
 //!   [`Lane::register_levers`]. [`Lane::debug`] shows the busiest origins and what was learnt of them.
 //!
+//! # What it tells
+//!
+//! - **Metrics**: [`Metrics`] in any `prometheus_client` registry. Per lane and partition, never per origin: what waits
+//!   and how long the oldest has, what dials, lives and idles; histograms of every stage of a request and a dial;
+//!   counters by outcome and reason. `pool/tests/metrics.txt` lists the names.
+//! - **Spans** (`tracing`, level debug, target `pool`): `pool.request` with `lane`, `origin` and `outcome`, and in it a
+//!   `pool.stage` for each `stage`: `queue` (only if there was a wait), `send` (until the head; with `reused`) and
+//!   `response` (until the end of the body). `pool.dial` is a span of its own, because a dial outlives the caller
+//!   that caused it and may serve another; its stages are `dns` or `tcp` (the connector), `tls`, `handshake`, and
+//!   `dial_slot` while it waits for its turn to compute. Where nobody listens, none is made.
+//! - **Snapshots**: [`Lane::snapshot`] and [`Lane::debug`], which are JSON.
+//!
 //! Permits add up at any moment: those taken are the live connections and the dials in flight, and
 //! [`LaneSnapshot::permits_off`] is 0.
 //!
@@ -88,6 +100,7 @@ mod partition;
 mod pool;
 mod registry_lane;
 mod service;
+mod spans;
 pub mod tls;
 
 pub use self::body::{Body, ResponseBody};

@@ -18,6 +18,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
+use tokio::time::Instant;
 
 use self::known::Known;
 use crate::cell::CloseReason;
@@ -54,6 +55,7 @@ struct Families {
     wait: Family<Labels, Histogram>,
     dial: Family<Labels, Histogram>,
     head: Family<Labels, Histogram>,
+    body: Family<Labels, Histogram>,
     dial_slot: Family<Labels, Histogram>,
     lanes: Arc<Mutex<Vec<Weak<LaneInner>>>>,
 }
@@ -110,9 +112,12 @@ pub(crate) struct PartitionMetrics {
     pub(crate) abandoned: Counter,
     answered_reused: Counter,
     answered_new: Counter,
+    /// Callers that went away from a response's body.
+    pub(crate) left: Counter,
     wait: Histogram,
     dial: Histogram,
     head: Histogram,
+    body: Histogram,
     dial_slot: Histogram,
 }
 
@@ -158,6 +163,8 @@ impl Metrics {
         );
         registry.register_with_unit("dial", "Duration of whole dials", Unit::Seconds, families.dial.clone());
         registry.register_with_unit("head", "Time from send to response head", Unit::Seconds, families.head.clone());
+        let help = "Time from the head of a response to the end of its body, event streams apart";
+        registry.register_with_unit("body", help, Unit::Seconds, families.body.clone());
         registry.register_collector(Box::new(Gauges { lanes: Arc::clone(&families.lanes) }));
     }
 
@@ -191,6 +198,8 @@ impl Metrics {
             wait: families.wait.get_or_create_owned(&labels),
             dial: families.dial.get_or_create_owned(&labels),
             head: families.head.get_or_create_owned(&labels),
+            body: families.body.get_or_create_owned(&labels),
+            left: families.cancelled.get_or_create_owned(&labels.outcome("body")),
             dial_slot: families.dial_slot.get_or_create_owned(&labels),
             shed: Known::default(),
             closed: Known::default(),
@@ -230,6 +239,7 @@ impl Default for Families {
             wait: Family::new_with_constructor(histogram),
             dial: Family::new_with_constructor(histogram),
             head: Family::new_with_constructor(histogram),
+            body: Family::new_with_constructor(histogram),
             dial_slot: Family::new_with_constructor(histogram),
             lanes: Arc::default(),
         }
@@ -300,6 +310,15 @@ impl PartitionMetrics {
         let counter = if reused { &self.answered_reused } else { &self.answered_new };
         counter.inc();
         self.head.observe(took.as_secs_f64());
+    }
+
+    /// A body is over whose head came then.
+    pub(crate) fn read(&self, headed: Instant) {
+        self.body.observe(Instant::now().saturating_duration_since(headed).as_secs_f64());
+    }
+
+    pub(crate) fn lane(&self) -> &str {
+        &self.labels.lane
     }
 
     pub(crate) fn failed(&self, error: &Error) {

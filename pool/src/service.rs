@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use http::{Request, Response};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::body::{Body, ResponseBody};
 use crate::cell::BreakerState;
@@ -17,6 +18,7 @@ use crate::lane::Lane;
 use crate::metrics::PartitionMetrics;
 use crate::origin::Origin;
 use crate::partition::{Acquire, Cell};
+use crate::spans::RequestSpan;
 
 /// How often a request that hyper handed back unsent is tried on another connection. Each time a
 /// connection was closed in the instant it was picked; three in a row are no accident.
@@ -176,20 +178,26 @@ impl OriginHandle {
     #[expect(clippy::manual_async_fn, reason = "see above")]
     fn run(&self, mut request: Request<Body>, deadline: Instant, fresh: bool) -> impl Future<Output = Answer> + Send {
         async move {
+            let span = RequestSpan::new(self.lane.name(), self.origin());
             let mut replays = 0;
             loop {
-                let lease = self.acquire(fresh, deadline).await.map_err(|error| self.failed(error))?;
+                let lease =
+                    span.queue(self.acquire(fresh, deadline)).await.map_err(|error| self.failed(error, &span))?;
                 let reused = lease.reused();
                 let began = Instant::now();
                 // A connection may be had without a wait, and a wait may end late: no request starts too late.
                 if began >= deadline {
                     drop(lease);
-                    return Err(self.failed(Error::too_late_to_send()));
+                    return Err(self.failed(Error::too_late_to_send(), &span));
                 }
-                match Box::pin(exchange(lease, request, self.origin(), deadline)).await {
-                    Ok((response, lease)) => {
-                        self.metrics().answered(reused, Instant::now().saturating_duration_since(began));
-                        return Ok(response.map(|body| ResponseBody::new(body, Box::new(lease), deadline, reused)));
+                let stage = span.send(reused);
+                match Box::pin(exchange(lease, request, self.origin(), deadline).instrument(stage)).await {
+                    Ok((response, mut lease)) => {
+                        let now = Instant::now();
+                        self.metrics().answered(reused, now.saturating_duration_since(began));
+                        lease.headed(now);
+                        let hold = span.response(Box::new(lease));
+                        return Ok(response.map(|body| ResponseBody::new(body, hold, deadline, reused)));
                     }
                     Err(failure) => match failure.unsent {
                         Some(unsent) if reused && replays < REPLAYS_MAX => {
@@ -197,15 +205,16 @@ impl OriginHandle {
                             self.metrics().replayed.inc();
                             request = unsent;
                         }
-                        _ => return Err(self.failed(failure.error)),
+                        _ => return Err(self.failed(failure.error, &span)),
                     },
                 }
             }
         }
     }
 
-    fn failed(&self, error: Error) -> Error {
+    fn failed(&self, error: Error, span: &RequestSpan) -> Error {
         self.metrics().failed(&error);
+        span.ended(error.cause());
         error
     }
 

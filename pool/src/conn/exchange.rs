@@ -52,6 +52,8 @@ pub(crate) struct Lease {
     prompt: bool,
     /// When it was taken, if the hold time is measured this time.
     since: Option<Instant>,
+    /// When the head of the response came.
+    headed: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +160,22 @@ impl Lease {
     pub(crate) fn new(cell: Arc<Cell>, taken: Taken<Link>) -> Self {
         let Taken { key, channel, reused, since, sampled } = taken;
         let since = if sampled && since.is_none() { Some(Instant::now()) } else { since };
-        Self { cell, key, link: Some(channel), reused, phase: Phase::Unused, keep_alive: None, prompt: false, since }
+        Self {
+            cell,
+            key,
+            link: Some(channel),
+            reused,
+            phase: Phase::Unused,
+            keep_alive: None,
+            prompt: false,
+            since,
+            headed: None,
+        }
+    }
+
+    /// The head of the response came at this moment.
+    pub(crate) fn headed(&mut self, now: Instant) {
+        self.headed = Some(now);
     }
 
     pub(crate) fn reused(&self) -> bool {
@@ -187,6 +204,7 @@ impl Lease {
     /// The response body is over: read to its end or dropped.
     fn finish(&mut self) {
         self.phase = Phase::Done;
+        self.headed.into_iter().for_each(|headed| self.cell.partition().metrics.read(headed));
         let Some(link) = self.link.take() else { return };
         match link {
             Link::H1 { sender, back } if !sender.is_ready() => {
@@ -199,6 +217,7 @@ impl Lease {
                     keep_alive: self.keep_alive,
                     prompt: self.prompt,
                     since: self.since,
+                    headed: None,
                 };
                 if self.prompt {
                     self.cell.apply(Event::Returning(self.key));
@@ -239,8 +258,15 @@ impl Held for Lease {
         self.body_ended(Phase::Broken);
     }
 
+    fn left(&mut self) {
+        if self.phase == Phase::Answered {
+            self.cell.partition().metrics.left.inc();
+        }
+    }
+
     fn untimed(&mut self) {
         self.since = None;
+        self.headed = None;
     }
 }
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::Instant;
+use tracing::Span;
 
 use crate::error::Stage;
+use crate::spans;
 
 const STAGES: [Stage; 5] = [Stage::DialSlot, Stage::Dns, Stage::Tcp, Stage::Tls, Stage::Handshake];
 
@@ -24,6 +26,8 @@ pub(crate) struct Progress {
     late: AtomicBool,
     newest: Option<Arc<Self>>,
     marks: Mutex<Marks>,
+    /// The stage's span.
+    span: Mutex<Option<Span>>,
     /// Time spent in front of the handshake gate: whole waits, and since when in the one that lasts.
     gate: Mutex<(Duration, Option<Instant>)>,
 }
@@ -43,6 +47,9 @@ impl Progress {
         if let Some(newest) = &self.newest {
             newest.stage.store(u8::try_from(at).unwrap_or(0), Ordering::Relaxed);
             self.marks.lock().push((stage, Instant::now()));
+            let span = spans::stage(stage);
+            let before = self.span.lock().replace(span);
+            drop(before); // Whoever listens is told outside the lock.
         }
     }
 

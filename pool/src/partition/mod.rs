@@ -365,6 +365,7 @@ impl Partition {
                 Turn::Granted { item: cell, class, waited } => {
                     if cell.take_slot(class) {
                         self.metrics.slot_given(waited);
+                        tracing::debug!(target: "pool", origin = %cell.origin(), ?waited, stage = "dial_slot", "dial slot given");
                     } else {
                         self.dial_rate.give_back(1, now);
                         let mut scheduler = self.scheduler.lock();

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use super::{Holding, Partition};
 use crate::cell::{
@@ -23,6 +24,7 @@ use crate::dial::scheduler::Class;
 use crate::error::Error;
 use crate::fault::{self, Point};
 use crate::origin::Origin;
+use crate::spans;
 
 /// One origin of a partition.
 #[derive(Debug)]
@@ -223,9 +225,13 @@ impl Cell {
         let settings = partition.tuning.conn_settings();
         let limit = partition.tuning.dial_timeout.get();
         // Apart, because a dial's future is large and the connection's task outlives it.
-        let result = Box::pin(partition.dialer.dial(&self.origin, &progress, &settings, executor, limit)).await;
+        let span = spans::dial(partition.metrics.lane(), &self.origin);
+        let dial = Box::pin(partition.dialer.dial(&self.origin, &progress, &settings, executor, limit));
+        let result = dial.instrument(span.clone()).await;
         let took = Instant::now().saturating_duration_since(began);
         partition.metrics.dialled(took, &progress.stages(began + took), &result);
+        span.record("outcome", result.as_ref().map_or_else(Error::cause, |_| "connected"));
+        drop((progress, span)); // The connection is not part of the dial.
         match result {
             Ok(dialled) => {
                 let pulse = dialled.link.pulse();
