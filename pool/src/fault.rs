@@ -14,9 +14,12 @@ pub(crate) enum Point {
     StepBegins,
     StepHalf,
     StepEnds,
-    /// The task of a dial and its connection.
+    /// Between a dial slot that is granted and the task that dials.
+    SlotTaken,
+    /// The task of a dial and its connection: the last is before the slot is given back.
     DialBegins,
     DialConnected,
+    DialOpened,
     DriverBegins,
     DriverEnds,
     /// A task that hyper starts.
@@ -27,6 +30,10 @@ pub(crate) enum Point {
     TimerEnds,
     /// Under the lock of the partition's line for dial slots.
     Scheduler,
+    /// A rebuild of the partition, half done.
+    Rebuild,
+    /// Before what a cell has decided is done.
+    Executes,
 }
 
 /// Panics if a test has armed this point.

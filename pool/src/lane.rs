@@ -404,7 +404,8 @@ impl LaneBuilder {
         self
     }
 
-    /// Starts the lane on the current tokio runtime.
+    /// Starts the lane on the current tokio runtime, which keeps the deadlines of its callers: while it is blocked,
+    /// callers on other runtimes wait as long. When it ends, they are told to go elsewhere.
     ///
     /// # Errors
     ///

@@ -145,14 +145,14 @@ impl OriginHandle {
     /// Whether ordinary requests are let through, as of now.
     #[must_use]
     pub fn breaker(&self) -> BreakerState {
-        self.cell.breaker(Instant::now())
+        self.cell().breaker(Instant::now())
     }
 
     /// How many of this origin's connections have ended since the handle's cell was made, whoever
     /// ended them. When it moves without a reason of ours, the peer may have died: a cheap hint to look.
     #[must_use]
     pub fn ended(&self) -> u64 {
-        self.cell.ended()
+        self.cell().ended()
     }
 
     #[cfg(test)]

@@ -146,12 +146,12 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         let cost = units.clamp(1, COST_MAX);
         if !self.queued_fresh && self.wanted_fresh() > 0 {
             self.queued_fresh = true;
-            out.push(Action::WantSlot { class: Class::Fresh, cost });
+            out.push(Action::WantSlot { class: Class::Fresh, cost, life: self.life });
         }
         if !self.queued && self.wanted_normal(now) > 0 {
             self.queued = true;
             let class = if self.proven { Class::Proven } else { Class::Unproven };
-            out.push(Action::WantSlot { class, cost });
+            out.push(Action::WantSlot { class, cost, life: self.life });
         }
     }
 }

@@ -40,7 +40,7 @@ pub(crate) enum Intake {
 #[derive(Debug)]
 pub(crate) enum Event<C, E> {
     /// The scheduler has a dial slot for this cell: one for a fresh dial, or an ordinary one.
-    Slot { fresh: bool },
+    Slot { fresh: bool, life: u32 },
     /// A dial worked. `jitter` is drawn evenly from 0 to 1.
     Connected { fresh: bool, epoch: Epoch, channel: C, shared: bool, took: Duration, jitter: f64 },
     /// A dial failed.
@@ -157,7 +157,7 @@ pub(crate) enum Action<C, W> {
     /// Answer to [`Event::Connected`]: the new connection's name.
     Opened(ConnKey),
     /// Put the cell in line for dial slots. The cost is in units of slot time.
-    WantSlot { class: Class, cost: u32 },
+    WantSlot { class: Class, cost: u32, life: u32 },
     /// Drop this handle to a connection.
     Close(C),
     /// Answer to [`Event::EvictIdle`]: drop this handle to a connection that was idle.

@@ -162,7 +162,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     pub(crate) fn apply(&mut self, event: Event<C, E>, now: Instant, out: &mut Actions<C, W>) {
         fault::point(Point::StepBegins);
         match event {
-            Event::Slot { fresh } => self.slot(fresh, now, out),
+            Event::Slot { life, .. } if life != self.life => out.push(Action::SlotUnused),
+            Event::Slot { fresh, .. } => self.slot(fresh, now, out),
             Event::Connected { epoch, channel, .. } if epoch.life != self.life => out.push(Action::Close(channel)),
             Event::Connected { fresh, channel, shared, took, jitter, .. } => {
                 self.estimates.dial.learn(took);

@@ -213,11 +213,11 @@ impl Model {
             }
             Op::GrantSlot if self.queued_fresh > 0 => {
                 self.queued_fresh -= 1;
-                self.step(Event::Slot { fresh: true }, None);
+                self.step(Event::Slot { fresh: true, life: self.cell.life }, None);
             }
             Op::GrantSlot if self.queued > 0 => {
                 self.queued -= 1;
-                self.step(Event::Slot { fresh: false }, None);
+                self.step(Event::Slot { fresh: false, life: self.cell.life }, None);
             }
             Op::DialWorks { at, shared } => {
                 if let Some(at) = pick(at, self.dials.len()) {

@@ -7,6 +7,7 @@
 
 mod contain;
 mod holding;
+mod leaving;
 mod rebuild;
 mod room;
 mod site;
@@ -31,10 +32,12 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use self::holding::Holding;
+use self::holding::{Grant, Holding};
+use self::leaving::Leaving;
 use self::rebuild::Budget;
 use self::room::Room;
 pub(crate) use self::site::Cell;
+use self::site::Want;
 pub(crate) use self::tasks::Spawner;
 use self::timers::{Timers, Whom};
 pub(crate) use self::wait::Acquire;
@@ -67,14 +70,17 @@ pub(crate) struct Partition {
     waiters: AtomicUsize,
     room: Room,
     /// Who has asked for the line to be served since somebody began to.
-    pumps: AtomicUsize,
+    pumps: AtomicU64,
+    /// The line is left alone until then, in milliseconds after `epoch`: it panicked.
+    rests_until_ms: AtomicU64,
     /// The timer will try to dial again when the rate allows.
     paced: AtomicBool,
     /// No dial starts before this, in milliseconds after `epoch`: the machine ran out of something.
     held_until_ms: AtomicU64,
     draining: AtomicBool,
     cells: Mutex<Cells>,
-    scheduler: Mutex<Scheduler<Arc<Cell>>>,
+    leaving: Mutex<Vec<Leaving>>,
+    scheduler: Mutex<Scheduler<Want>>,
     timers: Timers,
     /// Ends the timer that runs now.
     timer: Mutex<CancellationToken>,
@@ -88,6 +94,8 @@ pub(crate) struct Partition {
     epoch: Instant,
     /// When the timer was last seen alive, in milliseconds after `epoch`.
     beat_ms: AtomicU64,
+    /// The timer is about its work.
+    ringing: AtomicBool,
     pub(crate) metrics: PartitionMetrics,
 }
 
@@ -145,11 +153,13 @@ impl Partition {
             dial_rate: Bucket::new(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now()),
             waiters: AtomicUsize::new(0),
             room: Room::default(),
-            pumps: AtomicUsize::new(0),
+            pumps: AtomicU64::new(0),
+            rests_until_ms: AtomicU64::new(0),
             paced: AtomicBool::new(false),
             held_until_ms: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             cells: Mutex::new(Cells::default()),
+            leaving: Mutex::default(),
             scheduler: Mutex::new(Scheduler::new(slots, limits.share(limits.connections_max))),
             timers: Timers::default(),
             timer: Mutex::new(spawner.token()),
@@ -158,6 +168,7 @@ impl Partition {
             ended: Notify::new(),
             epoch: Instant::now(),
             beat_ms: AtomicU64::new(0),
+            ringing: AtomicBool::new(false),
             dialer,
             spawner,
             metrics,
@@ -211,6 +222,10 @@ impl Partition {
     /// Drains one origin and forgets it.
     pub(crate) async fn drain_origin(&self, origin: &Origin, intake: Intake, deadline: Instant) -> DrainReport {
         let Some(cell) = self.cells.lock().remove(origin) else { return DrainReport::default() };
+        if intake == Intake::ServeLine {
+            cell.apply(Event::Drain(intake));
+            self.note_drained(&cell);
+        }
         let cells = [cell];
         let report = self.drain_cells(&cells, intake, deadline).await;
         self.room.forget(&cells[0]);
@@ -259,8 +274,11 @@ impl Partition {
 
     /// The timer is alive.
     fn beat(&self, now: Instant) {
-        let since = now.saturating_duration_since(self.epoch).as_millis();
-        self.beat_ms.store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.beat_ms.store(self.since_epoch_ms(now), Ordering::Relaxed);
+    }
+
+    fn since_epoch_ms(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.epoch).as_millis()).unwrap_or(u64::MAX)
     }
 
     fn last_beat_ms(&self) -> u64 {
@@ -270,10 +288,8 @@ impl Partition {
     /// Looks after cells whose ring was lost.
     fn sweep(&self, now: Instant) {
         let cells = self.cells.lock().list.clone();
-        for cell in cells.iter().filter(|cell| cell.is_overdue(now, timers::RING_LATE_MAX)) {
-            tracing::warn!(origin = %cell.origin(), "a ring is overdue");
-            cell.apply(Event::Tick { at: now });
-        }
+        cells.iter().for_each(|cell| cell.tick_if_overdue(now));
+        self.sweep_leaving(now);
     }
 
     /// The busiest `top` origins.
@@ -290,7 +306,9 @@ impl Partition {
         let lines = self.scheduler.lock().clear();
         drop(lines);
         drop(self.timers.clear());
-        self.room.forget_all(&cells.list);
+        let leaving = std::mem::take(&mut *self.leaving.lock());
+        drop(leaving);
+        self.room.close();
     }
 
     /// Applies the partition's share of changed limits at once: whoever waits is looked at again.
@@ -345,7 +363,7 @@ impl Partition {
     }
 
     /// See [`Partition::pump`].
-    fn serve_line(&self) {
+    fn serve_line(self: &Arc<Self>) {
         loop {
             let now = Instant::now();
             let rate = || {
@@ -362,15 +380,13 @@ impl Partition {
                 turn
             };
             match turn {
-                Turn::Granted { item: cell, class, waited } => {
-                    if cell.take_slot(class) {
+                Turn::Granted { item: Want { cell, life }, class, waited } => {
+                    let grant = Grant::new(self, class);
+                    if cell.take_slot(life, grant) {
                         self.metrics.slot_given(waited);
                         tracing::debug!(target: "pool", origin = %cell.origin(), ?waited, stage = "dial_slot", "dial slot given");
                     } else {
                         self.dial_rate.give_back(1, now);
-                        let mut scheduler = self.scheduler.lock();
-                        scheduler.release_slot(class);
-                        scheduler.release_connection();
                     }
                 }
                 Turn::NotYet(at) => {
@@ -391,8 +407,8 @@ impl Partition {
     /// The machine has run out of something that every dial needs: an idle connection closes, and no dial
     /// starts for a moment. It says nothing about any host.
     fn hold_dials(&self) {
-        let until = Instant::now().saturating_duration_since(self.epoch) + SHORTAGE_PAUSE;
-        self.held_until_ms.store(u64::try_from(until.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let until = self.since_epoch_ms(Instant::now() + SHORTAGE_PAUSE);
+        self.held_until_ms.store(until, Ordering::Relaxed);
         self.evict_one();
     }
 

@@ -27,8 +27,8 @@ const CLOSING_MAX: Duration = Duration::from_millis(250);
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub(super) struct Room {
-    /// Cells that may have an idle connection. Each is here once: see [`Cell::listed`].
-    listed: Mutex<Vec<Arc<Cell>>>,
+    /// Cells that may have an idle connection. Each is here once: see [`Cell::listed`], which changes under this lock.
+    listed: Mutex<Listed>,
     /// Somebody could dial if only there were room.
     starved: AtomicBool,
     /// Connections that were evicted and have not ended.
@@ -37,24 +37,35 @@ pub(super) struct Room {
     looks: AtomicBool,
 }
 
+#[derive(Debug, Default)]
+struct Listed {
+    cells: Vec<Arc<Cell>>,
+    /// The partition is at its end and keeps no cell alive.
+    closed: bool,
+}
+
 // === impl Room ===
 
 impl Room {
     /// A connection of this cell fell idle.
     fn list(&self, cell: &Arc<Cell>) {
-        if !cell.listed.load(Ordering::Acquire) && !cell.listed.swap(true, Ordering::AcqRel) {
-            self.listed.lock().push(Arc::clone(cell));
+        if cell.listed.load(Ordering::Acquire) {
+            return;
+        }
+        let mut listed = self.listed.lock();
+        if !cell.listed.swap(true, Ordering::SeqCst) && !listed.closed {
+            listed.cells.push(Arc::clone(cell));
         }
     }
 
     /// Takes a random cell off the list. If a connection of it falls idle from now on, it is listed again.
     fn draw(&self) -> Option<Arc<Cell>> {
         let mut listed = self.listed.lock();
-        if listed.is_empty() {
+        let among = listed.cells.len();
+        if among == 0 {
             return None;
         }
-        let among = listed.len();
-        let cell = listed.swap_remove(rand::rng().random_range(0..among));
+        let cell = listed.cells.swap_remove(rand::rng().random_range(0..among));
         cell.listed.store(false, Ordering::SeqCst);
         Some(cell)
     }
@@ -62,14 +73,13 @@ impl Room {
     /// The cell is forgotten and must not be kept alive from here. It is never listed again.
     pub(super) fn forget(&self, cell: &Arc<Cell>) {
         let mut listed = self.listed.lock();
-        listed.retain(|listed| !Arc::ptr_eq(listed, cell));
+        listed.cells.retain(|listed| !Arc::ptr_eq(listed, cell));
         cell.listed.store(true, Ordering::SeqCst);
     }
 
-    /// As [`Room::forget`], all of them.
-    pub(super) fn forget_all(&self, cells: &[Arc<Cell>]) {
-        cells.iter().for_each(|cell| cell.listed.store(true, Ordering::SeqCst));
-        let listed = std::mem::take(&mut *self.listed.lock());
+    /// As [`Room::forget`], every cell there is or will be.
+    pub(super) fn close(&self) {
+        let listed = std::mem::replace(&mut *self.listed.lock(), Listed { cells: Vec::new(), closed: true });
         drop(listed);
     }
 

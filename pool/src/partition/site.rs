@@ -13,7 +13,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::{Holding, Partition};
+use super::timers::RING_LATE_MAX;
+use super::{Grant, Holding, Partition};
 use crate::cell::{
     Action, Actions, Back, BreakerState, CellCounts, CellState, CloseReason, ConnKey, Event, Intake, Tuning, Verdict,
 };
@@ -41,6 +42,14 @@ pub(crate) struct Cell {
     pub(super) ended: AtomicU64,
     /// Ends the origin's dials and connections; made with the first dial.
     token: OnceLock<CancellationToken>,
+}
+
+/// A cell in the line for dial slots.
+#[derive(Debug)]
+pub(super) struct Want {
+    pub(super) cell: Arc<Cell>,
+    /// Its life when it asked. A later one asks for itself.
+    pub(super) life: u32,
 }
 
 /// The state of a cell whose connections are real.
@@ -101,9 +110,13 @@ impl Cell {
         self.state.lock().oldest_wait(now)
     }
 
-    /// Whether the timer should have rung for this by now, and long ago.
-    pub(super) fn is_overdue(&self, now: Instant, late_max: Duration) -> bool {
-        now.checked_sub(late_max).is_some_and(|then| self.locked(|state| state.is_overdue(then)) == Some(true))
+    /// Makes up for a ring that should have come by now, and long ago.
+    pub(super) fn tick_if_overdue(self: &Arc<Self>, now: Instant) {
+        let Some(then) = now.checked_sub(RING_LATE_MAX) else { return };
+        if self.locked(|state| state.is_overdue(then)) == Some(true) {
+            tracing::warn!(origin = %self.origin, "a ring is overdue");
+            self.apply(Event::Tick { at: now });
+        }
     }
 
     pub(super) fn rank(&self) -> Rank {
@@ -202,14 +215,16 @@ impl Cell {
     }
 
     /// The scheduler's turn: dials if that is still wanted.
-    pub(super) fn take_slot(self: &Arc<Self>, class: Class) -> bool {
-        let actions = self.decide(Event::Slot { fresh: class == Class::Fresh }, Instant::now());
-        let holding = actions.iter().find_map(|action| match action {
-            Action::Dial { fresh, epoch } => Some(Holding::new(Arc::clone(self), class, *fresh, *epoch)),
+    pub(super) fn take_slot(self: &Arc<Self>, life: u32, grant: Grant) -> bool {
+        let actions = self.decide(Event::Slot { fresh: grant.class() == Class::Fresh, life }, Instant::now());
+        let dial = actions.iter().find_map(|action| match action {
+            Action::Dial { fresh, epoch } => Some((*fresh, *epoch)),
             _ => None,
         });
+        let holding = dial.map(|(fresh, epoch)| Arc::new(Holding::new(Arc::clone(self), grant, fresh, epoch)));
+        fault::point(Point::SlotTaken);
         self.execute(actions);
-        let Some(holding) = holding.map(Arc::new) else { return false };
+        let Some(holding) = holding else { return false };
         let cell = Arc::clone(self);
         self.partition.spawner.spawn_under(self.token(), async move { cell.dial(holding).await });
         true
@@ -291,6 +306,7 @@ impl Cell {
     }
 
     pub(super) fn execute_and_pump(self: &Arc<Self>, actions: Actions<Link, Waker>) {
+        fault::point(Point::Executes);
         if self.execute(actions) {
             self.partition.pump();
         }
@@ -302,9 +318,14 @@ impl Cell {
         // What the cell takes for done comes first: nobody's waker or destructor may come between.
         for action in &actions {
             match action {
-                Action::WantSlot { class, cost } => {
+                Action::WantSlot { class, cost, life } => {
                     let now = Instant::now();
-                    self.partition.scheduler.lock().enqueue(Arc::clone(self), *class, *cost, now);
+                    self.partition.scheduler.lock().enqueue(
+                        Want { cell: Arc::clone(self), life: *life },
+                        *class,
+                        *cost,
+                        now,
+                    );
                     pump = true;
                 }
                 Action::Arm(at) => self.partition.timers.arm(*at, Arc::downgrade(self)),

@@ -19,6 +19,10 @@ use super::*;
 use crate::fault::{self, Point};
 use crate::{Alpn, BoxError, Connected, Lane, LaneLimits};
 
+mod orphans;
+mod repeated;
+mod stranded;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[test]
@@ -156,8 +160,8 @@ async fn recovered(lane: &Lane, case: &str) {
 #[tokio::test(start_paused = true)]
 async fn r19_a_panic_anywhere_costs_one_origin_a_moment_and_no_permit() {
     use Point::{
-        Checkout, DialBegins, DialConnected, DriverBegins, DriverEnds, HyperTaskBegins, HyperTaskEnds, Leave, Look,
-        PutBack, Scheduler, StepBegins, StepEnds, StepHalf, TimerBegins, TimerEnds,
+        Checkout, DialBegins, DialConnected, DialOpened, DriverBegins, DriverEnds, HyperTaskBegins, HyperTaskEnds,
+        Leave, Look, PutBack, Scheduler, SlotTaken, StepBegins, StepEnds, StepHalf, TimerBegins, TimerEnds,
     };
     let everywhere = [
         Checkout,
@@ -169,6 +173,7 @@ async fn r19_a_panic_anywhere_costs_one_origin_a_moment_and_no_permit() {
         StepEnds,
         DialBegins,
         DialConnected,
+        DialOpened,
         DriverBegins,
         DriverEnds,
         HyperTaskBegins,
@@ -176,6 +181,7 @@ async fn r19_a_panic_anywhere_costs_one_origin_a_moment_and_no_permit() {
         TimerBegins,
         TimerEnds,
         Scheduler,
+        SlotTaken,
     ];
     for alpn in [Alpn::Http1, Alpn::Http2] {
         for point in everywhere {
@@ -225,7 +231,9 @@ async fn r19_a_timer_that_hangs_is_noticed_and_replaced() {
     let waits = stuck_caller(&lane, Instant::now() + 4 * PATIENCE);
     sleep(Duration::from_secs(20)).await;
     assert_eq!(lane.snapshot().partitions[0].rebuilds, 0, "a timer that beats is left alone");
-    partition(&lane).timer.lock().cancel(); // It will never beat again.
+    partition(&lane).timer.lock().cancel(); // It will never beat again,
+    sleep(Duration::from_millis(1)).await;
+    partition(&lane).ringing.store(true, Ordering::SeqCst); // and was in the middle of something.
     let told = timeout(PATIENCE, waits).await.expect("told soon").expect("no panic").expect_err("rebuilt");
     assert!(told.is_retry_safe(), "{told:?}");
     sleep(Duration::from_secs(20)).await;
@@ -243,7 +251,7 @@ async fn r19_a_cell_whose_lock_never_comes_back_is_replaced_under_the_same_handl
     let cell = partition.cell(&origin("a"));
     {
         let _never_back = cell.state.lock();
-        partition.revive();
+        partition.rebuild("test");
     }
     let other = partition.cell(&origin("a"));
     assert!(!Arc::ptr_eq(&cell, &other) && lane.snapshot().origins == 1);

@@ -9,11 +9,12 @@
 //! overdue ring should have done. That costs a lock per origin and second, 0.1 ms for the 3,000 origins of a
 //! partition in the largest fleet; a timer per caller would cost each of them two visits to the runtime's
 //! timers. A timer that hangs is the watchdog's business ([`super::watchdog`]), who has everybody told to try
-//! again.
+//! again; one whose runtime has ended leaves a will ([`super::rebuild`]).
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::sync::Weak;
+use std::sync::atomic::Ordering::Release;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -100,6 +101,7 @@ pub(super) async fn run(partition: Weak<Partition>) {
     let mut sweep_at = Instant::now();
     loop {
         let Some(partition) = partition.upgrade() else { return };
+        partition.ringing.store(true, Release);
         fault::point(Point::TimerBegins);
         let now = Instant::now();
         let next = partition.ring(now);
@@ -109,6 +111,7 @@ pub(super) async fn run(partition: Weak<Partition>) {
         }
         partition.beat(now);
         fault::point(Point::TimerEnds);
+        partition.ringing.store(false, Release);
         let earlier = partition.timers.earlier.notified();
         let beat = now + HEARTBEAT;
         tokio::select! {

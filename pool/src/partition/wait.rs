@@ -70,6 +70,9 @@ enum Seen {
     Gone,
 }
 
+/// A place in line, or an answer at once.
+type Asked = Result<Ticket, Result<Lease, Error>>;
+
 // === impl Acquire ===
 
 impl<'a> Acquire<'a> {
@@ -87,7 +90,9 @@ impl<'a> Acquire<'a> {
             return Poll::Ready(Err(error));
         }
         self.step = Step::Placed;
-        match self.cell.join(cx.waker(), deadline, fresh, now) {
+        let (joined, actions) = self.cell.join(cx.waker(), deadline, fresh, now);
+        // First of all, for what follows runs other people's code: a panic in it must not lose what it is about.
+        let answer = match joined {
             Ok(ticket) => {
                 self.step = Step::Waits { ticket, since: now };
                 Poll::Pending
@@ -96,7 +101,9 @@ impl<'a> Acquire<'a> {
                 self.leave_place();
                 Poll::Ready(answer)
             }
-        }
+        };
+        self.cell.execute_and_pump(actions);
+        answer
     }
 
     fn look(&mut self, ticket: Ticket, since: Instant, cx: &Context<'_>) -> Poll<Result<Lease, Error>> {
@@ -160,26 +167,26 @@ impl Partition {
 // === impl Cell ===
 
 impl Cell {
-    /// Asks for a connection. `Ok` means that the caller is in line.
+    /// Asks for a connection. `Ok` means that the caller is in line. What is to be done comes with it.
     fn join(
         self: &Arc<Self>,
         waker: &Waker,
         deadline: Instant,
         fresh: bool,
         now: Instant,
-    ) -> Result<Ticket, Result<Lease, Error>> {
+    ) -> (Asked, Actions<Link, Waker>) {
         let mut waiter = Some(waker.clone());
         let mut actions = Actions::new();
         let joined = self.locked(|state| state.join(&mut waiter, deadline, fresh, now, &mut actions));
         if joined.is_none() {
             actions.retain(|action| matches!(action, Action::Wake(_)));
         }
-        self.execute_and_pump(actions);
-        match joined {
+        let asked = match joined {
             Some(Joined::Queued(ticket)) => Ok(ticket),
             Some(Joined::Answered(answer)) => Err(self.told(answer)),
             None => Err(Err(Error::new(Kind::Aborted, Stage::Queue))),
-        }
+        };
+        (asked, actions)
     }
 
     /// What a caller in line is told, if it is. Else it is woken by `waker`, sooner or later.

@@ -5,7 +5,9 @@
 //! it hangs itself is left to whoever reads the heartbeat's age: it takes no lock that anybody holds for long.
 //!
 //! A starved machine must not look like a hang. So it is not time that counts but *looks*: the watchdog, a task
-//! like the timer, came to its turn in time [`LOOKS_MAX`] times in a row, and the timer not once.
+//! like the timer, came to its turn in time [`LOOKS_MAX`] times in a row, and the timer not once. Even then it may only
+//! be next on a thread that some other task blocks: unless it is in the middle of its work, it gets a successor and
+//! nothing else happens ([`Partition::revive`]).
 
 use std::sync::Weak;
 use std::time::Duration;
@@ -20,7 +22,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A look that comes later than this says that the runtime is starved.
 const LATE_MAX: Duration = Duration::from_millis(250);
 
-/// Looks without a beat after which a timer hangs. The longest that a timer does at one go, ringing every one of
+/// Looks without a beat after which a timer is given up. The longest that a timer does at one go, ringing every one of
 /// 25,000 cells, takes a tenth of a second.
 const LOOKS_MAX: u32 = 5;
 
@@ -34,7 +36,7 @@ struct Seen {
 // === impl Seen ===
 
 impl Seen {
-    /// Takes a look; `true` when the timer hangs.
+    /// Takes a look; `true` when the timer is to be given up.
     fn look(&mut self, beat: u64, punctual: bool) -> bool {
         if beat != self.beat || !punctual {
             *self = Self { beat, looks: 0 };

@@ -143,7 +143,7 @@ async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
     let mut now = Instant::now();
     let patience = Duration::from_secs(9);
     join(&mut cell, 0, now + patience, now);
-    cell.step(Event::Slot { fresh: false }, now);
+    cell.step(Event::Slot { fresh: false, life: 0 }, now);
     cell.step(refused_in(0), now);
     now += Duration::from_secs(1);
     assert_eq!(cell.breaker(now), BreakerState::HalfOpen);
@@ -151,7 +151,7 @@ async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
     for waiter in 1..1_000 {
         let (joined, _) = join(&mut cell, waiter, now + patience, now);
         refused += usize::from(matches!(joined, Joined::Answered(Answer::Refused(Refusal::Shared { .. }))));
-        cell.step(Event::Slot { fresh: false }, now);
+        cell.step(Event::Slot { fresh: false, life: 0 }, now);
     }
     let counts = cell.counts();
     assert_eq!((counts.dialling, counts.waiters, refused), (1, demand::HALF_OPEN_WAITERS_MAX, 983));
@@ -169,7 +169,7 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
     for waiter in 0..3 {
         join(&mut cell, waiter, now + Duration::from_secs(9), now);
     }
-    cell.step(Event::Slot { fresh: false }, now);
+    cell.step(Event::Slot { fresh: false, life: 0 }, now);
     let channel = Pipe::new(false);
     let opened = Event::Connected {
         fresh: false,
@@ -349,4 +349,21 @@ async fn a_connection_that_never_comes_back_is_trusted_for_the_time_of_a_dial() 
     assert_eq!((model.cell.wanted_normal(model.now), model.queued), (0, 0), "it is about to come back");
     model.apply(Op::Pass(25));
     assert_eq!((model.cell.wanted_normal(model.now), model.queued), (1, 1), "it does not, and somebody waits");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r01_a_place_in_the_dial_line_that_an_old_life_asked_for_is_worth_nothing() {
+    let tuning = Arc::new(Tuning::new(&LaneLimits::default(), SLOTS));
+    let mut cell: CellState<Pipe, u32, &str> = CellState::new(tuning);
+    let now = Instant::now();
+    let deadline = now + Duration::from_secs(9);
+    let asks = |actions: &Actions<Pipe, u32>| actions.iter().any(|action| matches!(action, Action::WantSlot { .. }));
+    let (_, before) = join(&mut cell, 0, deadline, now);
+    drop(cell.renew());
+    let (_, after) = join(&mut cell, 1, deadline, now);
+    assert!(asks(&before) && asks(&after), "each life asks once");
+    let old = cell.step(Event::Slot { fresh: false, life: 0 }, now);
+    assert!(matches!(old[..], [Action::SlotUnused]), "{old:?}");
+    let new = cell.step(Event::Slot { fresh: false, life: 1 }, now);
+    assert!(matches!(new[..], [Action::Dial { .. }]), "{new:?}");
 }

@@ -86,10 +86,12 @@ impl Shell {
 
     /// A dial slot is there.
     fn dial(&self) -> Epoch {
-        let dial = self.apply(Event::Slot { fresh: false }, self.began).into_iter().find_map(|action| match action {
-            Action::Dial { epoch, .. } => Some(epoch),
-            _ => None,
-        });
+        let life = self.decide(|state, _| state.life).0;
+        let dial =
+            self.apply(Event::Slot { fresh: false, life }, self.began).into_iter().find_map(|action| match action {
+                Action::Dial { epoch, .. } => Some(epoch),
+                _ => None,
+            });
         dial.expect("somebody waits")
     }
 
