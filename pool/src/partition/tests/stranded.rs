@@ -109,6 +109,7 @@ async fn a_body_that_outlives_its_lane_keeps_no_cell_alive() {
     let cell = Arc::downgrade(&partition(&lane).cell(&origin("a")));
     let response = sfu.send(get(), Instant::now() + PATIENCE).await.expect("answered");
     drop(timeout(Duration::ZERO, lane.drain_origin(&origin("a"), Waiting::Serve, Instant::now() + PATIENCE)).await);
+    assert!(!partition(&lane).evict_one(), "it is in use"); // From now on it is listed again when it falls idle.
     drop((lane, sfu));
     drop(response.into_body().bytes(64).await);
     sleep(PATIENCE).await;
