@@ -22,7 +22,7 @@ use http::{Request, Response};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tower::util::BoxCloneSyncService;
 
@@ -88,7 +88,15 @@ struct Members {
     dialer: Arc<Dialer>,
     spawner: Spawner,
     connections: Arc<AtomicUsize>,
+    /// Bounds the dials, which outlive their callers.
+    dials: Arc<Semaphore>,
+    unclaimed: Arc<Unclaimed>,
 }
+
+/// A connection whose caller left before the dial was over, for the next one: a member whose dials take longer than
+/// its callers have time would never be reached otherwise.
+#[derive(Default)]
+struct Unclaimed(Mutex<Option<Link>>);
 
 /// One of a number, for as long as it lives: of the requests, or of the connections.
 #[derive(Debug)]
@@ -235,27 +243,47 @@ impl Inner {
     }
 
     fn pool(&self, origin: &Origin) -> Result<Connections, Error> {
+        let (full, known) = {
+            let pools = self.pools.lock();
+            (pools.len() >= ORIGINS_MAX, pools.get(origin).cloned())
+        };
+        if let Some(pool) = known {
+            return Ok(pool);
+        }
+        // Made, asked and dropped outside the lock: a pool has locks of its own, and links whose end wakes others.
+        let made = self.make_pool(origin)?;
+        let unused = if full { self.unused() } else { None };
         let mut pools = self.pools.lock();
         if let Some(pool) = pools.get(origin) {
             return Ok(pool.clone());
         }
+        let replaced = unused.and_then(|unused| pools.remove(&unused));
         if pools.len() >= ORIGINS_MAX {
-            // A member that was replaced: its connections close, its requests finish.
-            let unused = pools.iter().find(|(_, pool)| pool.status().size <= pool.status().available);
-            let Some(unused) = unused.map(|(origin, _)| origin.clone()) else {
-                return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
-            };
-            pools.remove(&unused);
+            return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
         }
+        pools.insert(origin.clone(), made.clone());
+        drop(pools);
+        drop(replaced);
+        Ok(made)
+    }
+
+    fn make_pool(&self, origin: &Origin) -> Result<Connections, Error> {
         let members = Members {
             origin: origin.clone(),
             dialer: Arc::clone(&self.dialer),
             spawner: self.spawner.clone(),
             connections: Arc::clone(&self.connections),
+            dials: Arc::new(Semaphore::new(CONNECTIONS_PER_ORIGIN_MAX)),
+            unclaimed: Arc::default(),
         };
-        let pool = Connections::builder(members).max_size(CONNECTIONS_PER_ORIGIN_MAX).build().map_err(Error::config)?;
-        pools.insert(origin.clone(), pool.clone());
-        Ok(pool)
+        Connections::builder(members).max_size(CONNECTIONS_PER_ORIGIN_MAX).build().map_err(Error::config)
+    }
+
+    /// A member that nobody uses, because it was replaced: its connections can close.
+    fn unused(&self) -> Option<Origin> {
+        let pools: Vec<_> = self.pools.lock().iter().map(|(origin, pool)| (origin.clone(), pool.clone())).collect();
+        let status = |pool: &Connections| pool.status();
+        pools.into_iter().find(|(_, pool)| status(pool).size <= status(pool).available).map(|(origin, _)| origin)
     }
 }
 
@@ -288,7 +316,17 @@ impl managed::Manager for Members {
     type Error = Error;
 
     async fn create(&self) -> Result<Link, Error> {
+        if let Some(link) = self.unclaimed.take() {
+            return Ok(link);
+        }
+        let dials = Arc::clone(&self.dials).acquire_owned().await;
+        let permit = dials.map_err(|_closed| Error::new(Kind::Aborted, Stage::DialSlot))?;
+        // A dial that ended meanwhile made room, and perhaps more.
+        if let Some(link) = self.unclaimed.take() {
+            return Ok(link);
+        }
         let (done, result) = oneshot::channel();
+        let unclaimed = Arc::clone(&self.unclaimed);
         let (origin, dialer, spawner) = (self.origin.clone(), Arc::clone(&self.dialer), self.spawner.clone());
         let connections = Arc::clone(&self.connections);
         // On the lane's thread: the driver is the tail of the dial.
@@ -305,9 +343,11 @@ impl managed::Manager for Members {
             match dial.await {
                 Ok(dialled) => {
                     let _open = Counted::one_of(&connections);
-                    if done.send(Ok(dialled.link)).is_ok() {
-                        dialled.driver.await;
+                    if let Err(Ok(link)) = done.send(Ok(dialled.link)) {
+                        unclaimed.put(link);
                     }
+                    drop((permit, unclaimed)); // Whose owner is the member: it must not live by its own connection.
+                    dialled.driver.await;
                 }
                 Err(error) => drop(done.send(Err(error))),
             }
@@ -318,6 +358,21 @@ impl managed::Manager for Members {
     async fn recycle(&self, link: &mut Link, _metrics: &ObjectMetrics) -> RecycleResult<Error> {
         let ready = timeout(READY_WAIT, poll_fn(|cx| link.poll_ready(cx))).await;
         if matches!(ready, Ok(true)) && link.is_open() { Ok(()) } else { Err(RecycleError::message("closed")) }
+    }
+}
+
+// === impl Unclaimed ===
+
+impl Unclaimed {
+    /// The newest is kept; the one before closes.
+    fn put(&self, link: Link) {
+        let before = self.0.lock().replace(link);
+        drop(before);
+    }
+
+    fn take(&self) -> Option<Link> {
+        let link = self.0.lock().take();
+        link.filter(Channel::is_open)
     }
 }
 

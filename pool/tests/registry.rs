@@ -87,3 +87,48 @@ async fn a_closed_connection_is_not_handed_out_again() {
         assert_eq!((server.accepted(), lane.connections()), (2, 1));
     }
 }
+
+/// A member that takes connections and never says a word, and callers who leave long before a dial gives up.
+#[tokio::test(flavor = "multi_thread")]
+async fn r04_a_silent_member_costs_so_many_sockets_and_no_more() {
+    let ca = Ca::new();
+    let silent = Server::rude("https", |stream| async move {
+        let mut byte = [0];
+        while stream.readable().await.is_ok() && stream.try_read(&mut byte).is_ok_and(|read| read > 0) {}
+        let _held_open: Option<()> = std::future::pending().await;
+        drop(stream);
+    })
+    .await;
+    let lane = lane(&ca);
+    for _ in 0..3 {
+        let mut callers = JoinSet::new();
+        for _ in 0..16 {
+            let (lane, origin) = (lane.clone(), silent.origin.clone());
+            callers.spawn(async move { lane.send(&origin, get("/ok"), after(Duration::from_millis(200))).await });
+        }
+        while let Some(outcome) = callers.join_next().await {
+            assert!(outcome.expect("no panic").expect_err("no answer").is_timeout());
+        }
+    }
+    assert!(silent.accepted() <= 16, "{} dials at once", silent.accepted());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_takes_longer_to_reach_than_callers_have_time_is_reached() {
+    let ca = Ca::new();
+    let tls = tokio_rustls::TlsAcceptor::from(ca.server_config([127, 0, 0, 1].into(), &["h2"]));
+    let slow = Server::rude("https", move |stream| {
+        let tls = tls.clone();
+        async move {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            if let Ok(stream) = tls.accept(stream).await {
+                common::serve(stream, std::sync::Arc::default(), std::sync::Arc::default()).await;
+            }
+        }
+    })
+    .await;
+    let (lane, deadline) = (lane(&ca), soon());
+    while lane.send(&slow.origin, get("/ok"), after(Duration::from_millis(100))).await.is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "each dial worked, and nobody got a connection");
+    }
+}
