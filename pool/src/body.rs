@@ -104,13 +104,20 @@ impl HttpBody for Body {
 /// Reading it is bounded by the request's deadline, unless [`ResponseBody::idle_limited`] says otherwise.
 #[derive(Debug)]
 pub struct ResponseBody {
-    inner: Incoming,
+    /// `None` once the time was up.
+    inner: Option<Incoming>,
     lease: Option<Hold>,
     limit: TimeLimit,
     /// Set up when the first frame does not come at once; most bodies are there with their head.
     sleep: Option<Pin<Box<Sleep>>>,
+    /// Frames in a row that were there.
+    at_hand: u32,
     reused: bool,
 }
+
+/// Frames that are taken without a look at the clock because they are there. A process that stood still comes to the
+/// deadline before it has read what arrived in the meantime, and these are most answers whole.
+const AT_HAND_MAX: u32 = 8;
 
 /// What a body gives back when it is over; dropping it is what counts.
 pub(crate) type Hold = Box<dyn Held>;
@@ -140,7 +147,8 @@ enum TimeLimit {
 
 impl ResponseBody {
     pub(crate) fn new(inner: Incoming, lease: Hold, deadline: Instant, reused: bool) -> Self {
-        let mut body = Self { inner, lease: Some(lease), limit: TimeLimit::Deadline(deadline), sleep: None, reused };
+        let limit = TimeLimit::Deadline(deadline);
+        let mut body = Self { inner: Some(inner), lease: Some(lease), limit, sleep: None, at_hand: 0, reused };
         body.release_if_over();
         body
     }
@@ -196,9 +204,35 @@ impl ResponseBody {
     }
 
     fn release_if_over(&mut self) {
-        if self.inner.is_end_stream() {
+        if self.is_end_stream() {
             self.lease = None;
         }
+    }
+
+    /// Whether a frame came too late. A peer that always has one ready is never waited for, so the sleep does not
+    /// tell; and a frame without data is as good as silence.
+    fn is_late(&mut self, frame: &Frame<Bytes>, cx: &mut Context<'_>) -> bool {
+        let empty = frame.data_ref().is_some_and(Bytes::is_empty);
+        self.at_hand += 1;
+        match self.limit {
+            TimeLimit::Deadline(_) if !empty && self.at_hand < AT_HAND_MAX => false,
+            TimeLimit::Deadline(deadline) => {
+                self.at_hand = 0;
+                Instant::now() >= deadline
+            }
+            TimeLimit::Idle(_) if empty => self.poll_late(cx).is_ready(),
+            TimeLimit::Idle(_) => {
+                self.sleep = None;
+                false
+            }
+        }
+    }
+
+    /// The time is up: what was held is given back, and the body is over.
+    fn late(&mut self) -> Error {
+        self.inner = None;
+        self.lease = None;
+        self.error(Kind::Timeout)
     }
 
     fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -225,12 +259,13 @@ impl HttpBody for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.inner).poll_frame(cx) {
+        let Some(inner) = this.inner.as_mut() else { return Poll::Ready(None) };
+        match Pin::new(inner).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                if matches!(this.limit, TimeLimit::Idle(_)) {
-                    this.sleep = None;
-                }
                 this.release_if_over();
+                if this.lease.is_some() && this.is_late(&frame, cx) {
+                    return Poll::Ready(Some(Err(this.late())));
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
@@ -243,9 +278,11 @@ impl HttpBody for ResponseBody {
                 Poll::Ready(None)
             }
             Poll::Pending => {
+                this.at_hand = 0;
                 if this.lease.is_some() && this.poll_late(cx).is_ready() {
+                    // A connection that still brings frames has not failed us; this one has.
                     this.lease.iter_mut().for_each(|lease| lease.late());
-                    return Poll::Ready(Some(Err(this.error(Kind::Timeout))));
+                    return Poll::Ready(Some(Err(this.late())));
                 }
                 Poll::Pending
             }
@@ -253,10 +290,10 @@ impl HttpBody for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(HttpBody::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner.as_ref().map_or(SizeHint::with_exact(0), HttpBody::size_hint)
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use common::{Ca, Server, after, get, quick_limits, settled, soon, until};
 use http::{Request, Version};
+use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use pool::{Body, BreakerState, LaneLimits};
 use tokio::task::JoinSet;
 use tower::{Service, ServiceExt};
@@ -236,4 +238,40 @@ async fn a_client_certificate_can_be_given_later_and_open_connections_stay() {
     let error = other.fresh(get("/ok"), soon()).await.expect_err("not signed by the new authority, nor resumed");
     assert!(error.is_tls(), "{error:?}");
     settled(&lane).await;
+}
+
+/// The peer is never waited for, so no timer tells: the body ends by the clock, once, and holds nothing afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn r03_a_body_whose_next_frame_is_always_there_ends_at_its_deadline_too() {
+    let ca = Ca::new();
+    for alpn in ["h2", "http/1.1"] {
+        let (server, lane) = (Server::https(&ca, &[alpn]).await, ca.lane(quick_limits()));
+        let sfu = lane.origin(&server.origin);
+        sfu.send(get("/ok"), soon()).await.expect("connected").into_body().bytes(KIB).await.expect("body");
+        let deadline = after(Duration::from_secs(1));
+        let path = format!("/big/{}", 64 * KIB * KIB);
+        let mut body = sfu.send(get(&path), deadline).await.expect("answered").into_body();
+        body.frame().await.expect("a frame").expect("in time");
+        tokio::time::sleep_until(deadline).await;
+        let mut at_hand = 0;
+        let late = loop {
+            match body.frame().await.expect("an error") {
+                Ok(_) => at_hand += 1,
+                Err(late) => break late,
+            }
+        };
+        assert!(late.is_timeout() && at_hand < 16, "{late:?} after {at_hand} frames");
+        assert!(body.frame().await.is_none() && body.is_end_stream(), "told once");
+        until("the body holds nothing", || lane.snapshot().in_use == 0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r03_frames_without_data_do_not_keep_an_idle_limited_body_alive() {
+    let ca = Ca::new();
+    let (server, lane) = (Server::https(&ca, &["h2"]).await, ca.lane(quick_limits()));
+    let response = lane.origin(&server.origin).send(get("/hollow"), soon()).await.expect("answered");
+    let body = response.into_body().idle_limited(Duration::from_millis(300));
+    let error = tokio::time::timeout(common::PATIENCE, body.bytes(KIB)).await.expect("ended").expect_err("no data");
+    assert!(error.is_timeout(), "{error:?}");
 }

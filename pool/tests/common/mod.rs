@@ -240,7 +240,7 @@ where
 type ServerBody = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
 /// `/ok`, `/echo`, `/slow/{ms}`, `/never`, `/big/{bytes}`, `/stall` (a head, one chunk, silence),
-/// `/drip/{chunks}` (one in 5 ms).
+/// `/drip/{chunks}` (one in 5 ms), `/hollow` (an empty one in 5 ms, for ever).
 async fn answer(request: Request<Incoming>) -> Result<Response<ServerBody>, Infallible> {
     let path = request.uri().path().to_owned();
     let number = || path.rsplit('/').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
@@ -261,6 +261,13 @@ async fn answer(request: Request<Incoming>) -> Result<Response<ServerBody>, Infa
                 Ok(Frame::data(Bytes::from_static(b"drop")))
             });
             StreamBody::new(drops).boxed_unsync()
+        }
+        "hollow" => {
+            let frames = futures_util::stream::repeat(()).then(async |()| {
+                sleep(Duration::from_millis(5)).await;
+                Ok(Frame::data(Bytes::new()))
+            });
+            StreamBody::new(frames).boxed_unsync()
         }
         "stall" => {
             let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"first")))]);
