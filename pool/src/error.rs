@@ -6,12 +6,14 @@
 //! us* (`is_saturated`, `is_draining`). The kind itself stays private, so that a new cause is not a
 //! breaking change.
 
+mod classify;
+
 use std::error::Error as StdError;
 use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::classify::{classify, classify_h2};
 use crate::cell::Blame;
 
 /// Any error as hyper, tower and bodies hand it around.
@@ -105,6 +107,7 @@ pub(crate) enum Kind {
     Draining,
     Aborted,
     Local,
+    NoAddress,
     Unreachable,
     NotProcessed,
     Body,
@@ -266,9 +269,15 @@ impl Error {
         self.inner.kind == Kind::Unreachable
     }
 
-    /// This machine has run out of file descriptors, ports or memory. It says nothing about the host.
+    /// This machine has run out of file descriptors, memory, or ports towards the host, or has no address from which
+    /// the host could be reached. It says nothing about the host.
     #[must_use]
     pub fn is_local(&self) -> bool {
+        matches!(self.inner.kind, Kind::Local | Kind::NoAddress)
+    }
+
+    /// This machine has run out of something that every dial needs.
+    pub(crate) fn is_shortage(&self) -> bool {
         self.inner.kind == Kind::Local
     }
 
@@ -284,6 +293,7 @@ impl Error {
         match self.inner.kind {
             Kind::Saturated => Blame::Haste,
             Kind::Local | Kind::Aborted | Kind::Config => Blame::Us,
+            // Without an address or a port towards the host it is this origin that must back off, and no other one.
             _ => Blame::Host,
         }
     }
@@ -374,6 +384,7 @@ impl Kind {
             Self::Draining => "draining",
             Self::Aborted => "aborted",
             Self::Local => "local",
+            Self::NoAddress => "no_address",
             Self::Unreachable => "unreachable",
             Self::NotProcessed => "not_processed",
             Self::Body => "body",
@@ -398,7 +409,8 @@ impl fmt::Display for Error {
             Kind::WontMakeDeadline => "the line is too long for the deadline",
             Kind::Draining => "the pool is draining",
             Kind::Aborted => "the connection was given up",
-            Kind::Local => "this machine has run out of descriptors, ports or memory",
+            Kind::Local => "this machine has run out of descriptors or memory",
+            Kind::NoAddress => "this machine has no address or port left to reach the host from",
             Kind::Unreachable => "no route to the host",
             Kind::NotProcessed => "the peer turned the request away unprocessed",
             Kind::Body => "the request body failed",
@@ -432,62 +444,6 @@ impl StdError for Error {
             source
         })
     }
-}
-
-/// What an HTTP/2 error says, unless it is a breach of the protocol.
-fn classify_h2(error: &h2::Error) -> Option<Kind> {
-    if let Some(error) = error.get_io() {
-        return classify(error);
-    }
-    match error.reason()? {
-        // RFC 9113, section 8.7: both mean that the server has not looked at the request.
-        h2::Reason::REFUSED_STREAM if error.is_remote() => Some(Kind::NotProcessed),
-        h2::Reason::NO_ERROR if error.is_remote() && error.is_go_away() => Some(Kind::NotProcessed),
-        h2::Reason::CANCEL | h2::Reason::INTERNAL_ERROR | h2::Reason::ENHANCE_YOUR_CALM => Some(Kind::Reset),
-        _ => None,
-    }
-}
-
-/// Numbers of `errno` that Rust has no name for: too many open files here, or on the machine; no buffers.
-#[cfg(target_os = "linux")]
-const SHORTAGES: [i32; 3] = [24, 23, 105];
-#[cfg(not(target_os = "linux"))]
-const SHORTAGES: [i32; 3] = [24, 23, 55];
-
-/// Looks for the first error in the chain that says something about the host.
-fn classify(error: &(dyn StdError + 'static)) -> Option<Kind> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.is::<rustls::Error>() {
-            return Some(Kind::Tls);
-        }
-        if let Some(error) = error.downcast_ref::<hyper::Error>()
-            && error.is_incomplete_message()
-        {
-            return Some(Kind::Incomplete);
-        }
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-                return Some(Kind::Tls);
-            }
-            if error.raw_os_error().is_some_and(|errno| SHORTAGES.contains(&errno)) {
-                return Some(Kind::Local);
-            }
-            match error.kind() {
-                io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory => return Some(Kind::Local),
-                io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => return Some(Kind::Unreachable),
-                io::ErrorKind::ConnectionRefused => return Some(Kind::Refused),
-                io::ErrorKind::ConnectionReset
-                | io::ErrorKind::ConnectionAborted
-                | io::ErrorKind::BrokenPipe
-                | io::ErrorKind::UnexpectedEof => return Some(Kind::Reset),
-                io::ErrorKind::TimedOut => return Some(Kind::Timeout),
-                _ => {}
-            }
-        }
-        next = error.source();
-    }
-    None
 }
 
 #[cfg(test)]

@@ -1,3 +1,6 @@
+use std::io;
+
+use super::classify::SHORTAGES;
 use super::*;
 
 #[test]
@@ -14,10 +17,11 @@ fn a_dial_error_is_classified_by_its_chain() {
 fn a_shortage_of_ours_is_no_sign_of_the_host_and_a_missing_route_is() {
     for errno in SHORTAGES {
         let error = Error::dial(Stage::Tcp, io::Error::from_raw_os_error(errno));
-        assert!(error.is_local() && error.blame() == Blame::Us, "{error:?}");
+        assert!(error.is_local() && error.is_shortage() && error.blame() == Blame::Us, "{error:?}");
     }
     let no_port = Error::dial(Stage::Tcp, io::Error::from(io::ErrorKind::AddrNotAvailable));
-    assert!(no_port.is_local() && no_port.blame() == Blame::Us);
+    assert!(no_port.is_local() && !no_port.is_shortage(), "other origins have addresses and ports");
+    assert_eq!(no_port.blame(), Blame::Host, "the origin must back off");
     let no_route = Error::dial(Stage::Tcp, io::Error::from(io::ErrorKind::HostUnreachable));
     assert!(no_route.is_unreachable() && no_route.blame() == Blame::Host);
 }

@@ -118,7 +118,7 @@ impl Holding {
         if let State::Dialling { fresh, epoch } = before {
             tracing::debug!(origin = %self.cell.origin(), %error, "dial failed");
             let blame = error.blame();
-            if error.is_local() {
+            if error.is_shortage() {
                 self.cell.partition().hold_dials();
             }
             let dial = FailedDial { fresh, epoch, error, blame, jitter: rand::rng().random() };
