@@ -26,7 +26,7 @@ use crate::dial::connect::{Connected, Connector, TcpConnector};
 use crate::dial::gate::HandshakeGate;
 use crate::error::{BoxError, Error};
 use crate::levers;
-use crate::limits::LaneLimits;
+use crate::limits::{LaneLimits, most};
 use crate::metrics::Metrics;
 use crate::origin::Origin;
 use crate::partition::{ABORT_WAIT, Partition, PartitionSnapshot, Spawner, watch};
@@ -49,7 +49,7 @@ pub(crate) struct LaneInner {
     dialer: Arc<Dialer>,
     spawner: Spawner,
     metrics: Metrics,
-    /// In force. Locked while a change is applied, so that two changes do not mix.
+    /// As last set. See [`LaneInner::change`].
     limits: Mutex<LaneLimits>,
 }
 
@@ -181,8 +181,8 @@ impl Lane {
     /// Changes the lane's dials in flight, divided among the partitions (each keeps at least one).
     pub fn set_dials_max(&self, dials_max: usize) {
         let floor = self.inner.partitions.len();
-        // Cannot fail: the only rule for it is the one obeyed here.
-        let _kept = self.inner.change(|limits| limits.dials_max = dials_max.max(floor));
+        // Cannot fail: the only rules for it are those obeyed here.
+        let _kept = self.inner.change(|limits| limits.dials_max = dials_max.clamp(floor, most::CONNECTIONS));
     }
 
     /// Changes how many TLS handshakes may ever compute at once.
@@ -327,19 +327,30 @@ impl LaneInner {
         }
     }
 
-    /// Validates and applies a change of limits.
+    /// Validates and applies a change of limits. To apply it wakes callers and closes connections, and who is woken
+    /// may ask for the limits or change them: so nothing is locked meanwhile. Who finds afterwards that another change
+    /// came applies that one too, for it may have undone parts of it.
     pub(crate) fn change(&self, change: impl FnOnce(&mut LaneLimits)) -> Result<(), Error> {
-        let mut current = self.limits.lock();
-        let mut limits = current.clone();
-        change(&mut limits);
-        limits.validate()?;
-        if limits.partitions != current.partitions {
-            return Err(Error::config("the number of partitions cannot change while the lane runs"));
+        let mut limits = {
+            let mut current = self.limits.lock();
+            let mut limits = current.clone();
+            change(&mut limits);
+            limits.validate()?;
+            if limits.partitions != current.partitions {
+                return Err(Error::config("the number of partitions cannot change while the lane runs"));
+            }
+            *current = limits.clone();
+            limits
+        };
+        loop {
+            self.dialer.gate.set_max(limits.handshakes_max);
+            self.partitions.iter().for_each(|partition| partition.set_limits(&limits));
+            let latest = self.limits();
+            if limits == latest {
+                return Ok(());
+            }
+            limits = latest;
         }
-        self.dialer.gate.set_max(limits.handshakes_max);
-        self.partitions.iter().for_each(|partition| partition.set_limits(&limits));
-        *current = limits;
-        Ok(())
     }
 
     fn partition(&self, origin: &Origin) -> &Arc<Partition> {

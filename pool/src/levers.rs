@@ -10,7 +10,7 @@ use rate_limit::{Lever, LeverSpec, Levers};
 
 use crate::error::Error;
 use crate::lane::LaneInner;
-use crate::limits::LaneLimits;
+use crate::limits::{LaneLimits, most};
 
 /// The names of levers live as long as the process, as the registry demands. A lane registers its dozen
 /// once, so what is leaked is bounded by the number of lanes.
@@ -66,7 +66,8 @@ const S: fn(u64) -> Duration = Duration::from_secs;
 
 levers! {
     /// Dials of the lane in flight at the same time, divided among its partitions; each has at least one.
-    dials_max: u64 = "dials", 1 => 65_536, |l| whole(l.dials_max), |l, v| l.dials_max = count(v).max(l.partitions);
+    dials_max: u64 = "dials", 1 => whole(most::CONNECTIONS),
+        |l| whole(l.dials_max), |l, v| l.dials_max = count(v).max(l.partitions);
     /// Dials of the lane that may start per second, divided among its partitions.
     dial_rate: f64 = "per second", 0.0 => 1_000_000.0, |l| l.dial_rate_per_s, |l, v| l.dial_rate_per_s = v;
     /// Dials of the lane that may start at once before the rate counts.
@@ -76,20 +77,22 @@ levers! {
     handshakes_max: u64 = "handshakes", 0 => 65_536, |l| l.handshakes_max.unwrap_or(0).into(),
         |l, v| l.handshakes_max = u32::try_from(v).ok().filter(|v| *v > 0);
     /// Connections of the lane, divided among its partitions. Keep it below the limit of open files.
-    connections_max: u64 = "connections", 1 => 1_000_000,
+    connections_max: u64 = "connections", 1 => whole(most::CONNECTIONS),
         |l| whole(l.connections_max), |l, v| l.connections_max = count(v).max(l.partitions);
     /// Connections to one origin.
-    connections_per_origin_max: u64 = "connections", 1 => 100_000,
+    connections_per_origin_max: u64 = "connections", 1 => whole(most::CONNECTIONS_PER_ORIGIN),
         |l| whole(l.connections_per_origin_max), |l, v| l.connections_per_origin_max = count(v);
     /// Callers of the lane that may wait, divided among its partitions.
-    waiters_max: u64 = "callers", 1 => 10_000_000, |l| whole(l.waiters_max), |l, v| l.waiters_max = count(v).max(l.partitions);
+    waiters_max: u64 = "callers", 1 => whole(most::WAITERS),
+        |l| whole(l.waiters_max), |l, v| l.waiters_max = count(v).max(l.partitions);
     /// Callers that may wait for one origin.
-    waiters_per_origin_max: u64 = "callers", 1 => 10_000_000,
+    waiters_per_origin_max: u64 = "callers", 1 => whole(most::WAITERS),
         |l| whole(l.waiters_per_origin_max), |l, v| l.waiters_per_origin_max = count(v);
     /// Origins that may have state.
-    origins_max: u64 = "origins", 1 => 10_000_000, |l| whole(l.origins_max), |l, v| l.origins_max = count(v);
+    origins_max: u64 = "origins", 1 => whole(most::ORIGINS), |l| whole(l.origins_max), |l, v| l.origins_max = count(v);
     /// Requests at once on one HTTP/2 connection.
-    h2_streams_max: u64 = "requests", 1 => 100_000, |l| whole(l.h2_streams_max), |l, v| l.h2_streams_max = count(v);
+    h2_streams_max: u64 = "requests", 1 => whole(most::H2_STREAMS),
+        |l| whole(l.h2_streams_max), |l, v| l.h2_streams_max = count(v);
     /// How long a whole dial may take: name, TCP, TLS and HTTP together.
     dial_timeout: Duration = "duration", MS(10) => S(300), |l| l.dial_timeout, |l, v| l.dial_timeout = v;
     /// An idle connection is closed after this, if it is opened from now on.

@@ -12,6 +12,21 @@ pub const PARTITIONS_MAX: usize = 256;
 /// Longest duration a limit may have. Longer ones mean "never", and would overflow the clock they are added to.
 const DURATION_MAX: Duration = Duration::from_hours(24 * 365);
 
+/// Most that the limits which count something may be: orders of magnitude above what one process can have, so that
+/// there is nothing to gain beyond, and small enough that no sum or product of two overflows.
+pub(crate) mod most {
+    /// Dials are connections too. What a process may have open where that was raised as far as is usual.
+    pub(crate) const CONNECTIONS: usize = 1_000_000;
+    /// Ports of one address towards another.
+    pub(crate) const CONNECTIONS_PER_ORIGIN: usize = 65_536;
+    /// 5 GiB of callers.
+    pub(crate) const WAITERS: usize = 10_000_000;
+    /// 10 GiB of cells.
+    pub(crate) const ORIGINS: usize = 10_000_000;
+    /// A thousand times what servers are recommended to allow.
+    pub(crate) const H2_STREAMS: usize = 100_000;
+}
+
 /// The limits of one lane. All but `partitions` can be changed while the lane runs:
 /// [`Lane::set_limits`](crate::Lane::set_limits).
 ///
@@ -101,23 +116,18 @@ impl LaneLimits {
         if self.partitions == 0 || self.partitions > PARTITIONS_MAX {
             return fail(format!("partitions must be 1 to {PARTITIONS_MAX}"));
         }
-        for (name, value) in [
-            ("dials_max", self.dials_max),
-            ("connections_max", self.connections_max),
-            ("waiters_max", self.waiters_max),
+        // What is divided among partitions must leave one to each.
+        for (name, value, min, max) in [
+            ("dials_max", self.dials_max, self.partitions, most::CONNECTIONS),
+            ("connections_max", self.connections_max, self.partitions, most::CONNECTIONS),
+            ("waiters_max", self.waiters_max, self.partitions, most::WAITERS),
+            ("origins_max", self.origins_max, 1, most::ORIGINS),
+            ("connections_per_origin_max", self.connections_per_origin_max, 1, most::CONNECTIONS_PER_ORIGIN),
+            ("waiters_per_origin_max", self.waiters_per_origin_max, 1, most::WAITERS),
+            ("h2_streams_max", self.h2_streams_max, 1, most::H2_STREAMS),
         ] {
-            if value < self.partitions {
-                return fail(format!("{name} is divided among partitions and must be at least {}", self.partitions));
-            }
-        }
-        for (name, value) in [
-            ("origins_max", self.origins_max),
-            ("connections_per_origin_max", self.connections_per_origin_max),
-            ("waiters_per_origin_max", self.waiters_per_origin_max),
-            ("h2_streams_max", self.h2_streams_max),
-        ] {
-            if value == 0 {
-                return fail(format!("{name} must not be 0"));
+            if !(min..=max).contains(&value) {
+                return fail(format!("{name} must be {min} to {max}"));
             }
         }
         if self.handshakes_max == Some(0) {
@@ -169,6 +179,26 @@ mod tests {
             assert!(refused(LaneLimits { request_timeout: wrong, ..LaneLimits::default() }));
             assert!(refused(LaneLimits { ping_interval: wrong, ..LaneLimits::default() }));
             assert!(refused(LaneLimits { ping_timeout: wrong, ..LaneLimits::default() }));
+        }
+    }
+
+    #[test]
+    fn r19_counts_that_would_overflow_are_refused() {
+        let counts: [fn(&mut LaneLimits) -> &mut usize; 7] = [
+            |limits| &mut limits.origins_max,
+            |limits| &mut limits.connections_per_origin_max,
+            |limits| &mut limits.connections_max,
+            |limits| &mut limits.dials_max,
+            |limits| &mut limits.waiters_per_origin_max,
+            |limits| &mut limits.waiters_max,
+            |limits| &mut limits.h2_streams_max,
+        ];
+        for (at, count) in counts.into_iter().enumerate() {
+            for wrong in [0, usize::MAX] {
+                let mut limits = LaneLimits::default();
+                *count(&mut limits) = wrong;
+                assert!(limits.validate().is_err(), "count {at} may be {wrong}");
+            }
         }
     }
 }

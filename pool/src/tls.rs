@@ -26,6 +26,10 @@ const TICKETS_PER_SERVER: usize = 8;
 /// Parts of a session store: a lane has eight partitions, and two handshakes at once rarely meet in one of 16.
 const SESSION_PARTS: usize = 16;
 
+/// Servers a lane remembers at most: rustls makes room for all of them at once, about 200 bytes each. Four times the
+/// largest fleet; beyond it a handshake that could have resumed is a full one.
+const SERVERS_MAX: usize = 131_072;
+
 /// Servers remembered by a configuration that no lane has sized yet.
 const SERVERS_DEFAULT: usize = 4_096;
 
@@ -93,8 +97,8 @@ struct Sessions {
 impl Sessions {
     fn new(servers: usize) -> Self {
         // Hashing is even only on average: half as much again keeps the whole reachable.
-        let part = servers.saturating_mul(3).div_ceil(2 * SESSION_PARTS).max(TICKETS_PER_SERVER);
-        Self { parts: std::array::from_fn(|_| ClientSessionMemoryCache::new(part.saturating_mul(TICKETS_PER_SERVER))) }
+        let part = (servers.min(SERVERS_MAX) * 3).div_ceil(2 * SESSION_PARTS).max(TICKETS_PER_SERVER);
+        Self { parts: std::array::from_fn(|_| ClientSessionMemoryCache::new(part * TICKETS_PER_SERVER)) }
     }
 
     fn part(&self, server: &ServerName<'_>) -> &ClientSessionMemoryCache {

@@ -390,3 +390,48 @@ fn sum(text: &str, name: &str) -> u64 {
     let lines = text.lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
+
+#[tokio::test(start_paused = true)]
+async fn r19_a_lane_works_with_every_count_at_its_most() {
+    let limits = LaneLimits {
+        partitions: 1,
+        origins_max: 10_000_000,
+        connections_per_origin_max: 65_536,
+        connections_max: 1_000_000,
+        dials_max: 1_000_000,
+        waiters_per_origin_max: 10_000_000,
+        waiters_max: 10_000_000,
+        h2_streams_max: 100_000,
+        ..LaneLimits::default()
+    };
+    for alpn in [Alpn::Http1, Alpn::Http2] {
+        let lane = Network::default().lane(alpn, limits.clone());
+        for _ in 0..70 {
+            // Each dial that works doubles how many there may be.
+            lane.origin(&origin(0)).probe_dial(soon()).await.expect("dialled");
+        }
+        assert_eq!(ask(&lane, 0, "/").await.expect("answered"), "ok");
+        assert!(lane.snapshot().partitions.iter().all(|part| part.cell_panics == 0));
+    }
+}
+
+/// As `connect` says on a machine without IPv6, or when all ports towards one address are in use.
+#[tokio::test(start_paused = true)]
+async fn r01_an_origin_that_no_address_of_ours_reaches_backs_off_alone() {
+    let network = Network::default();
+    let connector = tower::service_fn(move |host: Origin| {
+        let refused = host == origin(0);
+        let connected = network.connect(Alpn::Http1).into_inner().expect("a pipe");
+        ready(if refused { Err(std::io::Error::from(std::io::ErrorKind::AddrNotAvailable)) } else { Ok(connected) })
+    });
+    let limits = LaneLimits { partitions: 1, ..LaneLimits::default() };
+    let lane = Lane::builder("no address").limits(limits).connector(connector).build().expect("lane");
+    assert_eq!(ask(&lane, 1, "/").await.expect("answered"), "ok");
+    let began = Instant::now();
+    let error = ask(&lane, 0, "/").await.expect_err("no way there");
+    assert!(error.is_local() && !error.is_unreachable() && !error.is_fail_fast(), "{error:?}");
+    assert!(ask(&lane, 0, "/").await.expect_err("it backs off").is_fail_fast());
+    assert_eq!(lane.snapshot().idle, 1, "a healthy origin lost its connection");
+    assert_eq!(ask(&lane, 2, "/").await.expect("answered"), "ok");
+    assert_eq!(Instant::now(), began, "others had to wait");
+}

@@ -51,24 +51,32 @@ impl<E: Clone> Breaker<E> {
         self.epoch
     }
 
-    /// A dial worked.
-    pub(crate) fn succeed(&mut self) {
+    /// A dial worked. Returns the error that is over.
+    pub(crate) fn succeed(&mut self) -> Option<E> {
         self.epoch = self.epoch.wrapping_add(1);
         self.failures = 0;
-        self.open = None;
+        self.open.take().map(|(_, error)| error)
     }
 
-    /// A dial that began in `epoch` failed; `jitter` is drawn evenly from 0 to 1. Returns whether it counts.
-    pub(crate) fn fail(&mut self, epoch: u32, error: E, jitter: f64, backoff: Backoff, now: Instant) -> bool {
+    /// A dial that began in `epoch` failed; `jitter` is drawn evenly from 0 to 1. Returns the error before this one,
+    /// or this one if it does not count.
+    pub(crate) fn fail(
+        &mut self,
+        epoch: u32,
+        error: E,
+        jitter: f64,
+        backoff: Backoff,
+        now: Instant,
+    ) -> Result<Option<E>, E> {
         if epoch != self.epoch || self.blocks(now).is_some() {
-            return false;
+            return Err(error);
         }
         self.epoch = self.epoch.wrapping_add(1);
         let floor = backoff.base.mul_f64(WAIT_SHARE_MIN);
         let wait = backoff.bound(self.failures).mul_f64(jitter.clamp(0.0, 1.0)).max(floor);
         self.failures = self.failures.saturating_add(1);
-        self.open = Some((now + wait, error));
-        true
+        let before = self.open.replace((now + wait, error));
+        Ok(before.map(|(_, error)| error))
     }
 
     /// Whether ordinary dials must wait; with the error to tell and the time left.
@@ -106,15 +114,15 @@ mod tests {
         let backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_millis(350) };
         let mut breaker = Breaker::new();
         for bound_ms in [100, 200, 350, 350] {
-            assert!(breaker.fail(breaker.epoch(), "refused", 1.0, backoff, now));
+            assert!(breaker.fail(breaker.epoch(), "refused", 1.0, backoff, now).is_ok());
             let until = now + Duration::from_millis(bound_ms);
             assert_eq!(breaker.state(now), BreakerState::Open { until });
             assert_eq!(breaker.state(until), BreakerState::HalfOpen);
             now = until;
         }
-        breaker.succeed();
+        assert_eq!(breaker.succeed(), Some("refused"));
         assert_eq!(breaker.state(now), BreakerState::Closed);
-        breaker.fail(breaker.epoch(), "refused", 0.0, backoff, now);
+        assert_eq!(breaker.fail(breaker.epoch(), "refused", 0.0, backoff, now), Ok(None));
         assert!(breaker.blocks(now).is_some(), "a draw of zero must still wait");
     }
 
@@ -124,14 +132,17 @@ mod tests {
         let backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(10) };
         let mut breaker = Breaker::new();
         let began = breaker.epoch();
-        let counted = (0..8).filter(|_| breaker.fail(began, "refused", 1.0, backoff, now)).count();
+        let counted = (0..8).filter(|_| breaker.fail(began, "refused", 1.0, backoff, now).is_ok()).count();
         let until = now + Duration::from_millis(100);
         assert_eq!((counted, breaker.state(now)), (1, BreakerState::Open { until }));
-        assert!(!breaker.fail(breaker.epoch(), "refused", 1.0, backoff, now), "a probe prolonged the back-off");
-        assert!(!breaker.fail(began, "refused", 1.0, backoff, until), "a straggler of the same episode counted");
+        assert!(breaker.fail(breaker.epoch(), "refused", 1.0, backoff, now).is_err(), "a probe prolonged the back-off");
+        assert!(
+            breaker.fail(began, "refused", 1.0, backoff, until).is_err(),
+            "a straggler of the same episode counted"
+        );
         let began = breaker.epoch();
-        breaker.succeed();
-        assert!(!breaker.fail(began, "timed out", 1.0, backoff, until));
+        assert_eq!(breaker.succeed(), Some("refused"));
+        assert!(breaker.fail(began, "timed out", 1.0, backoff, until).is_err());
         assert_eq!(breaker.state(until), BreakerState::Closed, "a dial older than a success opened the breaker");
     }
 }

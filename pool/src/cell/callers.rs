@@ -9,6 +9,8 @@
 //!
 //! [`Event::Settle`]: super::Event::Settle
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::CellState;
@@ -35,7 +37,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         deadline: Instant,
         fresh: bool,
         now: Instant,
-        out: &mut Actions<C, W>,
+        out: &mut Actions<C, W, E>,
     ) -> Joined<C, E> {
         fault::point(Point::StepBegins);
         let joined = match self.answer_at_once(deadline, fresh, now, out) {
@@ -60,7 +62,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         deadline: Instant,
         fresh: bool,
         now: Instant,
-        out: &mut Actions<C, W>,
+        out: &mut Actions<C, W, E>,
     ) -> Option<Answer<C, E>> {
         if let Some(intake) = self.draining {
             let why = if intake == Intake::Surplus { Refusal::Saturated } else { Refusal::Draining };
@@ -103,9 +105,19 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     /// A request is done with a connection that is well. If anybody waits, it is the next one's; else it falls
     /// idle, if a timer will look after it. A connection that was only held (no `now`) has not been used, so
-    /// its idleness goes on and no clock is needed.
-    pub(crate) fn put_back(&mut self, key: ConnKey, channel: &mut Option<C>, now: Option<Instant>) -> Back<W> {
+    /// its idleness goes on and no clock is needed. What its server said about idling must be known already.
+    pub(crate) fn put_back(
+        &mut self,
+        key: ConnKey,
+        channel: &mut Option<C>,
+        now: Option<Instant>,
+        keep_alive: Option<Duration>,
+    ) -> Back<W> {
         fault::point(Point::PutBack);
+        let told = keep_alive.map(|told| told.min(self.tuning.idle_timeout.get()));
+        if told.is_some() && told != self.conns.idle_timeout(key) {
+            return Back::Not;
+        }
         let Some(armed) = self.rings.last().copied().filter(|_| self.draining.is_none()) else { return Back::Not };
         if self.conns.usable() > self.tuning.connections_max() {
             return Back::Not;
@@ -136,7 +148,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     /// Answers a waiter and has it woken.
-    pub(super) fn tell(&mut self, fresh: bool, key: WaiterKey, answer: Answer<C, E>, out: &mut Actions<C, W>) {
+    pub(super) fn tell(&mut self, fresh: bool, key: WaiterKey, answer: Answer<C, E>, out: &mut Actions<C, W, E>) {
         out.extend(self.line_mut(fresh).answer(key, answer).map(Action::Wake));
     }
 

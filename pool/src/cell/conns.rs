@@ -19,6 +19,9 @@ const TIMEOUTS_MAX: u32 = 3;
 /// rest of a checkout, and a mean needs no more.
 const HOLD_SAMPLED_ONE_IN: u64 = 8;
 
+/// Room is given back when less than one part in this many of it is used, so that memory falls after a storm.
+const ROOM_KEPT: usize = 4;
+
 /// What a request is handed to. Implemented by the HTTP layer and by numbers in tests.
 pub(crate) trait Channel: Sized {
     /// Another handle to the same connection, if it is shared (HTTP/2).
@@ -361,6 +364,10 @@ impl<C: Channel> Conns<C> {
         }
     }
 
+    pub(crate) fn idle_timeout(&self, key: ConnKey) -> Option<Duration> {
+        self.get(key).map(|conn| conn.idle_timeout)
+    }
+
     /// No new requests on this connection; its channel is handed out to be dropped.
     pub(crate) fn retire(&mut self, key: ConnKey, why: CloseReason) -> Option<C> {
         self.unfree(key);
@@ -380,6 +387,10 @@ impl<C: Channel> Conns<C> {
         self.unfree(key);
         self.set_returning(key, false);
         let conn = self.slab.remove(key.index);
+        if self.slab.len() <= self.slab.capacity() / ROOM_KEPT {
+            self.slab.shrink_to_fit();
+            self.free.shrink_to_fit();
+        }
         self.usable -= usize::from(conn.retired.is_none());
         Some((conn.channel, conn.retired.unwrap_or(CloseReason::Peer)))
     }

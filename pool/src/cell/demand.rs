@@ -33,7 +33,7 @@ const COST_MAX: u32 = 8;
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     pub(super) fn wanted_fresh(&self) -> usize {
         let uncovered = self.fresh_line.len().saturating_sub(self.dialling_fresh);
-        let room = (self.tuning.connections_max() + FRESH_EXTRA).saturating_sub(self.permits);
+        let room = self.tuning.connections_max().saturating_add(FRESH_EXTRA).saturating_sub(self.permits);
         uncovered.min(room).min(self.dials_allowed().saturating_sub(self.dialling_fresh))
     }
 
@@ -140,7 +140,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     /// Tells the scheduler that the cell wants to dial, once for each of its lines.
-    pub(super) fn ask(&mut self, now: Instant, out: &mut Actions<C, W>) {
+    pub(super) fn ask(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
         let slot = self.estimates.slot.get().unwrap_or_default();
         let units = u32::try_from(slot.as_micros().div_ceil(COST_UNIT.as_micros())).unwrap_or(COST_MAX);
         let cost = units.clamp(1, COST_MAX);

@@ -147,7 +147,7 @@ pub(crate) enum Back<W> {
 
 /// What the shell has to do after it released the lock.
 #[derive(Debug)]
-pub(crate) enum Action<C, W> {
+pub(crate) enum Action<C, W, E> {
     /// There is an answer for this waiter.
     Wake(W),
     /// Answer to [`Event::Slot`]: dial.
@@ -162,13 +162,15 @@ pub(crate) enum Action<C, W> {
     Close(C),
     /// Answer to [`Event::EvictIdle`]: drop this handle to a connection that was idle.
     Evict(C),
+    /// Drop this error, of which nobody is told (any longer).
+    Discard(E),
     /// A connection has ended, for this reason.
     Ended(CloseReason),
     /// Ring at this time.
     Arm(Instant),
 }
 
-pub(crate) type Actions<C, W> = SmallVec<[Action<C, W>; 4]>;
+pub(crate) type Actions<C, W, E> = SmallVec<[Action<C, W, E>; 4]>;
 
 /// Numbers for snapshots and checks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -157,10 +157,12 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.line.into_waiters().chain(self.fresh_line.into_waiters())
     }
 
-    /// Applies one event. What it adds to `out` must be executed, in order, after the lock is released. (Not
-    /// returned, so that in a panic nothing of it is dropped under the lock.)
-    pub(crate) fn apply(&mut self, event: Event<C, E>, now: Instant, out: &mut Actions<C, W>) {
+    /// Applies one event. What it adds to `out` must be executed, in order, after the lock is released: wakers,
+    /// handles and errors are other people's code when they are dropped. (For the same reason the event is taken, and
+    /// nothing returned: in a panic no more of it is dropped under the lock than what was just being moved.)
+    pub(crate) fn apply(&mut self, event: &mut Option<Event<C, E>>, now: Instant, out: &mut Actions<C, W, E>) {
         fault::point(Point::StepBegins);
+        let Some(event) = event.take() else { return };
         match event {
             Event::Slot { life, .. } if life != self.life => out.push(Action::SlotUnused),
             Event::Slot { fresh, .. } => self.slot(fresh, now, out),
@@ -170,7 +172,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 self.estimates.slot.learn(took);
                 self.connected(fresh, channel, shared, jitter, now, out);
             }
-            Event::DialFailed { dial, .. } if dial.epoch.life != self.life => {}
+            Event::DialFailed { dial, .. } if dial.epoch.life != self.life => out.push(Action::Discard(dial.error)),
             Event::DialFailed { dial, took } => {
                 self.estimates.slot.learn(took);
                 self.dial_failed(dial, now, out);
@@ -227,7 +229,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
     }
 
-    fn slot(&mut self, fresh: bool, now: Instant, out: &mut Actions<C, W>) {
+    fn slot(&mut self, fresh: bool, now: Instant, out: &mut Actions<C, W, E>) {
         *(if fresh { &mut self.queued_fresh } else { &mut self.queued }) = false;
         let wanted = if fresh { self.wanted_fresh() } else { self.wanted_normal(now) };
         if wanted == 0 {
@@ -241,11 +243,19 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         out.push(Action::Dial { fresh, epoch });
     }
 
-    fn connected(&mut self, fresh: bool, channel: C, shared: bool, jitter: f64, now: Instant, out: &mut Actions<C, W>) {
+    fn connected(
+        &mut self,
+        fresh: bool,
+        channel: C,
+        shared: bool,
+        jitter: f64,
+        now: Instant,
+        out: &mut Actions<C, W, E>,
+    ) {
         self.dial_over(fresh);
-        self.breaker.succeed();
+        out.extend(self.breaker.succeed().map(Action::Discard));
         self.proven = true;
-        self.dial_window = (self.dial_window * 2).min(self.tuning.dials_max());
+        self.dial_window = self.dial_window.saturating_mul(2).min(self.tuning.dials_max());
         self.h2 = Some(shared);
         let age = self.tuning.age_max.get().mul_f64(1.0 - AGE_JITTER_SHARE * jitter.clamp(0.0, 1.0));
         let key = self.conns.insert(channel, shared, now + age, now, &self.tuning);
@@ -261,7 +271,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     /// A connection beyond the cap, which a probe added or a smaller cap left over, goes when nobody uses it, and is
     /// not given to the line: the next probe needs its room.
-    fn keep_to_cap(&mut self, key: ConnKey, out: &mut Actions<C, W>) {
+    fn keep_to_cap(&mut self, key: ConnKey, out: &mut Actions<C, W, E>) {
         if self.conns.usable() > self.tuning.connections_max() {
             out.extend(self.conns.retire_unused(key, CloseReason::Surplus).map(Action::Close));
         }
@@ -279,16 +289,20 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         news
     }
 
-    fn dial_failed(&mut self, failed: FailedDial<E>, now: Instant, out: &mut Actions<C, W>) {
+    fn dial_failed(&mut self, failed: FailedDial<E>, now: Instant, out: &mut Actions<C, W, E>) {
         let FailedDial { fresh, epoch, error, blame, jitter } = failed;
         self.permits -= 1;
         let news = self.dial_over(fresh);
         if blame == Blame::Haste {
-            return;
+            return out.push(Action::Discard(error));
         }
-        if blame == Blame::Host && self.breaker.fail(epoch.breaker, error.clone(), jitter, self.tuning.backoff(), now) {
-            self.proven = false;
-            self.dial_window = 1;
+        if blame == Blame::Host {
+            let counted = self.breaker.fail(epoch.breaker, error.clone(), jitter, self.tuning.backoff(), now);
+            if counted.is_ok() {
+                self.proven = false;
+                self.dial_window = 1;
+            }
+            out.extend(counted.unwrap_or_else(Some).map(Action::Discard));
         }
         // Exactly one caller learns of the failure first hand.
         let owner = if fresh {
@@ -298,8 +312,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         } else {
             None
         };
-        if let Some(owner) = owner {
-            self.tell(fresh, owner, Answer::Refused(Refusal::Dial(error)), out);
+        match owner {
+            Some(owner) => self.tell(fresh, owner, Answer::Refused(Refusal::Dial(error)), out),
+            None => out.push(Action::Discard(error)),
         }
     }
 
@@ -308,7 +323,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.dialling == 0 && self.conns.usable() == 0
     }
 
-    fn tick(&mut self, at: Instant, now: Instant, out: &mut Actions<C, W>) {
+    fn tick(&mut self, at: Instant, now: Instant, out: &mut Actions<C, W, E>) {
         self.rings.retain(|ring| *ring != at);
         self.conns.retire_idle(None, now, &mut |channel| out.push(Action::Close(channel)));
         self.expire(now, out);
@@ -317,7 +332,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// Tells those whose deadline has come what they waited for. A dial is evidence for one of them: the
     /// others would report the same silence once more. If we are not punctual, the dial may have had an answer
     /// for long that nobody has looked at, and it is evidence for none.
-    fn expire(&mut self, now: Instant, out: &mut Actions<C, W>) {
+    fn expire(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
         let first = [self.line.next_deadline(), self.fresh_line.next_deadline()].into_iter().flatten().min();
         let punctual = first.is_none_or(|first| now < first + LATE_MIN);
         let ours = if self.queued || self.queued_fresh || !punctual { Awaited::Slot } else { Awaited::Turn };
@@ -339,7 +354,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
     }
 
-    fn drain(&mut self, intake: Intake, out: &mut Actions<C, W>) {
+    fn drain(&mut self, intake: Intake, out: &mut Actions<C, W, E>) {
         self.draining = Some(intake);
         if intake == Intake::ServeLine {
             return;
@@ -360,12 +375,14 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         keep_alive: Option<Duration>,
         held: Option<Duration>,
         now: Instant,
-        out: &mut Actions<C, W>,
+        out: &mut Actions<C, W, E>,
     ) {
         if let Some(keep_alive) = keep_alive {
             self.conns.set_idle_timeout(key, keep_alive.min(self.tuning.idle_timeout.get()));
-            self.look_again = true;
         }
+        // If it falls idle now, a ring must come before it expires.
+        let rung_by = |at: Instant| self.rings.last().is_some_and(|ring| (now..=at).contains(ring));
+        self.look_again |= self.conns.idle_timeout(key).is_some_and(|idle| !rung_by(now + idle));
         if let Some(held) = held
             && matches!(verdict, Verdict::Answered | Verdict::TimedOut)
         {
@@ -377,7 +394,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     /// What must hold after every event: nobody waits beside a free connection or without hope, demand
     /// is known to the scheduler, and the timer is set.
-    fn settle(&mut self, now: Instant, out: &mut Actions<C, W>) {
+    fn settle(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
         while let Some(first) = self.line.front() {
             let Some(taken) = self.conns.take(&self.tuning, &mut |channel| out.push(Action::Close(channel))) else {
                 break;
@@ -406,7 +423,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         deadlines.chain(self.rings.last().copied()).any(|at| at <= then)
     }
 
-    fn arm(&mut self, now: Instant, out: &mut Actions<C, W>) {
+    fn arm(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
         let mut next = match (self.line.next_deadline(), self.fresh_line.next_deadline()) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),

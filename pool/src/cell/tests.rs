@@ -12,6 +12,7 @@ use crate::dial::scheduler::Class;
 use crate::limits::LaneLimits;
 
 mod decisions;
+mod foreign;
 mod interleavings;
 mod relics;
 
@@ -40,9 +41,9 @@ impl Pipe {
 }
 
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
-    fn step(&mut self, event: Event<C, E>, now: Instant) -> Actions<C, W> {
+    fn step(&mut self, event: Event<C, E>, now: Instant) -> Actions<C, W, E> {
         let mut out = Actions::new();
-        self.apply(event, now, &mut out);
+        self.apply(&mut Some(event), now, &mut out);
         out
     }
 }
@@ -251,7 +252,7 @@ impl Model {
                     let mut channel = whole.then(|| pipe.clone());
                     // Every other return tries the fast way first.
                     if at % 2 == 1 && matches!(verdict, Verdict::Unused | Verdict::Answered) {
-                        match self.cell.put_back(key, &mut channel, now) {
+                        match self.cell.put_back(key, &mut channel, now, None) {
                             Back::Idle => return assert!(channel.is_none() && self.lines[0].is_empty()),
                             Back::PassedOn(waiter) => {
                                 assert!(channel.is_none());
@@ -352,7 +353,7 @@ impl Model {
         self.execute(actions, opened);
     }
 
-    fn execute(&mut self, actions: Actions<Pipe, u32>, opened: Option<&Pipe>) {
+    fn execute(&mut self, actions: Actions<Pipe, u32, &'static str>, opened: Option<&Pipe>) {
         for action in actions {
             match action {
                 Action::Wake(waiter) => self.wake(waiter),
@@ -363,7 +364,7 @@ impl Model {
                 }
                 Action::WantSlot { class: Class::Fresh, .. } => self.queued_fresh += 1,
                 Action::WantSlot { .. } => self.queued += 1,
-                Action::SlotUnused | Action::Close(_) | Action::Evict(_) | Action::Ended(_) => {}
+                Action::SlotUnused | Action::Close(_) | Action::Evict(_) | Action::Discard(_) | Action::Ended(_) => {}
                 Action::Arm(at) => self.armed.push(at),
             }
         }

@@ -51,7 +51,7 @@ use crate::limits::LaneLimits;
 use crate::metrics::PartitionMetrics;
 use crate::origin::Origin;
 
-/// Pause of a partition's dials after one failed for want of file descriptors, ports or memory.
+/// Pause of a partition's dials after one failed for want of file descriptors or memory.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a drain waits, after it cut connections at its deadline, for their tasks to notice.
@@ -184,18 +184,20 @@ impl Partition {
         if let Some(at) = cells.index.get(origin) {
             return Arc::clone(&cells.list[*at]);
         }
-        let cell = Arc::new(Cell::new(origin.clone(), Arc::clone(self), Arc::clone(&self.tuning)));
         let kept = cells.list.len() < self.origins_max.load(Ordering::Relaxed);
-        if kept {
-            let at = cells.list.len();
-            cells.index.insert(origin.clone(), at);
-            cells.list.push(Arc::clone(&cell));
-        }
-        drop(cells);
+        let make = || Arc::new(Cell::new(origin.clone(), Arc::clone(self), Arc::clone(&self.tuning)));
         if !kept {
+            drop(cells);
+            let cell = make();
             cell.refuse_as_surplus();
-            self.room.forget(&cell);
-        } else if self.draining.load(Ordering::Acquire) {
+            return cell;
+        }
+        let cell = make();
+        let at = cells.list.len();
+        cells.index.insert(origin.clone(), at);
+        cells.list.push(Arc::clone(&cell));
+        drop(cells);
+        if self.draining.load(Ordering::Acquire) {
             cell.apply(Event::Drain(Intake::Refuse));
         }
         cell

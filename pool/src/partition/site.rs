@@ -74,6 +74,7 @@ impl Cell {
     /// The partition does not keep this cell, which refuses everything.
     pub(super) fn refuse_as_surplus(self: &Arc<Self>) {
         self.surplus.store(true, Ordering::Relaxed);
+        self.listed.store(true, Ordering::SeqCst); // Which keeps it off the list: see [`Room::forget`].
         self.apply(Event::Drain(Intake::Surplus));
     }
 
@@ -175,8 +176,8 @@ impl Cell {
         keep_alive: Option<Duration>,
         since: Option<Instant>,
     ) {
-        if keep_alive.is_none() && (since.is_none() || verdict == Verdict::Unused) {
-            match self.put_back(key, &mut channel, verdict) {
+        if since.is_none() || verdict == Verdict::Unused {
+            match self.put_back(key, &mut channel, verdict, keep_alive) {
                 Back::Idle => return self.partition.note_idle(self),
                 Back::PassedOn(waker) => return wake(waker),
                 Back::Not => {}
@@ -190,13 +191,19 @@ impl Cell {
 
     /// The fast path back, to the idle ones or to the first in line: one lock, no allocation, and no clock if
     /// the connection was not used.
-    fn put_back(&self, key: ConnKey, channel: &mut Option<Link>, verdict: Verdict) -> Back<Waker> {
+    fn put_back(
+        &self,
+        key: ConnKey,
+        channel: &mut Option<Link>,
+        verdict: Verdict,
+        keep_alive: Option<Duration>,
+    ) -> Back<Waker> {
         let now = match verdict {
             Verdict::Unused => None,
             Verdict::Answered => Some(Instant::now()),
             Verdict::Abandoned | Verdict::TimedOut => return Back::Not,
         };
-        self.locked(|state| state.put_back(key, channel, now)).unwrap_or(Back::Not)
+        self.locked(|state| state.put_back(key, channel, now, keep_alive)).unwrap_or(Back::Not)
     }
 
     /// A dial worked; `None` if nobody knows of it any more. `opened` learns the connection's name before anybody can use the connection.
@@ -297,15 +304,15 @@ impl Cell {
     }
 
     /// What the cell says to an event. If it panicked, those to whom it was about to speak are woken only.
-    fn decide(&self, event: Event<Link, Error>, now: Instant) -> Actions<Link, Waker> {
-        let mut actions = Actions::new();
-        if self.locked(|state| state.apply(event, now, &mut actions)).is_none() {
+    fn decide(&self, event: Event<Link, Error>, now: Instant) -> Actions<Link, Waker, Error> {
+        let (mut event, mut actions) = (Some(event), Actions::new());
+        if self.locked(|state| state.apply(&mut event, now, &mut actions)).is_none() {
             actions.retain(|action| matches!(action, Action::Wake(_)));
         }
         actions
     }
 
-    pub(super) fn execute_and_pump(self: &Arc<Self>, actions: Actions<Link, Waker>) {
+    pub(super) fn execute_and_pump(self: &Arc<Self>, actions: Actions<Link, Waker, Error>) {
         fault::point(Point::Executes);
         if self.execute(actions) {
             self.partition.pump();
@@ -313,7 +320,7 @@ impl Cell {
     }
 
     /// Runs after the lock is released. Pumping, if `true`, is left to the caller, who may be the pump.
-    fn execute(self: &Arc<Self>, actions: Actions<Link, Waker>) -> bool {
+    fn execute(self: &Arc<Self>, actions: Actions<Link, Waker, Error>) -> bool {
         let mut pump = false;
         // What the cell takes for done comes first: nobody's waker or destructor may come between.
         for action in &actions {
@@ -338,6 +345,7 @@ impl Cell {
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
                 Action::Dial { .. } | Action::Opened(_) | Action::WantSlot { .. } | Action::Arm(_) => {}
                 Action::Close(link) | Action::Evict(link) => drop(link),
+                Action::Discard(error) => drop(error),
                 Action::Ended(reason) => {
                     self.partition.metrics.closed(reason);
                     if reason == CloseReason::Spilled {

@@ -174,7 +174,7 @@ impl Cell {
         deadline: Instant,
         fresh: bool,
         now: Instant,
-    ) -> (Asked, Actions<Link, Waker>) {
+    ) -> (Asked, Actions<Link, Waker, Error>) {
         let mut waiter = Some(waker.clone());
         let mut actions = Actions::new();
         let joined = self.locked(|state| state.join(&mut waiter, deadline, fresh, now, &mut actions));

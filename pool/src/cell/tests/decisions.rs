@@ -39,7 +39,7 @@ fn join(
     waiter: u32,
     deadline: Instant,
     now: Instant,
-) -> (Joined<Pipe, &'static str>, Actions<Pipe, u32>) {
+) -> (Joined<Pipe, &'static str>, Actions<Pipe, u32, &'static str>) {
     let mut actions = Actions::new();
     let joined = cell.join(&mut Some(waiter), deadline, false, now, &mut actions);
     (joined, actions)
@@ -165,7 +165,8 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
     let tuning = Arc::new(Tuning::new(&limits, SLOTS));
     let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::clone(&tuning));
     let now = Instant::now();
-    let wants = |actions: &[Action<Pipe, u32>]| actions.iter().any(|a| matches!(a, Action::WantSlot { .. }));
+    let wants =
+        |actions: &[Action<Pipe, u32, &'static str>]| actions.iter().any(|a| matches!(a, Action::WantSlot { .. }));
     for waiter in 0..3 {
         join(&mut cell, waiter, now + Duration::from_secs(9), now);
     }
@@ -357,7 +358,9 @@ async fn r01_a_place_in_the_dial_line_that_an_old_life_asked_for_is_worth_nothin
     let mut cell: CellState<Pipe, u32, &str> = CellState::new(tuning);
     let now = Instant::now();
     let deadline = now + Duration::from_secs(9);
-    let asks = |actions: &Actions<Pipe, u32>| actions.iter().any(|action| matches!(action, Action::WantSlot { .. }));
+    let asks = |actions: &Actions<Pipe, u32, &'static str>| {
+        actions.iter().any(|action| matches!(action, Action::WantSlot { .. }))
+    };
     let (_, before) = join(&mut cell, 0, deadline, now);
     drop(cell.renew());
     let (_, after) = join(&mut cell, 1, deadline, now);
@@ -366,4 +369,24 @@ async fn r01_a_place_in_the_dial_line_that_an_old_life_asked_for_is_worth_nothin
     assert!(matches!(old[..], [Action::SlotUnused]), "{old:?}");
     let new = cell.step(Event::Slot { fresh: false, life: 1 }, now);
     assert!(matches!(new[..], [Action::Dial { .. }]), "{new:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r03_a_server_that_repeats_its_keep_alive_gets_the_short_way_back() {
+    let mut model = Model::proven(7, 1);
+    let (key, pipe, _) = model.leases.pop().expect("one is out");
+    let told = Some(Duration::from_millis(100));
+    let back = Event::Return { key, channel: Some(pipe), verdict: Verdict::Answered, keep_alive: told, held: None };
+    let rings = |actions: Actions<_, _, _>| actions.iter().filter(|action| matches!(action, Action::Arm(_))).count();
+    assert_eq!(rings(model.cell.step(back, model.now)), 1, "nothing rings before the connection expires");
+    for (keep_alive, short) in [(None, true), (told, true), (Some(Duration::from_millis(50)), false)] {
+        let taken = model.cell.checkout(&mut |_| panic!("it is well")).expect("idle");
+        let back = model.cell.put_back(key, &mut Some(taken.channel.clone()), Some(model.now), keep_alive);
+        assert_eq!(matches!(back, Back::Idle), short, "{keep_alive:?}");
+        if !short {
+            let channel = Some(taken.channel);
+            let back = Event::Return { key, channel, verdict: Verdict::Answered, keep_alive, held: None };
+            assert_eq!(rings(model.cell.step(back, model.now)), 1, "it expires earlier now");
+        }
+    }
 }

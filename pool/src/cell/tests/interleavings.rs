@@ -57,11 +57,11 @@ impl Shell {
 
     fn decide<T>(
         &self,
-        work: impl FnOnce(&mut CellState<Pipe, Woken, &'static str>, &mut Actions<Pipe, Woken>) -> T,
-    ) -> (T, Actions<Pipe, Woken>) {
+        work: impl FnOnce(&mut CellState<Pipe, Woken, &'static str>, &mut Actions<Pipe, Woken, &'static str>) -> T,
+    ) -> (T, Actions<Pipe, Woken, &'static str>) {
         let mut actions = Actions::new();
         let done = work(&mut self.state.lock().expect("no panic under the lock"), &mut actions);
-        let wake = |action: &Action<Pipe, Woken>| matches!(action, Action::Wake(_));
+        let wake = |action: &Action<Pipe, Woken, &'static str>| matches!(action, Action::Wake(_));
         let (wakes, rest): (Vec<_>, Vec<_>) = actions.into_iter().partition(wake);
         for action in wakes {
             if let Action::Wake(woken) = action {
@@ -71,8 +71,8 @@ impl Shell {
         (done, rest.into_iter().collect())
     }
 
-    fn apply(&self, event: Event<Pipe, &'static str>, now: Instant) -> Actions<Pipe, Woken> {
-        self.decide(|state, out| state.apply(event, now, out)).1
+    fn apply(&self, event: Event<Pipe, &'static str>, now: Instant) -> Actions<Pipe, Woken, &'static str> {
+        self.decide(|state, out| state.apply(&mut Some(event), now, out)).1
     }
 
     fn join(&self, patience_s: u64) -> Caller {
@@ -151,7 +151,7 @@ impl Shell {
 
     fn give_back(&self, taken: Taken<Pipe>) {
         let mut channel = Some(taken.channel);
-        let back = self.state.lock().expect("no panic under the lock").put_back(taken.key, &mut channel, None);
+        let back = self.state.lock().expect("no panic under the lock").put_back(taken.key, &mut channel, None, None);
         match back {
             Back::Idle => {}
             Back::PassedOn(woken) => woken.notify(),
