@@ -154,7 +154,12 @@ impl Metrics {
         );
         registry.register("closed", "Connections that ended, by reason", families.closed.clone());
         registry.register("replayed", "Requests that came back unsent and were sent again", families.replayed.clone());
-        registry.register_with_unit("wait", "Time in line for a connection", Unit::Seconds, families.wait.clone());
+        registry.register_with_unit(
+            "wait",
+            "Time in line for a connection, of one caller in eight",
+            Unit::Seconds,
+            families.wait.clone(),
+        );
         registry.register_with_unit(
             "dial_slot",
             "Time in line for a dial slot",

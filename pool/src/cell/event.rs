@@ -16,6 +16,13 @@ pub(crate) struct Ticket {
     pub(super) key: WaiterKey,
 }
 
+impl Ticket {
+    /// How many callers of this line had one before.
+    pub(crate) fn number(self) -> u64 {
+        self.key.number()
+    }
+}
+
 /// When a dial began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Epoch {

@@ -97,6 +97,14 @@ pub(crate) enum Left<W, A> {
     Gone,
 }
 
+// === impl WaiterKey ===
+
+impl WaiterKey {
+    pub(super) fn number(self) -> u64 {
+        self.generation
+    }
+}
+
 // === impl Waiters ===
 
 impl<W, A> Waiters<W, A> {

@@ -38,6 +38,8 @@ pub(crate) struct Cell {
     surplus: AtomicBool,
     /// In the partition's list of those that may have an idle connection.
     pub(super) listed: AtomicBool,
+    /// Somebody had to wait, and no connection has been free since. A hint that saves newcomers a useless look.
+    pub(super) crowded: AtomicBool,
     /// Connections that have ended.
     pub(super) ended: AtomicU64,
     /// Ends the origin's dials and connections; made with the first dial.
@@ -66,6 +68,7 @@ impl Cell {
             progress: Arc::default(),
             surplus: AtomicBool::new(false),
             listed: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             ended: AtomicU64::new(0),
             token: OnceLock::new(),
         }
@@ -162,6 +165,12 @@ impl Cell {
         Some(Lease::new(Arc::clone(self), taken??))
     }
 
+    pub(super) fn note_crowded(&self, crowded: bool) {
+        if self.crowded.load(Ordering::Relaxed) != crowded {
+            self.crowded.store(crowded, Ordering::Relaxed);
+        }
+    }
+
     /// Applies an event and does what it asks for.
     pub(crate) fn apply(self: &Arc<Self>, event: Event<Link, Error>) {
         self.step(event, Instant::now());
@@ -178,7 +187,10 @@ impl Cell {
     ) {
         if since.is_none() || verdict == Verdict::Unused {
             match self.put_back(key, &mut channel, verdict, keep_alive) {
-                Back::Idle => return self.partition.note_idle(self),
+                Back::Idle => {
+                    self.note_crowded(false);
+                    return self.partition.note_idle(self);
+                }
                 Back::PassedOn(waker) => return wake(waker),
                 Back::Not => {}
             }
