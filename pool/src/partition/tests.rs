@@ -226,6 +226,19 @@ async fn r19_a_timer_that_keeps_panicking_has_its_partition_rebuilt() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r04_a_lost_ring_is_made_up_for() {
+    let lane = lane(Alpn::Http1);
+    let began = Instant::now();
+    let waits = stuck_caller(&lane, began + Duration::from_secs(5));
+    sleep(Duration::from_secs(1)).await;
+    drop(partition(&lane).timers.clear());
+    let told = timeout(PATIENCE, waits).await.expect("told soon").expect("no panic").expect_err("late");
+    assert!(told.is_timeout() && told.is_retry_safe(), "{told:?}");
+    let late = Instant::now().saturating_duration_since(began + Duration::from_secs(5));
+    assert!(late <= 2 * timers::RING_LATE_MAX, "{late:?} after its deadline");
+}
+
+#[tokio::test(start_paused = true)]
 async fn r19_a_timer_that_hangs_is_noticed_and_replaced() {
     let lane = lane(Alpn::Http1);
     let waits = stuck_caller(&lane, Instant::now() + 4 * PATIENCE);

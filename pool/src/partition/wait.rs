@@ -25,8 +25,8 @@ use crate::error::{Error, Kind, Stage};
 /// 2 MiB.
 const FRESH_PLACES: usize = 4_096;
 
-/// The callers in line whose wait is timed: one in this many. A look at the clock and the histogram that all share
-/// cost a sixth of a wait's whole way, and a distribution needs no more.
+/// The callers in line whose wait is timed: one in this many. A look at the clock, and a histogram whose lock
+/// all callers of the partition share, are much of what a wait costs, and a distribution needs no more.
 const WAITS_TIMED_ONE_IN: u64 = 8;
 
 /// What a caller is told when a line is full: about the time in which a full line of 4,096 moves on at
