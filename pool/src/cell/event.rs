@@ -17,7 +17,7 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// How many callers of this line had one before.
+    /// Counts the callers of this line, from 1 on in the low bits.
     pub(crate) fn number(self) -> u64 {
         self.key.number()
     }

@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Stage};
 /// 2 MiB.
 const FRESH_PLACES: usize = 4_096;
 
-/// The callers in line whose wait is timed: one in this many. A look at the clock, and a histogram whose lock
+/// The callers in line whose wait is timed: the first of this many. A look at the clock, and a histogram whose lock
 /// all callers of the partition share, are much of what a wait costs, and a distribution needs no more.
 const WAITS_TIMED_ONE_IN: u64 = 8;
 
@@ -114,7 +114,7 @@ impl<'a> Acquire<'a> {
     fn look(&mut self, ticket: Ticket, since: Instant, cx: &Context<'_>) -> Poll<Result<Lease, Error>> {
         let Some(answer) = self.cell.look(ticket, cx.waker()) else { return Poll::Pending };
         self.leave_place();
-        if ticket.number().is_multiple_of(WAITS_TIMED_ONE_IN) {
+        if ticket.number() % WAITS_TIMED_ONE_IN == 1 {
             self.cell.partition().metrics.waited(Instant::now().saturating_duration_since(since));
         }
         Poll::Ready(answer)
