@@ -135,6 +135,14 @@ impl Bucket {
         meter.available(quota, now)
     }
 
+    /// When the next token is there, as [`NotYet::ready_at`]; `now` if there is one already. Takes nothing.
+    #[must_use]
+    pub fn ready_at(&self, now: Instant) -> Instant {
+        let (quota, meter) = &*self.state.lock();
+        let mut trial = *meter;
+        trial.try_take(quota, 1, now).map_or_else(|not_yet| not_yet.ready_at, |()| now)
+    }
+
     /// The quota in force.
     #[must_use]
     pub fn quota(&self) -> Quota {

@@ -5,6 +5,7 @@
 
 mod announce;
 mod levers;
+mod losses;
 mod metrics;
 mod releases;
 
@@ -28,6 +29,7 @@ use crate::state::{Cause, News, Release, Shard};
 
 pub use self::announce::{Announcement, Announcer};
 pub use self::levers::EngineLevers;
+pub use self::losses::{Losses, Passing};
 pub use self::metrics::{AttemptEnd, Metrics};
 pub use self::releases::{RELEASES_MAX, Releases};
 
@@ -58,6 +60,8 @@ pub struct Context {
     pub registry: Levers,
     /// Attempts in flight.
     pub window: Window,
+    /// SFUs whose calls are being told that they lost their rooms.
+    pub losses: Losses,
     /// Rooms to be ended.
     pub releases: Releases,
     /// Takes news to the gateways.
@@ -101,6 +105,7 @@ impl Context {
             levers,
             registry,
             window: Window::new(SYNCER_WINDOW),
+            losses: Losses::default(),
             releases: Releases::default(),
             announcer,
             metrics: Metrics::default(),
@@ -200,20 +205,12 @@ impl Context {
         }
     }
 
+    /// One notice, whatever the number of calls: the reconciler passes over them, a few at a time (R13).
     fn lost(&self, sfu: &Arc<Sfu>, cause: Cause, in_place: bool, now: Instant) {
         self.metrics.notices.inc();
         sfu.count_loss(); // before the pass: see Attempt::made
-        let mut calls = 0usize;
-        for shard in &self.shards {
-            let news = shard.lock().sfu_lost(sfu.idx, cause, in_place, now);
-            calls += news.len();
-            for n in news {
-                self.announce(n);
-            }
-        }
-        if calls > 0 {
-            tracing::info!(sfu = %sfu.id, calls, cause = cause.name(), "calls await a new endpoint");
-        }
+        let upto = self.shards.iter().map(|shard| shard.lock().placements()).collect();
+        self.losses.push(Passing::new(sfu.idx, cause, in_place, now, upto));
         self.wake.notify_one();
     }
 

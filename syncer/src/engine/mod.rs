@@ -74,7 +74,7 @@ impl Engine {
         let now = Instant::now();
         let ctx = Arc::new(Context::new(id, levers, announcer, seed, stop, now));
         let reconciling = ctx.clone();
-        watched(&ctx, "reconciler", move || Reconciler::new(reconciling.clone(), Instant::now()).run());
+        watched(&ctx, "reconciler", move || Reconciler::new(reconciling.clone()).run());
         let observing = ctx.clone();
         watched(&ctx, "observer", move || Observer::new(observing.clone(), Instant::now()).run());
         Self { ctx, drivers }
@@ -275,7 +275,7 @@ impl Engine {
         let awaiting: u64 = self.ctx.shards.iter().map(|s| s.lock().counts().awaiting).sum();
         // Releases that wait for an SFU in doubt are left to whoever compares rooms with it next.
         let releasing = self.ctx.releases.next_at().is_some_and(|at| at <= Instant::now() + QUIET_PERIOD);
-        awaiting == 0 && self.ctx.window.in_flight() == 0 && !releasing
+        awaiting == 0 && self.ctx.losses.is_empty() && self.ctx.window.in_flight() == 0 && !releasing
     }
 
     fn spread(&self, at_least: Duration) -> Duration {

@@ -65,6 +65,8 @@ pub struct Observer {
     /// SFUs that hold calls of ours, as counted last.
     held: HashSet<SfuIdx>,
     count_at: Instant,
+    /// Silence is no death until then: after a freeze, everyone is asked once more before it counts.
+    silence_from: Instant,
     /// Where the next walk begins: after the last SFU that got a permit, so that none is for ever last.
     next: usize,
     probes: Arc<AtomicU64>,
@@ -83,6 +85,7 @@ impl Observer {
             schedules: HashMap::new(),
             held: HashSet::new(),
             count_at: now,
+            silence_from: now,
             next: 0,
             probes: Arc::default(),
             doubts: Arc::default(),
@@ -118,7 +121,12 @@ impl Observer {
         if sfus.is_empty() {
             return;
         }
-        let frozen = self.ctx.is_frozen();
+        if self.ctx.is_frozen() {
+            let levers = &self.ctx.levers;
+            let look = levers.suspect_probe_interval.get() * SILENCE_FACTOR_MAX + levers.probe_timeout.get();
+            self.silence_from = now + look;
+        }
+        let frozen = now < self.silence_from;
         let start = self.next % sfus.len();
         for i in (start..sfus.len()).chain(0..start) {
             let sfu = &sfus[i];

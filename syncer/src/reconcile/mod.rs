@@ -5,11 +5,18 @@
 //! three things allow it: the bucket over all SFUs (the pace of recovery), this syncer's window of
 //! attempts in flight, and the chosen SFU's bucket and window. Whatever does not leave, stays in
 //! the set and costs nothing. The loop is the only retry layer (R14).
+//!
+//! Urgency decides who is next, but for a [turn](turn) now and then: a repair of minutes must not make
+//! every new call wait for minutes.
 
 mod attempt;
+mod losses;
 mod placer;
 mod release;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,7 +28,7 @@ use self::placer::{Barren, SelectPlacer};
 use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};
 use crate::health::{Evidence, Failure};
-use crate::state::Next;
+use crate::state::{Blocker, Class, Next};
 
 /// Longest sleep of the loop: levers are read again at least this often (R20 wants < 1 s).
 const NAP_MAX: Duration = Duration::from_millis(250);
@@ -29,8 +36,12 @@ const NAP_MAX: Duration = Duration::from_millis(250);
 /// How often blocked calls are looked at again: a tenth of what a user notices.
 const UNBLOCK_PERIOD: Duration = Duration::from_millis(100);
 
-/// Blocked calls that are looked at again at once, per blocker.
-const UNBLOCK_MAX: usize = 64;
+/// Blocked calls that are looked at again at once, per blocker. If all of them find a place, the next
+/// round looks at as many again, so this bounds what is tried in vain and not what is placed.
+const UNBLOCK_MAX: usize = 16;
+
+/// Placements until every class had its turns: 16 by urgency, 3 for new calls, 1 for a stream.
+const TURNS: u64 = 20;
 
 /// Calls whose moment has come that one lock of a shard handles: ~100 µs.
 const TICK_MAX: usize = 256;
@@ -42,9 +53,10 @@ const DECISIONS_MAX: usize = 256;
 #[derive(Debug)]
 pub struct Reconciler {
     ctx: Arc<Context>,
-    unblock_at: Instant,
-    /// Regions without a fit SFU, since the last time blocked calls were looked at.
+    /// What keeps calls from being placed, and until when that stands unquestioned.
     barren: Barren,
+    /// Placements started, to know whose turn it is.
+    started: u64,
     releasing: Arc<AtomicU64>,
 }
 
@@ -53,8 +65,8 @@ pub struct Reconciler {
 impl Reconciler {
     /// A reconciler of `ctx`.
     #[must_use]
-    pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
-        Self { ctx, unblock_at: now, barren: Barren::default(), releasing: Arc::default() }
+    pub fn new(ctx: Arc<Context>) -> Self {
+        Self { ctx, barren: Barren::default(), started: 0, releasing: Arc::default() }
     }
 
     /// Runs until the context stops. Attempts under way go on, on the context's tracker.
@@ -66,6 +78,13 @@ impl Reconciler {
         loop {
             let now = Instant::now();
             let next = self.round(now);
+            if next <= now {
+                tokio::task::yield_now().await; // more to do, after the others had a turn
+                if self.ctx.stop.is_cancelled() {
+                    return;
+                }
+                continue;
+            }
             tokio::select! {
                 () = self.ctx.stop.cancelled() => return,
                 () = self.ctx.wake.notified() => {}
@@ -77,10 +96,11 @@ impl Reconciler {
     /// One round; returns when the next one is due unless something wakes it earlier.
     fn round(&mut self, now: Instant) -> Instant {
         self.adjust_budget(now);
+        let passing = losses::pass(&self.ctx, now);
         let due = self.tick_shards(now);
         let released = release::start(&self.ctx, &self.releasing, now);
         let placed = self.place(now);
-        [due, released, placed].into_iter().flatten().fold(now + NAP_MAX, Instant::min).max(now)
+        [passing, due, released, placed].into_iter().flatten().fold(now + NAP_MAX, Instant::min).max(now)
     }
 
     fn adjust_budget(&self, now: Instant) {
@@ -94,32 +114,40 @@ impl Reconciler {
         }
     }
 
-    /// Calls whose moment has come, and blocked ones now and then.
+    /// Calls whose moment has come, and blocked ones when what blocks them may be gone.
     fn tick_shards(&mut self, now: Instant) -> Option<Instant> {
-        let unblock = now >= self.unblock_at;
-        if unblock {
-            self.unblock_at = now + UNBLOCK_PERIOD;
-            self.barren.clear();
-        }
+        self.barren.retain(|_, until| *until > now);
         let mut next: Option<Instant> = None;
         let mut releases = Vec::new();
+        let mut blockers = BTreeSet::new();
         for shard in &self.ctx.shards {
             while shard.lock().tick(now, TICK_MAX, &mut releases) {}
-            let mut shard = shard.lock();
-            if unblock {
-                let blockers: Vec<_> = shard.dirty().blockers().cloned().collect();
-                for on in blockers {
-                    shard.unblock(&on, UNBLOCK_MAX, now);
-                }
+            let shard = shard.lock();
+            next = [next, shard.dirty().first_waiting().map(|(at, _)| at)].into_iter().flatten().min();
+            blockers.extend(shard.dirty().blockers().cloned());
+        }
+        for on in blockers {
+            let until = self.barren.get(&on).copied();
+            if until.is_none() {
+                self.unblock(&on, now);
             }
-            let waiting = shard.dirty().first_waiting().map(|(at, _)| at);
-            let blocked = shard.dirty().blockers().next().map(|_| self.unblock_at);
-            next = [next, waiting, blocked].into_iter().flatten().min();
+            let again = until.unwrap_or(now + UNBLOCK_PERIOD);
+            next = Some(next.map_or(again, |next| next.min(again)));
         }
         for release in releases {
             self.ctx.release(release, now);
         }
         next
+    }
+
+    /// Makes the most urgent of the blocked calls ready.
+    fn unblock(&self, on: &Blocker, now: Instant) {
+        for _ in 0..UNBLOCK_MAX {
+            let heads = self.ctx.shards.iter().enumerate();
+            let first = heads.filter_map(|(i, s)| s.lock().dirty().first_blocked(on).map(|(at, _)| (at, i))).min();
+            let Some((_, shard)) = first else { return };
+            self.ctx.shards[shard].lock().unblock(on, now);
+        }
     }
 
     /// Starts attempts while the limits allow. Returns when a limit allows more.
@@ -130,7 +158,7 @@ impl Reconciler {
         }
         let mut placer = SelectPlacer::new(ctx, &mut self.barren, now);
         for _ in 0..DECISIONS_MAX {
-            let shard = most_urgent(ctx)?;
+            let (shard, class) = whose_turn(ctx, self.started)?;
             if let Err(not_yet) = ctx.budget.overall().try_take(1, now) {
                 return Some(not_yet.ready_at);
             }
@@ -138,7 +166,7 @@ impl Reconciler {
                 ctx.budget.overall().give_back(1, now);
                 return None; // an attempt that ends wakes the loop
             }
-            let decided = ctx.shards[shard].lock().place_next(&mut placer);
+            let decided = ctx.shards[shard].lock().place_next(class, &mut placer);
             let started = match decided {
                 Next::Reserved { work, epoch, room } => {
                     placer.take().map(|reservation| Attempt::new(ctx, work, epoch, room, reservation))
@@ -147,6 +175,7 @@ impl Reconciler {
             };
             match started {
                 Some(attempt) => {
+                    self.started += 1;
                     ctx.tracker.spawn(attempt.run());
                 }
                 None => {
@@ -159,9 +188,28 @@ impl Reconciler {
     }
 }
 
-fn most_urgent(ctx: &Context) -> Option<usize> {
+/// The class whose turn the placement of this number is; the most urgent call's otherwise. Where a class
+/// has nothing ready, its turn is the most urgent call's too.
+#[must_use]
+pub const fn turn(number: u64) -> Option<Class> {
+    match number % TURNS {
+        4 | 9 | 14 => Some(Class::New),
+        19 => Some(Class::Stream),
+        _ => None,
+    }
+}
+
+/// The shard of the next call, and its class if the call has that to thank.
+fn whose_turn(ctx: &Context, number: u64) -> Option<(usize, Option<Class>)> {
+    let class = turn(number);
+    let favoured = class.and_then(|_| most_urgent(ctx, class)).map(|(_, shard)| (shard, class));
+    favoured.or_else(|| most_urgent(ctx, None).map(|(_, shard)| (shard, None)))
+}
+
+/// The rank of the most urgent ready call, of `class` or of all, and its shard.
+fn most_urgent(ctx: &Context, class: Option<Class>) -> Option<(Instant, usize)> {
     let heads = ctx.shards.iter().enumerate();
-    heads.filter_map(|(i, s)| s.lock().dirty().first_ready().map(|(at, _)| (at, i))).min().map(|(_, i)| i)
+    heads.filter_map(|(i, s)| s.lock().dirty().first_ready(class).map(|(at, _)| (at, i))).min()
 }
 
 /// What an error proves of the SFU, if anything.

@@ -1,6 +1,6 @@
 //! Chooses the SFU of one call: in place if that is asked for, else region by region.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +17,15 @@ use crate::state::{Blocker, Decision, How, PlaceWork, Placer, SfuIdx, Why};
 /// SFU is refilled at its bucket's pace; beyond this, moving is kinder than waiting.
 const IN_PLACE_MAX: Duration = Duration::from_secs(10);
 
-/// Regions (or any, with `None`) found without a fit SFU. Looking at all SFUs again for every waiting
-/// call would make a shortage cost calls × SFUs, so the finding stands for a tenth of a second.
-pub(super) type Barren = HashSet<Option<RegionId>>;
+/// What was found to keep calls from being placed, and until when the finding stands. Looking at all
+/// SFUs again for every waiting call would make a shortage cost calls × SFUs.
+pub(super) type Barren = HashMap<Blocker, Instant>;
+
+/// A finding stands at least this long: 200 looks at all SFUs a second are ~2 % of a core.
+const FINDING_MIN: Duration = Duration::from_millis(5);
+
+/// And at most this long: a tenth of what a user notices. Verdicts and windows change unannounced.
+const FINDING_MAX: Duration = Duration::from_millis(100);
 
 /// Decides for one round, from the catalogue and the budgets, and holds what it took for the caller
 /// to fetch.
@@ -51,9 +57,9 @@ impl<'a> SelectPlacer<'a> {
         let sfu = self.ctx.catalogue.get(idx)?;
         match sfu.fit(self.now) {
             Ok(_) => self.reserve(&sfu, How::InPlace),
-            Err(Excluded::SfuBucket | Excluded::RegionBucket | Excluded::Window | Excluded::Held) => {
+            Err(why) if why.is_passing() => {
                 let waited = since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
-                (waited < IN_PLACE_MAX).then_some(Decision::Block(Blocker::Busy(idx)))
+                (waited < IN_PLACE_MAX).then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
             }
             Err(_) => None,
         }
@@ -77,6 +83,15 @@ impl<'a> SelectPlacer<'a> {
         Some(Decision::Reserve { sfu: sfu.idx, why: Why { sfu: sfu.idx, how } })
     }
 
+    /// Blocks the call, and remembers for how long nobody needs to look again: until one of `sfus` has a
+    /// token.
+    fn find(&mut self, on: Blocker, sfus: &[Arc<Sfu>]) -> Decision {
+        let soonest = sfus.iter().filter_map(|sfu| sfu.ready_at(self.now)).min();
+        let until = soonest.unwrap_or(self.now + FINDING_MAX).clamp(self.now + FINDING_MIN, self.now + FINDING_MAX);
+        self.barren.entry(on.clone()).or_insert(until);
+        Decision::Block(on)
+    }
+
     /// The call's region, then any. Down only when the region has nobody left, not while it is
     /// merely busy: a recovery must not spill over to the other side of the world to save a second.
     fn down_the_ladder(&mut self, region: Option<&RegionId>) -> Option<Decision> {
@@ -84,11 +99,7 @@ impl<'a> SelectPlacer<'a> {
         let Some(region) = region else { return self.among(&snapshot.all, true) };
         let own = snapshot.by_region.get(region).map_or(&[][..], Vec::as_slice);
         self.among(own, false).or_else(|| {
-            let out = |sfu: &Arc<Sfu>| {
-                use Excluded::{Cordoned, Full, NotAccepting, Verdict};
-                matches!(sfu.fit(self.now), Err(Verdict(_) | Cordoned | NotAccepting | Full))
-            };
-            let gone = own.iter().all(out);
+            let gone = own.iter().all(|sfu| sfu.fit(self.now).is_err_and(|why| !why.is_passing()));
             (gone && self.ctx.levers.any_region.get()).then(|| self.among(&snapshot.all, true)).flatten()
         })
     }
@@ -99,13 +110,24 @@ impl Placer for SelectPlacer<'_> {
         if let Some(decision) = work.in_place.and_then(|idx| self.in_place(idx, work.since)) {
             return decision;
         }
-        if !self.barren.contains(&work.region) {
-            if let Some(decision) = self.down_the_ladder(work.region.as_ref()) {
-                return decision;
+        let (limits, none) = (Blocker::Limits(work.region.clone()), Blocker::NoCandidate(work.region.clone()));
+        for on in [limits, none] {
+            if self.barren.contains_key(&on) {
+                return Decision::Block(on);
             }
-            self.barren.insert(work.region.clone());
         }
-        Decision::Block(Blocker::NoCandidate(work.region.clone()))
+        if let Some(decision) = self.down_the_ladder(work.region.as_ref()) {
+            return decision;
+        }
+        let snapshot = self.snapshot.clone();
+        let own = work.region.as_ref().map_or(Some(&snapshot.all), |region| snapshot.by_region.get(region));
+        let own = own.map_or(&[][..], Vec::as_slice);
+        let able = |sfu: &Arc<Sfu>| sfu.fit(self.now).err().is_none_or(Excluded::is_passing);
+        if own.iter().any(able) {
+            self.find(Blocker::Limits(work.region.clone()), own)
+        } else {
+            self.find(Blocker::NoCandidate(work.region.clone()), &[])
+        }
     }
 
     fn room(&self, sfu: SfuIdx, work: &PlaceWork, epoch: Epoch) -> RoomId {

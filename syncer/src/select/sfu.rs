@@ -84,6 +84,14 @@ pub enum Excluded {
     RegionBucket,
 }
 
+impl Excluded {
+    /// Whether waiting a moment is all it takes: a limit holds it back, and it is in order.
+    #[must_use]
+    pub const fn is_passing(self) -> bool {
+        matches!(self, Self::Held | Self::Window | Self::SfuBucket | Self::RegionBucket)
+    }
+}
+
 impl fmt::Display for Excluded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -280,6 +288,16 @@ impl Sfu {
             Err(Excluded::SfuBucket)
         } else {
             Ok(score)
+        }
+    }
+
+    /// When its buckets allow a placement, if it is they that do not now.
+    #[must_use]
+    pub fn ready_at(&self, now: Instant) -> Option<Instant> {
+        match self.fit(now).err()? {
+            Excluded::RegionBucket => Some(self.entry.load().region_bucket.ready_at(now)),
+            Excluded::SfuBucket => Some(self.bucket.ready_at(now)),
+            _ => None,
         }
     }
 

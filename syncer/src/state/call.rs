@@ -3,7 +3,7 @@
 use sfu_api::{CallId, CallKind, GuildId, RegionId, SessionId, Slot};
 use tokio::time::Instant;
 
-use super::{Class, GatewayIdx, Members, Place, Placement, Why};
+use super::{CallKey, Class, Dirty, GatewayIdx, Members, Place, Placement, Why};
 
 /// One call: the expensive child of a guild.
 #[derive(Clone, Debug)]
@@ -76,6 +76,18 @@ impl Call {
     #[must_use]
     pub const fn place(&self) -> &Place {
         &self.place
+    }
+
+    /// What it asks of the reconciler: a place, of this class.
+    #[must_use]
+    pub fn demand(&self) -> Option<Class> {
+        self.is_awaiting().then(|| self.class())
+    }
+
+    /// Moves it within the dirty set.
+    pub(super) fn put_into(&mut self, dirty: &mut Dirty, key: CallKey, to: Place) {
+        let class = self.class();
+        dirty.put(key, class, &mut self.place, to);
     }
 
     /// The class of its next placement.

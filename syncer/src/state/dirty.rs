@@ -1,9 +1,11 @@
 //! The dirty set: what still has to be done, most urgent first.
 //!
 //! A call is in at most one place: `Ready`, waiting for a moment, blocked by something, or in
-//! flight. Rank is a virtual deadline: the moment the need arose plus the handicap of its class.
-//! So a repair overtakes a new call that came up to [`Class::handicap`] earlier, and nothing
-//! starves, because a handicap is finite (R10).
+//! flight. Rank is a virtual deadline: the moment the need arose plus the handicap of its class plus
+//! that of its [size](smallness). So a repair overtakes a new call that came up to
+//! [`Class::handicap`] earlier, a large call a small one of its class, and nothing starves, because
+//! handicaps are finite (R10). Ready calls are kept by class, so that a class can have its turn while
+//! another has a backlog of minutes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,6 +27,9 @@ pub enum Class {
 }
 
 impl Class {
+    /// Every class, most urgent first.
+    pub const ALL: [Self; 3] = [Self::Repair, Self::New, Self::Stream];
+
     /// Head start of older, less urgent work: a new call waits behind every repair whose need
     /// arose less than 5 s after its own; the widest gap stays below the time after which a
     /// waiting user gives up (~30 s).
@@ -48,10 +53,25 @@ impl Class {
     }
 }
 
+/// Calls of so many sessions, as a power of two, and larger ones are alike.
+const SIZES: u32 = 8;
+
+/// Head start of a call over one of half its size. Times [`SIZES`], 3.2 s: below the narrowest gap
+/// between two classes, so that the smallest repair still goes before the largest new call.
+const SIZE_STEP: Duration = Duration::from_millis(400);
+
+/// Handicap of a call with so many sessions: the more people wait, the more urgent.
+#[must_use]
+pub fn smallness(sessions: usize) -> Duration {
+    SIZE_STEP * (SIZES - sessions.max(1).ilog2().min(SIZES))
+}
+
 /// What keeps a call from being placed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Blocker {
-    /// No SFU of the region (or of any, with `None`) can take it now.
+    /// SFUs of the region (or of any, with `None`) could take it, but for buckets and windows.
+    Limits(Option<RegionId>),
+    /// No SFU of the region (or of any, with `None`) is fit to take it.
     NoCandidate(Option<RegionId>),
     /// The SFU whose rooms are made again in place takes no more for the moment.
     Busy(SfuIdx),
@@ -76,7 +96,7 @@ pub enum Place {
 /// The set, by key. The [`Place`] is kept with the call; every change goes through here.
 #[derive(Debug, Default)]
 pub struct Dirty {
-    ready: BTreeSet<(Instant, CallKey)>,
+    ready: [BTreeSet<(Instant, CallKey)>; Class::ALL.len()],
     waiting: BTreeSet<(Instant, CallKey)>,
     blocked: BTreeMap<Blocker, BTreeSet<(Instant, CallKey)>>,
 }
@@ -84,11 +104,12 @@ pub struct Dirty {
 // === impl Dirty ===
 
 impl Dirty {
-    /// Moves `key` from where it is (`place`) to where it shall be.
-    pub(super) fn put(&mut self, key: CallKey, place: &mut Place, to: Place) {
+    /// Moves `key` from where it is (`place`) to where it shall be. While a call is ready its class does
+    /// not change: it is announced, or no longer, only by an attempt.
+    pub(super) fn put(&mut self, key: CallKey, class: Class, place: &mut Place, to: Place) {
         match place {
             Place::Ready(at) => {
-                self.ready.remove(&(*at, key));
+                self.ready[class as usize].remove(&(*at, key));
             }
             Place::Waiting(at) => {
                 self.waiting.remove(&(*at, key));
@@ -106,7 +127,7 @@ impl Dirty {
         }
         match &to {
             Place::Ready(at) => {
-                self.ready.insert((*at, key));
+                self.ready[class as usize].insert((*at, key));
             }
             Place::Waiting(at) => {
                 self.waiting.insert((*at, key));
@@ -120,10 +141,19 @@ impl Dirty {
         *place = to;
     }
 
-    /// The most urgent ready call and its rank.
+    /// The most urgent ready call, of `class` or of all, and its rank.
     #[must_use]
-    pub fn first_ready(&self) -> Option<(Instant, CallKey)> {
-        self.ready.first().copied()
+    pub fn first_ready(&self, class: Option<Class>) -> Option<(Instant, CallKey)> {
+        match class {
+            Some(class) => self.ready[class as usize].first().copied(),
+            None => self.ready.iter().filter_map(BTreeSet::first).min().copied(),
+        }
+    }
+
+    /// Ready, waiting and blocked calls as they come next in their lines, at most `max` of each line.
+    pub fn next_in_line(&self, max: usize) -> impl Iterator<Item = CallKey> {
+        let lines = self.ready.iter().chain([&self.waiting]).chain(self.blocked.values());
+        lines.flat_map(move |line| line.iter().take(max).map(|(_, key)| *key))
     }
 
     /// The first moment a waiting call wants to be looked at again.
@@ -137,24 +167,30 @@ impl Dirty {
         self.blocked.keys()
     }
 
-    /// The calls that `on` blocks, most urgent first, at most `max`.
+    /// The most urgent call that `on` blocks, and its rank.
     #[must_use]
-    pub fn blocked_on(&self, on: &Blocker, max: usize) -> Vec<CallKey> {
-        self.blocked.get(on).map(|keys| keys.iter().take(max).map(|(_, key)| *key).collect()).unwrap_or_default()
+    pub fn first_blocked(&self, on: &Blocker) -> Option<(Instant, CallKey)> {
+        self.blocked.get(on)?.first().copied()
+    }
+
+    /// How many calls `on` blocks.
+    #[must_use]
+    pub fn blocked_on(&self, on: &Blocker) -> usize {
+        self.blocked.get(on).map_or(0, BTreeSet::len)
     }
 
     /// Ready, waiting and blocked calls.
     #[must_use]
     pub fn len(&self) -> (usize, usize, usize) {
-        (self.ready.len(), self.waiting.len(), self.blocked.values().map(BTreeSet::len).sum())
+        (self.ready.iter().map(BTreeSet::len).sum(), self.waiting.len(), self.blocked.values().map(BTreeSet::len).sum())
     }
 
     /// Whether `key` is where `place` says (for the invariants).
     #[must_use]
-    pub fn holds(&self, key: CallKey, place: &Place) -> bool {
+    pub fn holds(&self, key: CallKey, class: Class, place: &Place) -> bool {
         match place {
             Place::Clean | Place::InFlight => true,
-            Place::Ready(at) => self.ready.contains(&(*at, key)),
+            Place::Ready(at) => self.ready[class as usize].contains(&(*at, key)),
             Place::Waiting(at) => self.waiting.contains(&(*at, key)),
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;

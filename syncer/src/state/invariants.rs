@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::{Call, CallKey, Dirty, Place, Shard, ShardCounts};
+use super::{Call, CallKey, Demand, Dirty, Place, Shard, ShardCounts};
 
 /// Takes note of a violated invariant: a debug build panics, a release build counts and logs it.
 ///
@@ -52,7 +52,7 @@ impl fmt::Display for Violation {
 /// Checks one call. O(log n): cheap enough to run after every change.
 #[must_use]
 pub fn of_call(key: CallKey, call: &Call, dirty: &Dirty) -> Option<Violation> {
-    if !dirty.holds(key, call.place()) {
+    if !dirty.holds(key, call.class(), call.place()) {
         return Some(Violation::NotInSet);
     }
     if call.is_awaiting() && matches!(call.place(), Place::Clean) {
@@ -70,7 +70,7 @@ pub fn of_call(key: CallKey, call: &Call, dirty: &Dirty) -> Option<Violation> {
 #[must_use]
 pub fn of_shard(shard: &Shard) -> Option<Violation> {
     let mut counts = ShardCounts::default();
-    let (mut indexed, mut heard) = (0, 0);
+    let (mut indexed, mut heard, mut demand) = (0, 0, Demand::default());
     for key in shard.keys() {
         let call = shard.get(key)?;
         if let Some(violation) = of_call(key, call, &shard.dirty) {
@@ -82,6 +82,9 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
             (true, false) => counts.awaiting += 1,
         }
         counts.participants += call.participants.len() as u64;
+        if let Some(class) = call.demand() {
+            demand.add(call.region.as_ref(), class, 1);
+        }
         if let Some(sfu) = call.placement.sfu() {
             indexed += 1;
             if !shard.by_sfu.get(&sfu).is_some_and(|keys| keys.contains(&key)) {
@@ -101,5 +104,5 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
     if shard.gateways.len() != heard || shard.by_sfu.values().map(BTreeSet::len).sum::<usize>() != indexed {
         return Some(Violation::Index);
     }
-    (counts != shard.counts()).then_some(Violation::Counts)
+    (counts != shard.counts() || demand != *shard.demand()).then_some(Violation::Counts)
 }

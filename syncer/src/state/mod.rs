@@ -22,13 +22,13 @@ mod shard;
 mod tests;
 
 pub use self::call::{Call, SeqCheck};
-pub use self::dirty::{Blocker, Class, Dirty, Place};
+pub use self::dirty::{Blocker, Class, Dirty, Place, smallness};
 pub use self::gateways::GatewayIdx;
 pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
 pub use self::members::Members;
 pub use self::placement::{Cause, Last, Placement, Reserved, SfuIdx};
 pub use self::seat::Seat;
 pub use self::shard::{
-    CallKey, Committed, Decision, How, Join, Joined, Leave, Left, Limits, News, Next, PlaceWork, Placer, Release,
-    Shard, ShardCounts, Why,
+    CallKey, Committed, Decision, Demand, How, Join, Joined, Leave, Left, Limits, Loss, News, Next, PlaceWork, Placer,
+    Release, Shard, ShardCounts, Why,
 };

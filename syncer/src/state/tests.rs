@@ -75,7 +75,7 @@ impl Placer for On {
 }
 
 fn reserve(shard: &mut Shard, sfu: u32) -> Option<(PlaceWork, Epoch)> {
-    match shard.place_next(&mut On(Some(sfu))) {
+    match shard.place_next(None, &mut On(Some(sfu))) {
         Next::Reserved { work, epoch, .. } => Some((work, epoch)),
         Next::Idle | Next::PutAside => None,
     }
@@ -85,6 +85,19 @@ fn place(shard: &mut Shard, sfu: u32, now: Instant) -> Option<(CallKey, Epoch, C
     let (work, epoch) = reserve(shard, sfu)?;
     let committed = shard.commit(work.key, epoch, format!("https://sfu-{sfu}").into(), &LIMITS, now);
     Some((work.key, epoch, committed))
+}
+
+/// The whole pass, in small steps.
+fn sfu_lost(shard: &mut Shard, sfu: u32, in_place: bool, at: Instant) -> Vec<News> {
+    let cause = if in_place { Cause::SfuRestarted } else { Cause::SfuDead };
+    let loss = Loss { sfu: SfuIdx(sfu), cause, in_place, at, upto: shard.placements() };
+    let (mut from, mut news) = (None, Vec::new());
+    loop {
+        news.extend(shard.sfu_lost(&loss, &mut from, 2));
+        if from.is_none() {
+            return news;
+        }
+    }
 }
 
 #[test]
@@ -119,10 +132,10 @@ fn r16_a_loss_is_one_null_and_a_repair_one_endpoint() {
     let mut shard = shard();
     join(&mut shard, 0, 0, t).expect("joins");
     let (_, first, _) = place(&mut shard, 1, t).expect("ready");
-    let news = shard.sfu_lost(SfuIdx(1), Cause::SfuDead, false, t);
+    let news = sfu_lost(&mut shard, 1, false, t);
     assert_eq!(news.len(), 1);
     assert_eq!((news[0].epoch, news[0].phase, &news[0].endpoint), (first, 2, &None));
-    assert!(shard.sfu_lost(SfuIdx(1), Cause::SfuDead, false, t).is_empty(), "one null");
+    assert!(sfu_lost(&mut shard, 1, false, t).is_empty(), "one null");
     let (_, second, committed) = place(&mut shard, 2, t).expect("ready");
     let Committed::Placed { news: Some(news), moved, .. } = committed else { panic!("not placed") };
     assert!(second > first && moved && news.phase == 1 && news.endpoint.is_some());
@@ -134,7 +147,7 @@ fn a_restarted_sfu_is_filled_in_place() {
     let mut shard = shard();
     join(&mut shard, 0, 0, t).expect("joins");
     place(&mut shard, 1, t).expect("ready");
-    shard.sfu_lost(SfuIdx(1), Cause::SfuRestarted, true, t);
+    sfu_lost(&mut shard, 1, true, t);
     let (work, _) = reserve(&mut shard, 1).expect("ready");
     assert_eq!(work.in_place, Some(SfuIdx(1)));
     assert_eq!(work.class, Class::Repair);
@@ -148,7 +161,7 @@ fn r10_repair_goes_before_new_before_stream_and_age_wins_in_the_end() {
     place(&mut shard, 1, t).expect("ready");
     join(&mut shard, 2, 0, t).expect("a stream");
     join(&mut shard, 1, 0, t).expect("a new call");
-    shard.sfu_lost(SfuIdx(1), Cause::SfuDead, false, t + Duration::from_secs(1));
+    sfu_lost(&mut shard, 1, false, t + Duration::from_secs(1));
     let mut order = Vec::new();
     while let Some((work, _)) = reserve(&mut shard, 2) {
         order.push(work.class);
@@ -163,8 +176,45 @@ fn r10_repair_goes_before_new_before_stream_and_age_wins_in_the_end() {
     let late = t + Duration::from_secs(60);
     let (first, _) = reserve(&mut old, 1).expect("the call");
     assert_eq!(first.class, Class::New);
-    let stream_rank = old.dirty().first_ready().expect("the stream").0;
+    let stream_rank = old.dirty().first_ready(None).expect("the stream").0;
     assert!(stream_rank < late + Class::Repair.handicap());
+}
+
+#[test]
+fn r10_the_largest_call_of_a_class_goes_first_and_the_smallest_repair_before_any_new_call() {
+    let t = Instant::now();
+    let mut shard = shard();
+    for (call, sessions) in [(0, 1), (1, 4), (3, 2)] {
+        for session in 0..sessions {
+            join(&mut shard, call, session, t).expect("there is room");
+        }
+    }
+    let order =
+        |shard: &mut Shard| std::iter::from_fn(|| reserve(shard, 1)).map(|(w, _)| w.participants).collect::<Vec<_>>();
+    assert_eq!(order(&mut shard), [4, 2, 1], "also when they grew while they waited");
+    let gap = Class::New.handicap() - Class::Repair.handicap();
+    assert!(smallness(1) - smallness(usize::MAX) < gap, "size never outweighs class");
+    assert_eq!(smallness(0), smallness(1));
+}
+
+#[test]
+fn r13_a_loss_concerns_what_was_placed_before_it() {
+    let t = Instant::now();
+    let mut shard = shard();
+    for call in 0..2 {
+        join(&mut shard, call, 0, t).expect("joins");
+        place(&mut shard, 1, t).expect("ready");
+    }
+    let loss = Loss { sfu: SfuIdx(1), cause: Cause::SfuRestarted, in_place: true, at: t, upto: shard.placements() };
+    // The first call is told and refilled before the pass comes to the second.
+    let mut from = None;
+    assert_eq!(shard.sfu_lost(&loss, &mut from, 1).len(), 1);
+    place(&mut shard, 1, t).expect("ready");
+    assert_eq!(shard.sfu_lost(&loss, &mut from, 1).len(), 1);
+    assert!(shard.sfu_lost(&loss, &mut from, 1).is_empty(), "told once");
+    assert_eq!(from, None);
+    assert!(shard.sfu_lost(&loss, &mut None, 10).is_empty(), "its new room is not the one that was lost");
+    assert_eq!(shard.counts().placed, 1);
 }
 
 #[test]
@@ -289,7 +339,7 @@ proptest! {
                 Step::Move(c, s) => { let _refused = join_from(&mut shard, c, s, "elsewhere", now); }
                 Step::Leave(c, s) => { leave(&mut shard, c, s, now); }
                 Step::Place(sfu) => {
-                    if let Next::Reserved { work, epoch, .. } = shard.place_next(&mut On(sfu)) {
+                    if let Next::Reserved { work, epoch, .. } = shard.place_next(None, &mut On(sfu)) {
                         prop_assert!(flying.iter().all(|(k, _)| *k != work.key), "one attempt a call");
                         flying.push((work.key, epoch));
                     }
@@ -305,13 +355,13 @@ proptest! {
                 }
                 Step::Commit(_) | Step::Fail(_) => {}
                 Step::Lose(sfu, in_place) => {
-                    for news in shard.sfu_lost(SfuIdx(sfu), Cause::SfuDead, in_place, now) { watcher.hear(&news); }
+                    for news in sfu_lost(&mut shard, sfu, in_place, now) { watcher.hear(&news); }
                 }
                 Step::Forget(sfu) => {
                     if let Some((room, epoch, ..)) = shard.rooms_on(SfuIdx(sfu)).into_iter().find(|r| r.4)
                         && let Some(news) = shard.room_lost(SfuIdx(sfu), &room, epoch, now) { watcher.hear(&news); }
                 }
-                Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), 2, now); }
+                Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), now); }
                 Step::Term(revision) => {
                     highest = highest.max(term(revision));
                     shard.set_terms(HashMap::from([(slot(), highest)]));
@@ -327,7 +377,7 @@ proptest! {
         for (key, epoch) in flying { shard.fail(key, epoch, true, now); }
         now += Duration::from_secs(60);
         shard.tick(now, 100, &mut Vec::new());
-        shard.unblock(&Blocker::NoCandidate(None), 100, now);
+        while shard.unblock(&Blocker::NoCandidate(None), now) {}
         while place(&mut shard, 0, now).is_some() {}
         prop_assert_eq!(shard.counts().awaiting, 0, "I5: nothing is forgotten");
         prop_assert_eq!(invariants::of_shard(&shard), None);

@@ -16,12 +16,13 @@ use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, 
 use slab::Slab;
 use tokio::time::Instant;
 
+use super::dirty::smallness;
 use super::gateways::Gateways;
 use super::invariants::{self, check_invariant};
 use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Place, Placement, Reserved, Seat, SfuIdx};
 
 pub use self::people::{Join, Joined, Leave, Left};
-pub use self::placing::{Committed, Decision, How, Next, PlaceWork, Placer, Why};
+pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
 
 /// Names a call within its shard. The generation tells a reused entry from the one meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -93,6 +94,10 @@ pub struct ShardCounts {
     pub participants: u64,
 }
 
+/// Calls that await an endpoint, by region and class.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Demand(HashMap<Option<RegionId>, [u64; Class::ALL.len()]>);
+
 /// The calls of some slots.
 #[derive(Debug, Default)]
 pub struct Shard {
@@ -109,6 +114,7 @@ pub struct Shard {
     pub(super) dirty: Dirty,
     gone: Gone,
     pub(super) counts: ShardCounts,
+    pub(super) demand: Demand,
     generation: u32,
     /// Counter of placements; one for the shard, so that a call that comes again grows too.
     placements: u64,
@@ -145,6 +151,12 @@ impl Shard {
     #[must_use]
     pub const fn counts(&self) -> ShardCounts {
         self.counts
+    }
+
+    /// Calls that await an endpoint.
+    #[must_use]
+    pub const fn demand(&self) -> &Demand {
+        &self.demand
     }
 
     /// Invariants found violated since the start.
@@ -199,10 +211,11 @@ impl Shard {
     /// The one way to change a call: indexes, counts and invariants follow.
     fn edit<R>(&mut self, key: CallKey, f: impl FnOnce(&mut Call, &mut Dirty) -> R) -> Option<R> {
         let (_, call) = self.calls.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation)?;
-        let sfu_before = call.placement.sfu();
+        let (sfu_before, demand_before) = (call.placement.sfu(), call.demand());
         uncount(&mut self.counts, call);
         let result = f(call, &mut self.dirty);
         count(&mut self.counts, call);
+        self.demand.change(call, demand_before, call.demand());
         let sfu_after = call.placement.sfu();
         if sfu_before != sfu_after {
             if let Some(sfu) = sfu_before {
@@ -228,7 +241,8 @@ impl Shard {
             }
         }
         let (_, mut call) = self.calls.remove(key.index as usize);
-        self.dirty.put(key, &mut call.place, Place::Clean);
+        call.put_into(&mut self.dirty, key, Place::Clean);
+        self.demand.change(&call, call.demand(), None);
         uncount(&mut self.counts, &call);
         if let Some(sfu) = call.placement.sfu() {
             unindex(&mut self.by_sfu, sfu, key);
@@ -254,9 +268,65 @@ impl Shard {
     }
 }
 
-/// When a call that needs a place became urgent: its age, less the head start of better classes.
+// === impl Demand ===
+
+impl Demand {
+    /// Calls by class, of each region that has any.
+    pub fn regions(&self) -> impl Iterator<Item = (Option<&RegionId>, [u64; Class::ALL.len()])> {
+        self.0.iter().map(|(region, calls)| (region.as_ref(), *calls))
+    }
+
+    /// Adds `calls` of a class that ask for `region`.
+    pub fn add(&mut self, region: Option<&RegionId>, class: Class, calls: u64) {
+        if calls > 0 {
+            self.0.entry(region.cloned()).or_default()[class as usize] += calls;
+        }
+    }
+
+    /// Adds another shard's.
+    pub fn merge(&mut self, other: &Self) {
+        for (region, calls) in other.regions() {
+            for (class, n) in Class::ALL.into_iter().zip(calls) {
+                self.add(region, class, n);
+            }
+        }
+    }
+
+    /// Calls of a class.
+    #[must_use]
+    pub fn of(&self, class: Class) -> u64 {
+        self.0.values().map(|calls| calls[class as usize]).sum()
+    }
+
+    /// Calls of all classes.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.values().flatten().sum()
+    }
+
+    /// What one call asks for has changed.
+    fn change(&mut self, call: &Call, before: Option<Class>, after: Option<Class>) {
+        if before == after {
+            return;
+        }
+        if let Some(class) = after {
+            self.add(call.region.as_ref(), class, 1);
+        }
+        if let Some(class) = before
+            && let Some(calls) = self.0.get_mut(&call.region)
+        {
+            calls[class as usize] = calls[class as usize].saturating_sub(1);
+            if *calls == [0; Class::ALL.len()] {
+                self.0.remove(&call.region);
+            }
+        }
+    }
+}
+
+/// When a call that needs a place became urgent: its age, less the head start of better classes and
+/// larger calls.
 fn rank(call: &Call, now: Instant) -> Instant {
-    call.awaiting_since.unwrap_or(now) + call.class().handicap()
+    call.awaiting_since.unwrap_or(now) + call.class().handicap() + smallness(call.participants.len())
 }
 
 fn index(i: usize) -> u32 {

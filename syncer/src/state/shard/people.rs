@@ -107,14 +107,19 @@ impl Shard {
             let mut marked = false;
             if !call.placement.is_placed() {
                 call.awaiting_since.get_or_insert(now);
-                // Waiting for its end, or not yet in the set: it has to be placed now.
-                if matches!(call.place, Place::Clean) {
-                    let at = rank(call, now);
-                    dirty.put(key, &mut call.place, Place::Ready(at));
-                    marked = true;
+                let at = rank(call, now);
+                match call.place {
+                    // Waiting for its end, or not yet in the set: it has to be placed now.
+                    Place::Clean => {
+                        call.put_into(dirty, key, Place::Ready(at));
+                        marked = true;
+                    }
+                    // Larger than it was, so more urgent.
+                    Place::Ready(was) if at < was => call.put_into(dirty, key, Place::Ready(at)),
+                    _ => {}
                 }
             } else if matches!(call.place, Place::Waiting(_)) {
-                dirty.put(key, &mut call.place, Place::Clean);
+                call.put_into(dirty, key, Place::Clean);
             }
             (Joined { seq: check, announced: call.placement.announced(), at: at(call), marked }, left)
         });
@@ -163,9 +168,9 @@ impl Shard {
 pub(super) fn empty(key: CallKey, call: &mut Call, dirty: &mut Dirty, limits: &Limits, now: Instant) {
     call.awaiting_since = None;
     if call.placement.is_placed() {
-        dirty.put(key, &mut call.place, Place::Waiting(now + limits.empty_grace));
+        call.put_into(dirty, key, Place::Waiting(now + limits.empty_grace));
     } else if !matches!(call.place, Place::InFlight) {
-        dirty.put(key, &mut call.place, Place::Clean);
+        call.put_into(dirty, key, Place::Clean);
     }
 }
 

@@ -1,5 +1,7 @@
 //! How calls get, keep and lose their place.
 
+use std::ops::Bound;
+
 use super::*;
 use crate::state::Blocker;
 
@@ -103,6 +105,21 @@ pub enum Next {
     },
 }
 
+/// All rooms of an SFU are lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Loss {
+    /// The SFU.
+    pub sfu: SfuIdx,
+    /// Why.
+    pub cause: Cause,
+    /// Make the rooms again there, instead of choosing.
+    pub in_place: bool,
+    /// When it was found.
+    pub at: Instant,
+    /// The last [placement](Shard::placements) there was then.
+    pub upto: u64,
+}
+
 /// What a commit did.
 #[derive(Clone, Debug)]
 pub enum Committed {
@@ -122,13 +139,13 @@ pub enum Committed {
 }
 
 impl Shard {
-    /// Lets `placer` decide on the most urgent ready call.
-    pub fn place_next(&mut self, placer: &mut impl Placer) -> Next {
+    /// Lets `placer` decide on the most urgent ready call, of `class` or of all.
+    pub fn place_next(&mut self, class: Option<Class>, placer: &mut impl Placer) -> Next {
         loop {
-            let Some((at, key)) = self.dirty.first_ready() else { return Next::Idle };
+            let Some((at, key)) = self.dirty.first_ready(class) else { return Next::Idle };
             let Some(work) = self.work(key) else {
                 // Not live any more, or not ours: nothing to place.
-                self.edit(key, |call, dirty| dirty.put(key, &mut call.place, Place::Clean));
+                self.edit(key, |call, dirty| call.put_into(dirty, key, Place::Clean));
                 if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {
                     self.forget(key);
                 }
@@ -139,7 +156,7 @@ impl Shard {
                 Decision::Block(on) => Place::Blocked(Box::new((on, at))),
                 Decision::Defer(until) => Place::Waiting(until),
             };
-            self.edit(key, |call, dirty| dirty.put(key, &mut call.place, aside));
+            self.edit(key, |call, dirty| call.put_into(dirty, key, aside));
             return Next::PutAside;
         }
     }
@@ -156,7 +173,7 @@ impl Shard {
             call.placement = Placement::Reserving { sfu, epoch, attempt: Box::new(attempt) };
             call.attempts = call.attempts.saturating_add(1);
             call.decision = Some(why);
-            dirty.put(work.key, &mut call.place, Place::InFlight);
+            call.put_into(dirty, work.key, Place::InFlight);
         });
         Next::Reserved { work, epoch, room }
     }
@@ -211,7 +228,7 @@ impl Shard {
             call.placement = Placement::Placed { sfu, epoch, seat };
             call.attempts = 0;
             call.awaiting_since = None;
-            dirty.put(key, &mut call.place, Place::Clean);
+            call.put_into(dirty, key, Place::Clean);
             if !call.is_live() {
                 people::empty(key, call, dirty, limits, now);
             }
@@ -245,7 +262,7 @@ impl Shard {
             call.placement = attempt.last.map_or(Placement::Unplaced, |last| Placement::Lost { last, in_place });
             call.attempts = call.attempts.saturating_sub(u32::from(!sent));
             let to = if call.is_live() { Place::Waiting(not_before) } else { Place::Clean };
-            dirty.put(key, &mut call.place, to);
+            call.put_into(dirty, key, to);
             true
         });
         if failed == Some(true) && self.get(key).is_some_and(|c| !c.is_live()) {
@@ -253,11 +270,27 @@ impl Shard {
         }
     }
 
-    /// The SFU has lost all rooms: its calls need a place. One pass, whatever happens to the calls
-    /// later. Attempts under way on it end by themselves.
-    pub fn sfu_lost(&mut self, sfu: SfuIdx, cause: Cause, in_place: bool, now: Instant) -> Vec<News> {
-        let keys: Vec<CallKey> = self.by_sfu.get(&sfu).map(|k| k.iter().copied().collect()).unwrap_or_default();
-        keys.into_iter().filter_map(|key| self.lose(key, cause, in_place, now)).collect()
+    /// The placements there are: a loss concerns those up to here.
+    #[must_use]
+    pub const fn placements(&self) -> u64 {
+        self.placements
+    }
+
+    /// The SFU has lost all rooms: its calls need a place, those up to the placement `upto`. What is
+    /// placed there later has a room. Attempts under way on it end by themselves. At most `max` calls
+    /// after the one named by `from`, so that the lock is not held for long; call again with `from` as it
+    /// was left until it is `None`.
+    pub fn sfu_lost(&mut self, loss: &Loss, from: &mut Option<CallKey>, max: usize) -> Vec<News> {
+        let after = from.map_or(Bound::Unbounded, Bound::Excluded);
+        let on = self.by_sfu.get(&loss.sfu);
+        let keys: Vec<CallKey> =
+            on.into_iter().flat_map(|keys| keys.range((after, Bound::Unbounded))).take(max).copied().collect();
+        *from = keys.last().copied().filter(|_| keys.len() == max);
+        let of_loss = |shard: &Self, key: &CallKey| {
+            shard.get(*key).and_then(|c| c.placement.epoch()).is_some_and(|epoch| epoch.n <= loss.upto)
+        };
+        let lost = keys.into_iter().filter(|key| of_loss(self, key)).collect::<Vec<_>>();
+        lost.into_iter().filter_map(|key| self.lose(key, loss.cause, loss.in_place, loss.at)).collect()
     }
 
     /// The SFU no longer has this room of ours, at this epoch.
@@ -276,14 +309,14 @@ impl Shard {
             let Placement::Placed { sfu, epoch, .. } = call.placement else { return None };
             call.placement = Placement::Lost { last: Last { sfu, epoch }, in_place };
             if !call.is_live() {
-                dirty.put(key, &mut call.place, Place::Clean);
+                call.put_into(dirty, key, Place::Clean);
                 return None;
             }
             call.awaiting_since = Some(now);
             // The lowest repair priority where the evidence is only silence.
             let late = if cause == Cause::SfuSilent { Class::Stream.handicap() } else { Duration::ZERO };
             let at = rank(call, now) + late;
-            dirty.put(key, &mut call.place, Place::Ready(at));
+            call.put_into(dirty, key, Place::Ready(at));
             Some(News {
                 guild: call.guild.clone(),
                 call: call.id.clone(),
@@ -310,7 +343,7 @@ impl Shard {
             let ended = self.edit(key, |call, dirty| {
                 let at = rank(call, now);
                 let to = if call.is_awaiting() { Place::Ready(at) } else { Place::Clean };
-                dirty.put(key, &mut call.place, to);
+                call.put_into(dirty, key, to);
                 !call.is_live()
             });
             if ended == Some(true) {
@@ -329,15 +362,13 @@ impl Shard {
         Some(Release { sfu, room, slot: call.slot, term, epoch })
     }
 
-    /// Makes at most `max` calls ready that `on` blocks.
-    pub fn unblock(&mut self, on: &Blocker, max: usize, now: Instant) -> usize {
-        let keys = self.dirty.blocked_on(on, max);
-        for key in &keys {
-            self.edit(*key, |call, dirty| {
-                let at = rank(call, now);
-                dirty.put(*key, &mut call.place, Place::Ready(at));
-            });
-        }
-        keys.len()
+    /// Makes the most urgent call ready that `on` blocks; says whether there was one.
+    pub fn unblock(&mut self, on: &Blocker, now: Instant) -> bool {
+        let Some((_, key)) = self.dirty.first_blocked(on) else { return false };
+        let unblocked = self.edit(key, |call, dirty| {
+            let at = rank(call, now);
+            call.put_into(dirty, key, Place::Ready(at));
+        });
+        unblocked.is_some()
     }
 }
