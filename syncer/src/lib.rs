@@ -16,6 +16,7 @@ pub mod health;
 pub mod observe;
 pub mod ownership;
 pub mod peer;
+pub mod presence;
 pub mod reconcile;
 pub mod registry;
 pub mod select;

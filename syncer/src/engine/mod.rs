@@ -29,7 +29,7 @@ use crate::state::{Left, SeqCheck, SfuIdx};
 
 pub use self::types::{
     CallAnswer, CallFilter, CallPage, CallState, CallView, CandidateView, DrainReport, EngineStatus, Explanation,
-    Refusal, SfuCounts, SfuView,
+    NewsCursor, Refusal, SfuCounts, SfuView,
 };
 pub use crate::context::{Announcement, Announcer};
 pub use crate::state::{Cause, Join, Leave};

@@ -8,6 +8,7 @@ use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId};
 
 use crate::drivers::DriverKind;
 use crate::health::Verdict;
+use crate::state::CallKey;
 
 /// What a join is answered: where the call is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,6 +119,13 @@ pub struct CallPage {
     pub more: bool,
     /// How many match in all.
     pub total: usize,
+}
+
+/// Where a page of a gateway's news begins.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NewsCursor {
+    pub(crate) shard: usize,
+    pub(crate) after: Option<CallKey>,
 }
 
 /// Why a call is where it is.

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Announcement, CallFilter, CallPage, CallState, CallView, CandidateView, Engine, EngineStatus, Explanation,
-    SfuCounts, SfuView,
+    NewsCursor, SfuCounts, SfuView,
 };
 use crate::health::Verdict;
 use crate::ownership::slot_of;
@@ -16,6 +16,9 @@ use crate::state::{Call, How, Place, Placement, Shard, Why};
 
 /// Calls in a page at most: ~300 KiB of JSON.
 const PAGE_MAX: usize = 1_000;
+
+/// Calls in a page of news.
+const NEWS_PAGE_MAX: usize = 64;
 
 /// Candidates shown by an explanation.
 const CANDIDATES_MAX: usize = 10;
@@ -227,12 +230,18 @@ impl Engine {
         counts
     }
 
-    /// The last news of every call in which `gateway` has sessions: what a watcher that fell behind
-    /// reads again.
+    /// The last news of the calls in which `gateway` has sessions, a page of at most 64 from `at` on, and
+    /// where the next page begins: what a new watcher, or one that fell behind, reads. A page holds one
+    /// shard's lock for ~100 µs, however many calls there are.
     #[must_use]
-    pub fn announcements_for(&self, gateway: &GatewayId) -> Vec<Announcement> {
-        let news: Vec<_> = self.ctx.shards.iter().flat_map(|s| s.lock().news_for(gateway)).collect();
-        news.into_iter().map(|n| self.ctx.to_announcement(n)).collect()
+    pub fn announcements_for(&self, gateway: &GatewayId, at: NewsCursor) -> (Vec<Announcement>, Option<NewsCursor>) {
+        let Some(shard) = self.ctx.shards.get(at.shard) else { return (Vec::new(), None) };
+        let page = shard.lock().news_for(gateway, at.after, NEWS_PAGE_MAX);
+        let next = match page.next {
+            Some(after) => Some(NewsCursor { shard: at.shard, after: Some(after) }),
+            None => Some(NewsCursor { shard: at.shard + 1, after: None }).filter(|c| c.shard < self.ctx.shards.len()),
+        };
+        (page.news.into_iter().map(|n| self.ctx.to_announcement(n)).collect(), next)
     }
 
     fn view(&self, call: &Call, now: Instant) -> CallView {

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CATALOGUE, SLOTS};
 use crate::api::App;
-use crate::engine::{Announcement, Engine};
+use crate::engine::{Announcement, Engine, NewsCursor};
 use crate::ownership::{SlotSink, keep_lease};
 use crate::registry::{Member, MemberState};
 use crate::watch::{SWEEP_EVERY, Source};
@@ -30,8 +30,8 @@ impl SlotSink for Engine {
 }
 
 impl Source for Engine {
-    fn current(&self, gateway: &GatewayId) -> Vec<Announcement> {
-        self.announcements_for(gateway)
+    fn current(&self, gateway: &GatewayId, at: NewsCursor) -> (Vec<Announcement>, Option<NewsCursor>) {
+        self.announcements_for(gateway, at)
     }
     fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String> {
         Self::credential(self, news, session)

@@ -101,35 +101,33 @@ impl Call {
     }
 
     /// Puts the session into the call, or moves it to another gateway; says from which. `None` as `seq`
-    /// counts as the one after the last.
+    /// counts as the one after the last. The last write again, by the gateway that made it
+    /// (`same_gateway`), changes nothing but under which of its numbers the session stands.
     pub(super) fn put(
         &mut self,
         session: &SessionId,
         gateway: GatewayIdx,
+        same_gateway: bool,
         seq: Option<u64>,
     ) -> (SeqCheck, Option<GatewayIdx>) {
         let before = self.participants.get(session);
-        let seq = match (before, seq) {
+        let (check, seq) = match (before, seq) {
+            (Some((_, last)), Some(seq)) if seq == last && same_gateway => (SeqCheck::Old, seq),
             (Some((_, last)), Some(seq)) if seq <= last => return (SeqCheck::Old, None),
-            (_, Some(seq)) => seq,
-            (Some((_, last)), None) => last.saturating_add(1),
-            (None, None) => 0,
+            (_, Some(seq)) => (SeqCheck::New, seq),
+            (Some((_, last)), None) => (SeqCheck::New, last.saturating_add(1)),
+            (None, None) => (SeqCheck::New, 0),
         };
         self.participants.put(session, gateway, seq);
-        (SeqCheck::New, before.map(|(from, _)| from).filter(|from| *from != gateway))
+        (check, before.map(|(from, _)| from).filter(|from| *from != gateway))
     }
 
     /// Takes the session out of the call; says on which gateway it was. A leave that is older than the
     /// session's last write is ignored; one for the same `seq` is not (a leave follows its join). Without
-    /// a `seq`, only the gateway that holds the session is believed: it may have moved.
-    pub(super) fn remove(
-        &mut self,
-        session: &SessionId,
-        gateway: Option<GatewayIdx>,
-        seq: Option<u64>,
-    ) -> Option<GatewayIdx> {
+    /// a `seq`, only the gateway that holds the session (`same_gateway`) is believed: it may have moved.
+    pub(super) fn remove(&mut self, session: &SessionId, same_gateway: bool, seq: Option<u64>) -> Option<GatewayIdx> {
         let (on, last) = self.participants.get(session)?;
-        let stale = seq.map_or(gateway != Some(on), |seq| seq < last);
+        let stale = seq.map_or(!same_gateway, |seq| seq < last);
         if stale {
             return None;
         }

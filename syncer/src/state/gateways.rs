@@ -2,11 +2,17 @@
 //!
 //! A session's entry names its gateway by number, so a gateway's id is kept once. The index answers a
 //! watcher that comes back, and a gateway that is gone, without a look at every call.
+//!
+//! A gateway that begins to tell everything again gets a new number: what it tells from then on stands
+//! under that one, and what it has not told again by the end still stands under the old ones. So no
+//! session carries a mark or a timer of its own, and what is out of date is an index of calls.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 
 use sfu_api::GatewayId;
 use slab::Slab;
+use smallvec::SmallVec;
 
 use super::CallKey;
 
@@ -14,16 +20,26 @@ use super::CallKey;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GatewayIdx(pub(super) u32);
 
+/// A time that a gateway tells everything again. A later one is greater, whichever gateway's it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Round(pub u64);
+
 /// The gateways of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Gateways {
     entries: Slab<Entry>,
-    by_id: HashMap<GatewayId, GatewayIdx>,
+    /// The gateway's numbers, oldest first; new writes stand under the last. None but the last is
+    /// without calls, and that one only while there are others.
+    by_id: HashMap<GatewayId, SmallVec<[GatewayIdx; 1]>>,
+    /// The last round that any gateway began.
+    round: Round,
 }
 
 #[derive(Debug)]
 struct Entry {
     id: GatewayId,
+    /// It began with this round or later.
+    round: Round,
     /// Calls with sessions of it.
     calls: BTreeSet<CallKey>,
 }
@@ -31,51 +47,113 @@ struct Entry {
 // === impl Gateways ===
 
 impl Gateways {
-    /// The gateway's number, if it has one.
-    pub(super) fn find(&self, id: &GatewayId) -> Option<GatewayIdx> {
-        self.by_id.get(id).copied()
+    /// The gateway's numbers, oldest first; with `before`, only those that began before that round.
+    pub(super) fn of(&self, id: &GatewayId, before: Option<Round>) -> impl Iterator<Item = GatewayIdx> + '_ {
+        let all = self.by_id.get(id).into_iter().flatten().copied();
+        all.filter(move |idx| before.is_none_or(|before| self.entry(*idx).is_some_and(|e| e.round < before)))
     }
 
-    /// The gateway's number. One that enters no call has to be left at once.
+    /// Whether the number is one of the gateway's.
+    pub(super) fn is_of(&self, idx: GatewayIdx, id: &GatewayId) -> bool {
+        self.id(idx) == Some(id)
+    }
+
+    /// The number for what the gateway tells now. One that enters no call has to be left at once.
     pub(super) fn number(&mut self, id: GatewayId) -> GatewayIdx {
-        if let Some(idx) = self.find(&id) {
-            return idx;
+        if let Some(idx) = self.by_id.get(&id).and_then(|all| all.last()) {
+            return *idx;
         }
-        let at = self.entries.insert(Entry { id: id.clone(), calls: BTreeSet::new() });
+        self.add(id)
+    }
+
+    fn add(&mut self, id: GatewayId) -> GatewayIdx {
+        let at = self.entries.insert(Entry { id: id.clone(), round: self.round, calls: BTreeSet::new() });
         let idx = GatewayIdx(u32::try_from(at).expect("gateways are few"));
-        self.by_id.insert(id, idx);
+        self.by_id.entry(id).or_default().push(idx);
         idx
+    }
+
+    /// The gateway begins to tell everything again.
+    pub(super) fn begin(&mut self, id: &GatewayId, round: Round) {
+        self.round = self.round.max(round);
+        let Some(last) = self.by_id.get(id).and_then(|all| all.last()).copied() else { return };
+        match self.entries.get_mut(last.0 as usize).filter(|e| e.calls.is_empty()) {
+            Some(unused) => unused.round = self.round,
+            None => {
+                self.add(id.clone());
+            }
+        }
     }
 
     /// The gateway with this number.
     pub(super) fn id(&self, idx: GatewayIdx) -> Option<&GatewayId> {
-        self.entries.get(idx.0 as usize).map(|e| &e.id)
+        self.entry(idx).map(|e| &e.id)
     }
 
-    /// The calls with sessions of this gateway.
-    pub(super) fn calls(&self, idx: GatewayIdx) -> impl Iterator<Item = CallKey> + '_ {
-        self.entries.get(idx.0 as usize).into_iter().flat_map(|e| e.calls.iter().copied())
+    fn entry(&self, idx: GatewayIdx) -> Option<&Entry> {
+        self.entries.get(idx.0 as usize)
     }
 
-    /// A session of the gateway is in the call.
+    /// The calls with sessions under this number, after that one.
+    pub(super) fn calls(&self, idx: GatewayIdx, after: Option<CallKey>) -> impl Iterator<Item = CallKey> + '_ {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.entry(idx).into_iter().flat_map(move |e| e.calls.range((from, Bound::Unbounded)).copied())
+    }
+
+    /// Whether sessions under this number are in the call.
+    pub(super) fn is_in(&self, idx: GatewayIdx, call: CallKey) -> bool {
+        self.entry(idx).is_some_and(|e| e.calls.contains(&call))
+    }
+
+    /// A session under this number is in the call.
     pub(super) fn enter(&mut self, idx: GatewayIdx, call: CallKey) {
         if let Some(entry) = self.entries.get_mut(idx.0 as usize) {
             entry.calls.insert(call);
         }
     }
 
-    /// No session of the gateway is in the call. Without calls, the gateway loses its number.
+    /// No session under this number is in the call. Without calls, the gateway loses the number.
     pub(super) fn leave(&mut self, idx: GatewayIdx, call: CallKey) {
         let Some(entry) = self.entries.get_mut(idx.0 as usize) else { return };
         entry.calls.remove(&call);
-        if entry.calls.is_empty() {
-            self.by_id.remove(&entry.id);
-            self.entries.remove(idx.0 as usize);
+        if !entry.calls.is_empty() {
+            return;
+        }
+        let Some(all) = self.by_id.get_mut(&entry.id) else { return };
+        let entries = &mut self.entries;
+        let used = all.iter().any(|idx| entries.get(idx.0 as usize).is_some_and(|e| !e.calls.is_empty()));
+        let last = all.last().copied().filter(|_| used);
+        let mut id = None;
+        all.retain(|idx| {
+            let keep = last == Some(*idx) || entries.get(idx.0 as usize).is_some_and(|e| !e.calls.is_empty());
+            if !keep {
+                id = entries.try_remove(idx.0 as usize).map(|e| e.id);
+            }
+            keep
+        });
+        if all.is_empty()
+            && let Some(id) = id
+        {
+            self.by_id.remove(&id);
         }
     }
 
-    /// How many calls are indexed, once for each of their gateways.
+    /// How many calls are indexed, once for each of their gateways' numbers.
     pub(super) fn len(&self) -> usize {
         self.entries.iter().map(|(_, e)| e.calls.len()).sum()
+    }
+
+    /// Whether numbers and ids agree, and no number is kept for nothing (for the invariants).
+    pub(super) fn is_tidy(&self) -> bool {
+        let named = self.by_id.values().map(SmallVec::len).sum::<usize>();
+        named == self.entries.len()
+            && self.by_id.iter().all(|(id, all)| {
+                let of_it = |idx: &GatewayIdx| self.is_of(*idx, id);
+                let empty = |idx: &GatewayIdx| self.entry(*idx).is_some_and(|e| e.calls.is_empty());
+                let rounds = all.iter().filter_map(|idx| self.entry(*idx)).map(|e| e.round);
+                let some_used = all.iter().any(|idx| !empty(idx));
+                let earlier = all.split_last().map_or(&[][..], |(_, earlier)| earlier);
+                all.iter().all(of_it) && some_used && !earlier.iter().any(empty) && rounds.is_sorted()
+            })
     }
 }

@@ -93,13 +93,16 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
         }
         for gateway in call.participants.gateways() {
             heard += 1;
-            if !shard.gateways.calls(gateway).any(|k| k == key) {
+            if !shard.gateways.is_in(gateway, key) {
                 return Some(Violation::Index);
             }
         }
         if shard.find(&call.guild, &call.id) != Some(key) {
             return Some(Violation::Index);
         }
+    }
+    if !shard.gateways.is_tidy() {
+        return Some(Violation::Index);
     }
     if shard.gateways.len() != heard || shard.by_sfu.values().map(BTreeSet::len).sum::<usize>() != indexed {
         return Some(Violation::Index);

@@ -1,5 +1,7 @@
 //! The shard against a random walk of everything that can happen to it.
 
+mod absent;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +27,10 @@ fn shard() -> Shard {
     let mut shard = Shard::default();
     shard.set_terms(HashMap::from([(slot(), term(1))]));
     shard
+}
+
+fn gateway(name: &str) -> GatewayId {
+    GatewayId::new(name).expect("valid")
 }
 
 fn join_of(call: u8, session: u8, seq: Option<u64>) -> Join {
@@ -385,7 +391,7 @@ proptest! {
         for (c, s) in (0..4).flat_map(|c| (0..5).map(move |s| (c, s))) {
             shard.leave(&leave_of(join_of(c, s, None), Some(u64::MAX)), &LIMITS, now);
         }
-        prop_assert_eq!(shard.news_for(&GatewayId::new("elsewhere").expect("valid")).len(), 0);
+        prop_assert_eq!(shard.news_for(&gateway("elsewhere"), None, 100).news.len(), 0);
         shard.tick(now + LIMITS.empty_grace, 100, &mut Vec::new());
         prop_assert_eq!(shard.counts(), ShardCounts::default());
         prop_assert!((0..3).all(|s| shard.rooms_on(SfuIdx(s)).is_empty()));

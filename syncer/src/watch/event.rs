@@ -80,6 +80,11 @@ impl Telling {
         Self { news, seq, told: 0 }
     }
 
+    /// The watcher stands at `seq` after the last part.
+    pub(crate) fn ends_at(&mut self, seq: u64) {
+        self.seq = Some(seq);
+    }
+
     /// The next part for `gateway`, how many credentials were made for it, and whether it is the last.
     pub(crate) fn next(&mut self, gateway: &GatewayId, source: &dyn Source) -> (Item, usize, bool) {
         let news = &*self.news;

@@ -38,7 +38,7 @@ use sfu_api::{GatewayId, SessionId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::engine::{Announcement, Announcer};
+use crate::engine::{Announcement, Announcer, NewsCursor};
 
 pub(crate) use self::cursor::{Cursor, CursorError};
 pub use self::event::{Credential, EndpointEvent};
@@ -69,8 +69,9 @@ pub const GATEWAYS_MAX: usize = 4_096;
 
 /// Where watchers find the present state and credentials.
 pub trait Source: Send + Sync {
-    /// The present state of every call in which the gateway has sessions.
-    fn current(&self, gateway: &GatewayId) -> Vec<Announcement>;
+    /// The present state of some of the calls in which the gateway has sessions, and where the next
+    /// page begins. Calls that come or go between two pages may be on one or not.
+    fn current(&self, gateway: &GatewayId, at: NewsCursor) -> (Vec<Announcement>, Option<NewsCursor>);
     /// The session's credential for the announced endpoint.
     fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String>;
 }

@@ -55,13 +55,15 @@ fn counted(hub: &Hub) -> usize {
 struct Engine(Mutex<BTreeMap<u8, (State, Vec<u8>)>>);
 
 impl Source for Engine {
-    fn current(&self, to: &GatewayId) -> Vec<Announcement> {
+    /// Pages of up to three of its calls, some of them empty.
+    fn current(&self, to: &GatewayId, at: NewsCursor) -> (Vec<Announcement>, Option<NewsCursor>) {
         let calls = self.0.lock();
-        calls
-            .iter()
+        let page = calls.range(u8::try_from(at.shard).expect("small")..).take(3);
+        let next = page.clone().last().map(|(call, _)| NewsCursor { shard: usize::from(*call) + 1, after: None });
+        let news = page
             .filter(|(_, (_, gateways))| gateways.iter().any(|g| gateway(*g) == *to))
-            .map(|(call, (state, gateways))| news(*call, *state, gateways, 1))
-            .collect()
+            .map(|(call, (state, gateways))| news(*call, *state, gateways, 1));
+        (news.collect(), next)
     }
     fn credential(&self, _: &Announcement, session: &SessionId) -> Option<String> {
         Some(format!("token-of-{session}"))
@@ -339,8 +341,8 @@ fn i09_counts_hold_while_logs_come_and_go() {
 struct Counting<'a>(&'a Engine, AtomicUsize);
 
 impl Source for Counting<'_> {
-    fn current(&self, to: &GatewayId) -> Vec<Announcement> {
-        self.0.current(to)
+    fn current(&self, to: &GatewayId, at: NewsCursor) -> (Vec<Announcement>, Option<NewsCursor>) {
+        self.0.current(to, at)
     }
     fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String> {
         self.1.fetch_add(1, Ordering::Relaxed);
@@ -355,7 +357,7 @@ async fn r16_a_snapshot_is_rendered_in_bounded_steps_with_a_yield_between() {
     let source = Counting(&engine, AtomicUsize::new(0));
     let mut watcher = watch(&hub, 0, None).expect("watches");
     let (mut seen, mut made) = (0, 0);
-    for turn in 0..100 {
+    for turn in 0..200 {
         if turn == 1 {
             // The snapshot was taken in the first turn: this comes by the log.
             hub.announce(&news(251, (1, 1), &[0], 5 * CREDENTIALS_PER_EVENT_MAX));

@@ -14,10 +14,13 @@ use tokio::time::Instant;
 use super::cursor::Position;
 use super::event::{Item, Telling};
 use super::log::{Behind, CallKey};
-use super::{CursorError, GatewayLog, Hub, RESUME_WINDOW, Source};
+use super::{CursorError, EVENTS_PER_GATEWAY_MAX, GatewayLog, Hub, RESUME_WINDOW, Source};
+use crate::engine::NewsCursor;
 
 /// News taken from the log at a time: one lock.
 const BATCH: usize = 64;
+/// Batches read at once at the end of a snapshot: a whole log.
+const CATCH_UP_MAX: usize = EVENTS_PER_GATEWAY_MAX / BATCH;
 /// Events or credentials made in one step, whichever are more; a large call's last part may add as
 /// many again. Signing takes ~20 µs each.
 pub(super) const STEP_COST_MAX: usize = 64;
@@ -41,6 +44,8 @@ pub(crate) struct Watcher {
     ready: VecDeque<Item>,
     /// A snapshot is due, for this reason (`None`: the watcher is new, nothing was missed).
     snapshot: Option<Option<&'static str>>,
+    /// Where the rest of the snapshot begins.
+    rest: Option<NewsCursor>,
 }
 
 // === impl Hub ===
@@ -81,6 +86,7 @@ impl Hub {
                 work: VecDeque::new(),
                 ready: VecDeque::new(),
                 snapshot,
+                rest: None,
             });
         }
     }
@@ -146,17 +152,17 @@ impl Watcher {
 
     /// One bounded step towards the next items; `false` when there is nothing to do.
     fn step(&mut self, source: &dyn Source, now: Instant) -> bool {
-        if !self.work.is_empty() {
+        // One piece of news is kept back until it is known whether it is the snapshot's last.
+        if let Some(at) = self.rest.filter(|_| self.work.len() <= 1) {
+            self.read_page(at, source, now);
+        } else if !self.work.is_empty() {
             self.render(source);
-            return true;
+        } else if let Some(reason) = self.snapshot.take() {
+            self.begin_snapshot(reason);
+        } else {
+            return self.read_log(now);
         }
-        match self.snapshot.take() {
-            Some(reason) => {
-                self.take_snapshot(reason, source, now);
-                true
-            }
-            None => self.read_log(now),
-        }
+        true
     }
 
     /// Takes the next news from the log; `false` when there is none.
@@ -165,15 +171,20 @@ impl Watcher {
             (self.told, self.told_until) = (HashMap::new(), None);
         }
         drop(self.head.borrow_and_update());
-        let news = match self.log.log.lock().after(self.seq, BATCH) {
-            Ok(news) => news,
+        match self.read_batch(true) {
+            Ok(read) => read > 0,
             Err(Behind) => {
                 self.snapshot = Some(Some("fell_behind"));
-                return true;
+                true
             }
-        };
-        let any = !news.is_empty();
-        for (seq, news) in news {
+        }
+    }
+
+    /// Takes a batch of news from the log, each with its position or without; says how many there were.
+    fn read_batch(&mut self, positions: bool) -> Result<usize, Behind> {
+        let batch = self.log.log.lock().after(self.seq, BATCH)?;
+        let read = batch.len();
+        for (seq, news) in batch {
             self.seq = seq;
             let key = (news.guild.clone(), news.call.clone());
             if let Some(told) = self.told.get(&key) {
@@ -182,30 +193,51 @@ impl Watcher {
                 }
                 self.told.remove(&key);
             }
-            self.work.push_back(Telling::new(news, Some(seq)));
+            self.work.push_back(Telling::new(news, positions.then_some(seq)));
         }
-        any
+        Ok(read)
     }
 
-    /// The present state of all calls. Its last event carries the position from before it was
-    /// taken: whoever is cut off in the middle starts again.
-    fn take_snapshot(&mut self, reason: Option<&'static str>, source: &dyn Source, now: Instant) {
+    /// The present state of all calls, a page at a time, and what happened meanwhile. Only the last event
+    /// carries a position: whoever is cut off in the middle starts again.
+    fn begin_snapshot(&mut self, reason: Option<&'static str>) {
         self.seq = self.hub.seq.load(Ordering::Acquire);
         if let Some(reason) = reason {
             self.hub.metrics.resyncs.inc();
             self.ready.push_back(Item::Resync { reason });
         }
-        let all = source.current(&self.gateway);
-        let last = all.len();
-        self.told = all.iter().map(|n| ((n.guild.clone(), n.call.clone()), (n.epoch, n.phase))).collect();
+        self.told.clear();
+        self.rest = Some(NewsCursor::default());
+    }
+
+    fn read_page(&mut self, at: NewsCursor, source: &dyn Source, now: Instant) {
+        let (page, rest) = source.current(&self.gateway, at);
+        self.rest = rest;
         self.told_until = Some(now + RESUME_WINDOW);
-        let seq = |n| (n == last).then_some(self.seq);
-        self.work = (1..).zip(all).map(|(n, news)| Telling::new(Arc::new(news), seq(n))).collect();
+        for news in page {
+            self.told.insert((news.guild.clone(), news.call.clone()), (news.epoch, news.phase));
+            self.work.push_back(Telling::new(Arc::new(news), None));
+        }
+        if self.rest.is_none() {
+            // What came meanwhile belongs to it: a position in between would tell some of it again.
+            for _ in 0..CATCH_UP_MAX {
+                match self.read_batch(false) {
+                    Ok(BATCH) => {}
+                    Ok(_) => break,
+                    Err(Behind) => return, // found again when all this is told
+                }
+            }
+            if let Some(last) = self.work.back_mut() {
+                last.ends_at(self.seq);
+            }
+        }
     }
 
     fn render(&mut self, source: &dyn Source) {
         let mut cost = 0;
+        let kept_back = usize::from(self.rest.is_some());
         while cost < STEP_COST_MAX
+            && self.work.len() > kept_back
             && let Some(telling) = self.work.front_mut()
         {
             let (item, credentials, last) = telling.next(&self.gateway, source);

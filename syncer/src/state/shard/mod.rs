@@ -1,9 +1,10 @@
 //! The calls of some slots, behind one lock that is held for microseconds.
 //!
-//! Three files, in the order a call lives: `people` (join, leave), `placing` (decide, commit, fail,
-//! lose), `views` (what operators and digests read). Every change of a call goes through
+//! Four files, in the order a call lives: `people` (join, leave), `placing` (decide, commit, fail,
+//! lose), `absent` (whose gateway is gone), `views` (what operators, digests and watchers read). Every change of a call goes through
 //! [`Shard::edit`], which keeps the counts and checks the call's invariants.
 
+mod absent;
 mod people;
 mod placing;
 mod views;
@@ -19,10 +20,12 @@ use tokio::time::Instant;
 use super::dirty::smallness;
 use super::gateways::Gateways;
 use super::invariants::{self, check_invariant};
-use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Place, Placement, Reserved, Seat, SfuIdx};
+use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Place, Placement, Reserved, Round, Seat, SfuIdx};
 
+pub use self::absent::Expired;
 pub use self::people::{Join, Joined, Leave, Left};
 pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
+pub use self::views::NewsPage;
 
 /// Names a call within its shard. The generation tells a reused entry from the one meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -255,11 +258,13 @@ impl Shard {
 
     /// The call's sessions by gateway.
     fn sessions(&self, key: CallKey) -> Vec<(GatewayId, Vec<SessionId>)> {
-        let mut by: BTreeMap<GatewayIdx, Vec<SessionId>> = BTreeMap::new();
+        let mut by: BTreeMap<&GatewayId, Vec<SessionId>> = BTreeMap::new();
         for (gateway, session) in self.get(key).map(|c| c.participants.sessions(None)).unwrap_or_default() {
-            by.entry(gateway).or_default().push(session);
+            if let Some(id) = self.gateways.id(gateway) {
+                by.entry(id).or_default().push(session);
+            }
         }
-        by.into_iter().filter_map(|(idx, sessions)| Some((self.gateways.id(idx)?.clone(), sessions))).collect()
+        by.into_iter().map(|(id, sessions)| (id.clone(), sessions)).collect()
     }
 
     fn next_epoch(&mut self, term: OwnerTerm) -> Epoch {

@@ -100,9 +100,11 @@ impl Shard {
                 self.insert(Call::new(guild, id, slot, kind, region))
             }
         };
+        let on = self.get(key).and_then(|call| call.participants.get(&session));
+        let same_gateway = on.is_some_and(|(on, _)| self.gateways.is_of(on, &gateway));
         let gateway = self.gateways.number(gateway);
         let joined = self.edit(key, |call, dirty| {
-            let (check, from) = call.put(&session, gateway, seq);
+            let (check, from) = call.put(&session, gateway, same_gateway, seq);
             let left = from.filter(|from| !call.participants.is_on(*from));
             let mut marked = false;
             if !call.placement.is_placed() {
@@ -124,13 +126,13 @@ impl Shard {
             (Joined { seq: check, announced: call.placement.announced(), at: at(call), marked }, left)
         });
         let (joined, left) = joined.expect("the key was just found");
-        if let Some(left) = left {
-            self.gateways.leave(left, key);
-        }
         if self.get(key).is_some_and(|call| call.participants.is_on(gateway)) {
             self.gateways.enter(gateway, key);
         } else {
             self.gateways.leave(gateway, key); // a late write, the only one of its gateway
+        }
+        if let Some(left) = left {
+            self.gateways.leave(left, key);
         }
         Ok(joined)
     }
@@ -145,9 +147,9 @@ impl Shard {
             self.gone.note((leave.guild.clone(), leave.call.clone(), leave.session.clone()), seq, now);
         }
         let Some(key) = found else { return Left::Nothing };
-        let gateway = self.gateways.find(&leave.gateway);
+        let same_gateway = present.is_some_and(|(on, _)| self.gateways.is_of(on, &leave.gateway));
         let removed = self.edit(key, |call, dirty| {
-            let on = call.remove(&leave.session, gateway, leave.seq)?;
+            let on = call.remove(&leave.session, same_gateway, leave.seq)?;
             if !call.is_live() {
                 empty(key, call, dirty, limits, now);
             }

@@ -1,6 +1,17 @@
 //! What operators, digests and watchers read.
 
+use smallvec::SmallVec;
+
 use super::*;
+
+/// Some of a gateway's news.
+#[derive(Clone, Debug)]
+pub struct NewsPage {
+    /// The news.
+    pub news: Vec<News>,
+    /// Where the next page begins, if there may be one.
+    pub next: Option<CallKey>,
+}
 
 impl Shard {
     /// The rooms this shard has or is making on `sfu`, with slot and our term; `true` where the
@@ -44,33 +55,42 @@ impl Shard {
         of_one.filter_map(|key| self.get(*key)).chain(of_all)
     }
 
-    /// The last news of every call in which `gateway` has sessions, with those sessions alone.
+    /// The last news of the calls in which `gateway` has sessions, with those sessions alone: at most `max`
+    /// calls are looked at, so that the lock is not held for long. Begin with `None`, go on with
+    /// [`NewsPage::next`]; calls that come or go meanwhile may be on a page or not.
     #[must_use]
-    pub fn news_for(&self, gateway: &GatewayId) -> Vec<News> {
-        let Some(idx) = self.gateways.find(gateway) else { return Vec::new() };
-        self.gateways
-            .calls(idx)
-            .filter_map(|key| {
-                let call = self.get(key)?;
-                let (epoch, phase) = call.placement.announced()?;
-                let sessions = call.participants.sessions(Some(idx)).into_iter().map(|(_, s)| s).collect();
-                let (endpoint, at) = match &call.placement {
-                    Placement::Placed { sfu, seat, .. } => {
-                        (Some(seat.endpoint(&call.guild, &call.id)), Some((*sfu, seat.room(&call.guild, &call.id))))
-                    }
-                    _ => (None, None),
-                };
-                Some(News {
-                    guild: call.guild.clone(),
-                    call: call.id.clone(),
-                    epoch,
-                    phase,
-                    endpoint,
-                    at,
-                    cause: Cause::Placed,
-                    sessions: vec![(gateway.clone(), sessions)],
-                })
-            })
-            .collect()
+    pub fn news_for(&self, gateway: &GatewayId, after: Option<CallKey>, max: usize) -> NewsPage {
+        // A gateway has more than one number only while it tells everything again.
+        let numbers: SmallVec<[GatewayIdx; 2]> = self.gateways.of(gateway, None).collect();
+        let mut keys: Vec<CallKey> =
+            numbers.iter().flat_map(|idx| self.gateways.calls(*idx, after).take(max)).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys.truncate(max);
+        let next = keys.last().copied().filter(|_| keys.len() == max);
+        NewsPage { news: keys.into_iter().filter_map(|key| self.news_of(key, gateway, &numbers)).collect(), next }
+    }
+
+    fn news_of(&self, key: CallKey, gateway: &GatewayId, numbers: &[GatewayIdx]) -> Option<News> {
+        let call = self.get(key)?;
+        let (epoch, phase) = call.placement.announced()?;
+        let of = |idx: &GatewayIdx| call.participants.sessions(Some(*idx)).into_iter().map(|(_, s)| s);
+        let sessions = numbers.iter().flat_map(of).collect();
+        let (endpoint, at) = match &call.placement {
+            Placement::Placed { sfu, seat, .. } => {
+                (Some(seat.endpoint(&call.guild, &call.id)), Some((*sfu, seat.room(&call.guild, &call.id))))
+            }
+            _ => (None, None),
+        };
+        Some(News {
+            guild: call.guild.clone(),
+            call: call.id.clone(),
+            epoch,
+            phase,
+            endpoint,
+            at,
+            cause: Cause::Placed,
+            sessions: vec![(gateway.clone(), sessions)],
+        })
     }
 }

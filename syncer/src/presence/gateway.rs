@@ -1,0 +1,186 @@
+//! What is known of one gateway.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use sfu_api::GatewayId;
+use tokio::time::Instant;
+
+use super::{Beat, Refused, Seen, Via};
+use crate::state::Round;
+
+/// Incarnations remembered as replaced: a process that hangs may come to after its successor's
+/// successor, hardly later.
+const REPLACED_MAX: usize = 4;
+/// Rounds begun and not ended. Streams that break off leave them; one gateway has one or two at work.
+const ROUNDS_MAX: usize = 8;
+/// A round of a gateway without a promise that says nothing for this long has broken off. Its lines
+/// come at least once a minute, or its stream is ended.
+const ROUND_SILENCE_MAX: Duration = Duration::from_secs(600);
+/// Ended rounds whose rest still waits for its window; the window is two minutes and a round takes
+/// seconds, so one or two. Beyond, the last is put off, never the first.
+const ENDED_MAX: usize = 8;
+
+/// One gateway.
+#[derive(Debug)]
+pub(super) struct Gateway {
+    /// The process that beat last; without one there is no promise.
+    incarnation: Option<String>,
+    replaced: VecDeque<String>,
+    heard: Instant,
+    streams: u32,
+    /// Those of `streams` that it opened here itself.
+    own_streams: u32,
+    /// When it spoke to this syncer itself.
+    spoke: Option<Instant>,
+    vanished: Option<Instant>,
+    begun: VecDeque<Round>,
+    ended: VecDeque<(Round, Instant)>,
+    /// The last round that ended, for whoever says so again.
+    last: Option<Round>,
+    synced: bool,
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            incarnation: None,
+            replaced: VecDeque::new(),
+            heard: now,
+            streams: 0,
+            own_streams: 0,
+            spoke: None,
+            vanished: None,
+            begun: VecDeque::new(),
+            ended: VecDeque::new(),
+            last: None,
+            synced: false,
+        }
+    }
+
+    pub(super) fn beat(&mut self, incarnation: &str, via: Via, now: Instant) -> Result<Beat, Refused> {
+        if self.replaced.iter().any(|old| old == incarnation) {
+            return Err(Refused::Superseded);
+        }
+        let restarted = self.incarnation.as_ref().is_some_and(|known| known != incarnation);
+        if self.incarnation.as_deref() != Some(incarnation)
+            && let Some(old) = self.incarnation.replace(incarnation.to_owned())
+        {
+            self.replaced.truncate(REPLACED_MAX - 1);
+            self.replaced.push_front(old);
+            self.synced = false;
+        }
+        self.hear(via, now);
+        Ok(Beat { resync: !self.synced, restarted })
+    }
+
+    pub(super) fn opened(&mut self, via: Via, now: Instant) {
+        self.streams += 1;
+        self.own_streams += u32::from(via == Via::Itself);
+        self.hear(via, now);
+    }
+
+    pub(super) fn closed(&mut self, via: Via, now: Instant) {
+        self.streams = self.streams.saturating_sub(1);
+        self.own_streams = self.own_streams.saturating_sub(u32::from(via == Via::Itself));
+        self.hear(via, now);
+    }
+
+    fn hear(&mut self, via: Via, now: Instant) {
+        self.heard = now;
+        self.vanished = None;
+        if via == Via::Itself {
+            self.spoke = Some(now);
+        }
+    }
+
+    /// The incarnation, if the gateway speaks to this syncer itself: since `since`, or on a stream.
+    pub(super) fn spoke(&self, since: Instant) -> Option<&str> {
+        let speaks = self.own_streams > 0 || self.spoke.is_some_and(|at| at >= since);
+        self.incarnation.as_deref().filter(|_| speaks)
+    }
+
+    /// Whether it has just vanished.
+    pub(super) fn falls_silent(&mut self, alive_for: Duration, now: Instant) -> bool {
+        let silent = self.streams == 0 && now.saturating_duration_since(self.heard) >= alive_for;
+        let falls = self.vanished.is_none() && self.has_promised() && silent;
+        if falls {
+            self.vanished = Some(now);
+        }
+        falls
+    }
+
+    pub(super) fn begin(&mut self, round: Round) {
+        if self.begun.len() == ROUNDS_MAX {
+            self.begun.pop_front();
+        }
+        self.begun.push_back(round);
+    }
+
+    pub(super) fn synced(&mut self, round: Round, now: Instant) -> Result<(), Refused> {
+        if self.last == Some(round) {
+            return Ok(());
+        }
+        if !self.begun.contains(&round) {
+            return Err(Refused::NotBegun);
+        }
+        // Whoever began earlier has nothing more to say: its rest is part of this one's.
+        self.begun.retain(|begun| *begun > round);
+        if self.ended.len() == ENDED_MAX {
+            self.ended.pop_back();
+        }
+        self.ended.push_back((round, now));
+        self.last = Some(round);
+        self.synced = true;
+        Ok(())
+    }
+
+    /// The round before which everything is out of date by now.
+    pub(super) fn outdated(&self, resume_window: Duration, now: Instant) -> Option<Round> {
+        let (round, at) = self.ended.front()?;
+        (now.saturating_duration_since(*at) >= resume_window).then_some(*round)
+    }
+
+    /// Nothing is left of what was told before this round.
+    pub(super) fn cleared(&mut self, before: Round) {
+        self.ended.retain(|(round, _)| *round > before);
+    }
+
+    /// Sessions of it have expired because it had vanished.
+    pub(super) fn lost(&mut self) {
+        self.synced = false;
+    }
+
+    pub(super) fn has_promised(&self) -> bool {
+        self.incarnation.is_some()
+    }
+
+    pub(super) const fn vanished(&self) -> Option<Instant> {
+        self.vanished
+    }
+
+    pub(super) fn is_syncing(&self) -> bool {
+        self.streams > 0 && !self.begun.is_empty()
+    }
+
+    /// Whether nothing would be lost by forgetting it: no promise, no stream, and no round that could
+    /// still end.
+    pub(super) fn is_nothing(&self, now: Instant) -> bool {
+        let over = || now.saturating_duration_since(self.heard) >= ROUND_SILENCE_MAX;
+        let open = !self.begun.is_empty() && !over();
+        self.incarnation.is_none() && self.streams == 0 && self.ended.is_empty() && !open
+    }
+
+    pub(super) fn seen(&self, gateway: GatewayId) -> Seen {
+        Seen {
+            gateway,
+            incarnation: self.incarnation.clone(),
+            streams: self.streams,
+            heard: self.heard,
+            vanished: self.vanished,
+            synced: self.synced,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Gateways that vanish, come back and tell everything again, against a plain map.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+const ALL: Limits =
+    Limits { calls_per_guild_max: 100, participants_per_call_max: 100, empty_grace: Duration::from_secs(5) };
+
+type Who = (u8, u8);
+
+/// Which gateway told of each session last, in which of its rounds, and with which `seq`.
+#[derive(Default)]
+struct Model {
+    sessions: BTreeMap<Who, (u8, u64, u64)>,
+    rounds: BTreeMap<u8, u64>,
+    last_round: u64,
+}
+
+/// One syncer's shard and what it should hold.
+struct Pair {
+    shard: Shard,
+    model: Model,
+    now: Instant,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Of a call, a session, a gateway; `seq` beyond the last one, or the last one again.
+    Join(u8, u8, u8, u64),
+    Leave(u8, u8),
+    Begin(u8),
+    /// What a round did not bring is taken out, so many at a time.
+    Synced(u8, usize),
+    Vanish(u8, usize),
+    Place(u32),
+    Die(u32),
+    Advance(u64),
+}
+
+fn steps() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (0u8..5, 0u8..24, 0u8..3, 0u64..3).prop_map(|(c, s, g, seq)| Step::Join(c, s, g, seq)),
+        2 => (0u8..5, 0u8..24).prop_map(|(c, s)| Step::Leave(c, s)),
+        2 => (0u8..3).prop_map(Step::Begin),
+        2 => (0u8..3, 1usize..5).prop_map(|(g, max)| Step::Synced(g, max)),
+        1 => (0u8..3, 1usize..5).prop_map(|(g, max)| Step::Vanish(g, max)),
+        3 => (0u32..3).prop_map(Step::Place),
+        1 => (0u32..3).prop_map(Step::Die),
+        1 => (0u64..7_000).prop_map(Step::Advance),
+    ]
+}
+
+fn named(g: u8) -> GatewayId {
+    gateway(&format!("gw{g}"))
+}
+
+// === impl Pair ===
+
+impl Pair {
+    fn new() -> Self {
+        Self { shard: shard(), model: Model::default(), now: Instant::now() }
+    }
+
+    fn join(&mut self, (c, s): Who, g: u8, beyond: u64) {
+        let before = self.model.sessions.get(&(c, s)).copied();
+        let seq = before.map_or(1, |(_, _, last)| last + beyond);
+        let join = Join { gateway: named(g), ..join_of(c, s, Some(seq)) };
+        let (ok, too_many) = (|| Ok::<(), String>(()), |what: &str, _| what.to_owned());
+        let joined = self.shard.join(slot(), join, &ALL, self.now, ok, too_many).expect("there is room");
+        let newer = before.is_none_or(|(_, _, last)| seq > last);
+        if before.is_some() {
+            assert_eq!(joined.seq == SeqCheck::New, newer, "idempotent by (session, seq)");
+        } else if joined.seq == SeqCheck::Old {
+            return; // late: it left a moment ago
+        }
+        if newer || before.is_some_and(|(on, ..)| on == g) {
+            let round = self.model.rounds.get(&g).copied().unwrap_or(0);
+            self.model.sessions.insert((c, s), (g, round, seq));
+        }
+    }
+
+    fn begin(&mut self, g: u8) {
+        self.model.last_round += 1;
+        self.model.rounds.insert(g, self.model.last_round);
+        self.shard.begin_round(&named(g), Round(self.model.last_round));
+    }
+
+    /// Takes out what is of the gateway and older than the round, in small steps.
+    fn expire(&mut self, g: u8, before: Option<u64>, max: usize) {
+        let gone = |(on, round, _): &(u8, u64, u64)| *on == g && before.is_none_or(|b| *round < b);
+        let want = self.model.sessions.values().filter(|kept| gone(kept)).count();
+        self.model.sessions.retain(|_, kept| !gone(kept));
+        let mut done = 0;
+        loop {
+            let expired = self.shard.expire(&named(g), before.map(Round), max, &ALL, self.now);
+            assert!(expired.sessions <= max, "no step is larger than it may be");
+            done += expired.sessions;
+            assert_eq!(invariants::of_shard(&self.shard), None);
+            if !expired.more {
+                break;
+            }
+        }
+        assert_eq!(done, want, "who was told again stays, who was not goes");
+    }
+
+    fn check(&self) {
+        assert_eq!(invariants::of_shard(&self.shard), None);
+        assert_eq!(self.shard.counts().participants as usize, self.model.sessions.len());
+        for ((c, s), (g, ..)) in &self.model.sessions {
+            let Join { guild, call, session, .. } = join_of(*c, *s, None);
+            let found = self.shard.find(&guild, &call).and_then(|key| self.shard.get(key)).expect("a live call");
+            let (on, _) = found.participants.get(&session).expect("it is in the call");
+            assert!(self.shard.gateways.is_of(on, &named(*g)), "{session} stands under its gateway");
+        }
+        for g in 0..3 {
+            self.check_news(g);
+        }
+    }
+
+    /// Pages of any size bring every placed call of the gateway once, with all its sessions.
+    fn check_news(&self, g: u8) {
+        let mut want: BTreeMap<String, usize> = BTreeMap::new();
+        for (c, s) in self.model.sessions.iter().filter(|(_, kept)| kept.0 == g).map(|(who, _)| *who) {
+            let Join { guild, call, .. } = join_of(c, s, None);
+            let found = self.shard.find(&guild, &call).and_then(|key| self.shard.get(key)).expect("a live call");
+            if found.placement.announced().is_some() {
+                *want.entry(call.to_string()).or_default() += 1;
+            }
+        }
+        for max in [1, 2, 100] {
+            let (mut seen, mut after) = (BTreeMap::new(), None);
+            loop {
+                let page = self.shard.news_for(&named(g), after, max);
+                assert!(page.news.len() <= max);
+                for news in page.news {
+                    let sessions: usize = news.sessions.iter().map(|(_, sessions)| sessions.len()).sum();
+                    assert!(seen.insert(news.call.to_string(), sessions).is_none(), "told once");
+                }
+                let Some(next) = page.next else { break };
+                after = Some(next);
+            }
+            assert_eq!(seen, want);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// Whatever joins, leaves, vanishes, comes back, is told again or dies: the sessions are those of the
+    /// map, every invariant holds, and nothing live is forgotten.
+    #[test]
+    fn r15_r16_i05_i07_sessions_are_those_that_were_told_last(walk in prop::collection::vec(steps(), 1..100)) {
+        let mut pair = Pair::new();
+        let mut watcher = Watcher::default();
+        for step in walk {
+            match step {
+                Step::Join(c, s, g, beyond) => pair.join((c, s), g, beyond),
+                Step::Leave(c, s) => {
+                    if let Some((g, _, seq)) = pair.model.sessions.remove(&(c, s)) {
+                        let leave = Leave { gateway: named(g), ..leave_of(join_of(c, s, None), Some(seq)) };
+                        prop_assert_eq!(pair.shard.leave(&leave, &ALL, pair.now), Left::Removed);
+                    }
+                }
+                Step::Begin(g) => pair.begin(g),
+                Step::Synced(g, max) => {
+                    if let Some(round) = pair.model.rounds.get(&g).copied() {
+                        pair.expire(g, Some(round), max);
+                    }
+                }
+                Step::Vanish(g, max) => pair.expire(g, None, max),
+                Step::Place(sfu) => {
+                    if let Some((_, _, Committed::Placed { news: Some(news), .. })) = place(&mut pair.shard, sfu, pair.now) {
+                        watcher.hear(&news);
+                    }
+                }
+                Step::Die(sfu) => {
+                    for news in sfu_lost(&mut pair.shard, sfu, false, pair.now) { watcher.hear(&news); }
+                }
+                Step::Advance(ms) => {
+                    pair.now += Duration::from_millis(ms);
+                    pair.shard.tick(pair.now, 100, &mut Vec::new());
+                }
+            }
+            pair.check();
+        }
+        while place(&mut pair.shard, 0, pair.now).is_some() {}
+        prop_assert_eq!(pair.shard.counts().awaiting, 0, "I5: nothing is forgotten");
+        for g in 0..3 { pair.expire(g, None, 3); }
+        pair.check();
+        pair.shard.tick(pair.now + ALL.empty_grace, 100, &mut Vec::new());
+        prop_assert_eq!(pair.shard.counts(), ShardCounts::default());
+        prop_assert_eq!(pair.shard.gateways.len(), 0);
+    }
+}
+
+#[test]
+fn r15_a_call_whose_gateway_vanished_is_found_where_it_was_within_the_grace() {
+    let mut pair = Pair::new();
+    pair.join((0, 0), 0, 1);
+    let (_, epoch, _) = place(&mut pair.shard, 1, pair.now).expect("ready");
+    pair.expire(0, None, 10);
+    let join = Join { gateway: named(1), ..join_of(0, 0, None) };
+    let again = pair.shard.join(slot(), join, &ALL, pair.now + ALL.empty_grace / 2, || Ok(()), |_, _| ());
+    assert_eq!(again.expect("joins").at.map(|(.., e)| e), Some(epoch), "attached again, not made again");
+}
+
+#[test]
+fn a_stream_is_a_child_of_its_own_and_outlives_the_call_beside_it() {
+    let mut pair = Pair::new();
+    pair.join((0, 0), 0, 1); // a voice call
+    pair.join((2, 0), 0, 1); // a stream of the same guild, by the same session
+    place(&mut pair.shard, 1, pair.now).expect("the call");
+    place(&mut pair.shard, 1, pair.now).expect("the stream");
+    let leave = |shard: &mut Shard, c, now| shard.leave(&leave_of(join_of(c, 0, None), Some(9)), &ALL, now);
+    assert_eq!(leave(&mut pair.shard, 0, pair.now), Left::Removed);
+    let mut releases = Vec::new();
+    pair.shard.tick(pair.now + ALL.empty_grace, 10, &mut releases);
+    assert_eq!((releases.len(), pair.shard.counts().placed), (1, 1), "the stream stays until it is left itself");
+    leave(&mut pair.shard, 2, pair.now);
+    pair.shard.tick(pair.now + ALL.empty_grace, 10, &mut releases);
+    assert_eq!((releases.len(), pair.shard.counts()), (2, ShardCounts::default()));
+}
