@@ -91,6 +91,29 @@ async fn ids_that_no_url_likes_come_through() {
 }
 
 #[tokio::test]
+async fn a_batch_does_each_operation_on_its_own() {
+    let rig = Rig::start().await;
+    let driver = &*rig.driver;
+    driver.ensure_room(room(driver, "taken", 9, None), soon()).await.expect("made");
+    let specs = ["a", "taken", "b"].map(|call| room(driver, call, 1, None));
+    let made = driver.ensure_rooms(specs.to_vec(), soon()).await.expect("an exchange");
+    let kinds: Vec<_> = made.iter().map(|r| r.as_ref().map(|ready| ready.created).map_err(DriverError::kind)).collect();
+    assert_eq!(kinds, [Ok(true), Err(ErrorKind::Fenced), Ok(true)]);
+    assert_eq!(made[1].as_ref().expect_err("fenced").highest_epoch(), Some(epoch(9)));
+    let endpoint = |n: usize| made[n].as_ref().map(|ready| ready.endpoint.to_string()).expect("made");
+    assert!(endpoint(0) != endpoint(2) && endpoint(2).ends_with("~b"), "answers are in the order of the questions");
+
+    let ends = ["b", "never", "taken"].map(|call| end(&room(driver, call, 1, None), &format!("end-{call}")));
+    let ended = driver.end_rooms(ends.to_vec(), soon()).await.expect("an exchange");
+    let ended: Vec<_> = ended.into_iter().map(|r| r.map_err(|error| error.kind())).collect();
+    assert_eq!(ended, [Ok(Ended::Destroyed), Ok(Ended::WasAbsent), Err(ErrorKind::Fenced)]);
+    assert_eq!(rig.rooms(), ["g~a", "g~taken"]);
+    let whole = driver.ensure_rooms(specs.to_vec(), in_a_second());
+    rig.broken(Fault::Kill).await;
+    assert!(whole.await.is_err(), "an exchange that fails, fails once for all");
+}
+
+#[tokio::test]
 async fn the_media_door_takes_our_tokens_and_no_others() {
     let rig = Rig::start().await;
     let jwks = serde_json::to_vec(&rig.tokens.jwks()).expect("JSON");

@@ -58,6 +58,20 @@ async fn ensure_sends_the_contract_and_reads_its_answer() {
 }
 
 #[tokio::test]
+async fn a_batch_that_is_not_answered_one_for_one_is_no_answer() {
+    for results in [json!([]), json!([ready()]), json!([{ "result": "nothing" }, ready()])] {
+        let server = MockServer::start().await;
+        let answer = ResponseTemplate::new(200).set_body_json(json!({ "results": results }));
+        Mock::given(method("POST")).and(path("/v1/rooms:batch")).respond_with(answer).expect(1).mount(&server).await;
+        let driver = native(&lane(), &server.uri());
+        let specs = ["a", "b"].map(|call| room(&*driver, call, 1, None)).to_vec();
+        let error = driver.ensure_rooms(specs, soon()).await.expect_err("must fail");
+        assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
+        assert!(error.room_may_exist());
+    }
+}
+
+#[tokio::test]
 async fn refusals_are_told_apart() {
     let table = [
         (409, "fenced", ErrorKind::Fenced),

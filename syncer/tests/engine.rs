@@ -121,6 +121,26 @@ async fn r14_an_outage_of_everything_is_not_hammered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_crowd_for_one_sfu_is_one_request_and_a_call_alone_does_not_wait_for_company() {
+    let world = World::new(1, 1);
+    world.set("health.probe_interval", &json!("300s"));
+    world.wait("the first sign of life", S(10), |s| s.sfus.healthy == 1).await;
+    tokio::time::sleep(S(2)).await;
+    let asked = |world: &World| world.fleet.with("sfu-0", |n| n.asked);
+    let before = asked(&world);
+    let crowd = 10; // below the burst of the SFU's bucket and its window
+    for call in 0..crowd {
+        world.join(call, 0);
+    }
+    world.wait("placing the crowd", S(1), |s| s.placed == crowd as u64).await;
+    assert_eq!(asked(&world) - before, 1, "one exchange");
+    world.join(crowd, 0);
+    let took = world.wait("placing one", S(1), |s| s.placed == crowd as u64 + 1).await;
+    assert!(took <= Duration::from_millis(20), "one round trip and one look at the clock: {took:?}");
+    assert_eq!(asked(&world) - before, 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn i06_rooms_of_lost_answers_are_ended_and_the_call_is_placed() {
     let world = World::new(4, 1);
     world.set("digest.interval", &json!("5s"));

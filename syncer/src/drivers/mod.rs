@@ -27,7 +27,8 @@ mod spec;
 use std::fmt;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
 use sfu_api::{
     BootId, CallId, CallKind, DigestAnswer, Epoch, GuildId, Load, OpId, OwnerTerm, RoomId, RoomRef, SessionId, Slot,
     SlotTerm,
@@ -47,6 +48,8 @@ pub struct Capabilities {
     pub digests: bool,
     /// Reports its load in (nearly) every answer. Without, only probes and lists bring it.
     pub load_in_answers: bool,
+    /// Takes many operations in one request.
+    pub batches: bool,
     /// Verifies credentials per session. Without, one credential admits to the room.
     pub credential_per_session: bool,
 }
@@ -224,6 +227,26 @@ pub trait SfuDriver: Send + Sync + fmt::Debug {
 
     /// Makes the room exist.
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>>;
+
+    /// Makes many rooms exist: an answer for each, in order, or the failure of the whole exchange. At
+    /// most [`BATCH_OPERATIONS_MAX`](sfu_api::BATCH_OPERATIONS_MAX) where the SFU
+    /// [batches](Capabilities::batches); elsewhere it is an exchange for each.
+    fn ensure_rooms(
+        &self,
+        specs: Vec<RoomSpec>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Result<RoomReady, DriverError>>, DriverError>> {
+        async move { Ok(join_all(specs.into_iter().map(|spec| self.ensure_room(spec, deadline))).await) }.boxed()
+    }
+
+    /// Ends many rooms that are empty, as [`Self::ensure_rooms`] makes them.
+    fn end_rooms(
+        &self,
+        ends: Vec<EndSpec>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Result<Ended, DriverError>>, DriverError>> {
+        async move { Ok(join_all(ends.into_iter().map(|end| self.end_room(end, false, deadline))).await) }.boxed()
+    }
 
     /// Ends the room; one with participants only by `force`.
     fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>>;

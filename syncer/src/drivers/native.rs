@@ -1,15 +1,14 @@
 //! The native contract (crate `sfu-api`) over HTTPS.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use sfu_api::{
-    CallId, Digest, DigestAnswer, EndRoom, EnsureRoom, Epoch, ErrorAnswer, ErrorCode, Fence, GuildId, Health,
-    RoomEnded, RoomId, RoomPage, RoomState, SfuId, Slot, SyncerId,
+    Batch, BatchAnswer, BatchOperation, BatchResult, CallId, Digest, DigestAnswer, EndRoom, EnsureRoom, Epoch,
+    ErrorAnswer, ErrorCode, Fence, GuildId, Health, RoomEnded, RoomId, RoomPage, RoomState, SfuId, Slot, SyncerId,
 };
 use tokio::time::Instant;
 
@@ -47,45 +46,58 @@ impl Native {
         if answer.status.is_success() { answer.parse() } else { Err(refusal(&answer).0) }
     }
 
-    async fn ensure(&self, spec: RoomSpec, deadline: Instant) -> Result<RoomReady, DriverError> {
-        let path = format!("/v1/rooms/{}", escape(spec.room.as_str()));
-        let body = EnsureRoom {
+    fn ensure_body(&self, spec: RoomSpec) -> EnsureRoom {
+        EnsureRoom {
             fence: Fence { slot: spec.slot, owner_term: spec.owner_term, epoch: spec.epoch, boot_id: spec.boot_id },
             op_id: spec.op_id,
             syncer: self.syncer.clone(),
             guild: spec.guild,
             kind: spec.kind,
             capacity: spec.capacity,
-        };
-        let ready: sfu_api::RoomReady = self.ask(Ask::new(Method::PUT, path).json(&body)?, deadline).await?;
-        if ready.endpoint.len() > ENDPOINT_BYTES_MAX || !ready.endpoint.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(DriverError::new(ErrorKind::Protocol, "the endpoint is no URL"));
         }
-        Ok(RoomReady {
-            endpoint: ready.endpoint.into(),
-            boot_id: Some(ready.boot_id),
-            load: Some(ready.load),
-            created: ready.created,
-        })
     }
 
-    async fn end(&self, end: EndSpec, force: bool, deadline: Instant) -> Result<Ended, DriverError> {
-        let path = format!("/v1/rooms/{}", escape(end.room.as_str()));
-        let body = EndRoom {
+    fn end_body(&self, end: EndSpec, force: bool) -> EndRoom {
+        EndRoom {
             fence: Fence { slot: end.slot, owner_term: end.owner_term, epoch: end.epoch, boot_id: end.boot_id },
             op_id: end.op_id,
             syncer: self.syncer.clone(),
             force,
-        };
+        }
+    }
+
+    async fn ensure(&self, spec: RoomSpec, deadline: Instant) -> Result<RoomReady, DriverError> {
+        let path = format!("/v1/rooms/{}", escape(spec.room.as_str()));
+        let body = self.ensure_body(spec);
+        made(self.ask(Ask::new(Method::PUT, path).json(&body)?, deadline).await?)
+    }
+
+    async fn end(&self, end: EndSpec, force: bool, deadline: Instant) -> Result<Ended, DriverError> {
+        let path = format!("/v1/rooms/{}", escape(end.room.as_str()));
+        let body = self.end_body(end, force);
         let answer = self.http.send(Ask::new(Method::DELETE, path).json(&body)?, deadline).await?;
         if !answer.status.is_success() {
             let (error, code) = refusal(&answer);
             return if code == Some(ErrorCode::Occupied) { Ok(Ended::Occupied) } else { Err(error) };
         }
-        Ok(match answer.parse::<RoomEnded>()?.ended {
-            sfu_api::Ended::Destroyed => Ended::Destroyed,
-            sfu_api::Ended::WasAbsent => Ended::WasAbsent,
-        })
+        Ok(ended(&answer.parse::<RoomEnded>()?))
+    }
+
+    /// One request for all of them; one result for each, read by `read`.
+    async fn batch<T>(
+        &self,
+        operations: Vec<BatchOperation>,
+        deadline: Instant,
+        read: impl Fn(BatchResult) -> Result<T, DriverError>,
+    ) -> Result<Vec<Result<T, DriverError>>, DriverError> {
+        let (asked, body) = (operations.len(), Batch { operations });
+        let ask = Ask::new(Method::POST, "/v1/rooms:batch").json(&body)?.limit(LIST_BYTES_MAX);
+        let BatchAnswer { results } = self.ask(ask, deadline).await?;
+        if results.len() != asked {
+            let detail = format!("{} results for {asked} operations", results.len());
+            return Err(DriverError::new(ErrorKind::Protocol, detail));
+        }
+        Ok(results.into_iter().map(read).collect())
     }
 
     async fn list(&self, deadline: Instant) -> Result<RoomList, DriverError> {
@@ -145,12 +157,52 @@ fn listed(state: RoomState) -> Option<ListedRoom> {
     })
 }
 
+fn made(ready: sfu_api::RoomReady) -> Result<RoomReady, DriverError> {
+    if ready.endpoint.len() > ENDPOINT_BYTES_MAX || !ready.endpoint.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(DriverError::new(ErrorKind::Protocol, "the endpoint is no URL"));
+    }
+    Ok(RoomReady {
+        endpoint: ready.endpoint.into(),
+        boot_id: Some(ready.boot_id),
+        load: Some(ready.load),
+        created: ready.created,
+    })
+}
+
+fn ended(answer: &RoomEnded) -> Ended {
+    match answer.ended {
+        sfu_api::Ended::Destroyed => Ended::Destroyed,
+        sfu_api::Ended::WasAbsent => Ended::WasAbsent,
+    }
+}
+
+/// A result in a batch that belongs to another kind of operation.
+fn mixed_up() -> DriverError {
+    DriverError::new(ErrorKind::Protocol, "a result of another kind of operation")
+}
+
 /// What an answer that is not a success says.
 fn refusal(answer: &Answer) -> (DriverError, Option<ErrorCode>) {
     let Ok(body) = answer.parse::<ErrorAnswer>() else {
         return (answer.failure(), None);
     };
-    let kind = match body.error_code {
+    let code = body.error_code;
+    let patience = matches!(answer.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    let retry_after = answer.retry_after.filter(|_| patience);
+    let kind = kind_of(code).unwrap_or_else(|| answer.failure().kind());
+    let error = refused(kind, &format!("status {}", answer.status.as_u16()), body).with_retry_after(retry_after);
+    (error, Some(code))
+}
+
+/// What an operation of a batch was refused with.
+fn refusal_in_batch(body: ErrorAnswer) -> DriverError {
+    let kind = kind_of(body.error_code).unwrap_or(ErrorKind::Protocol);
+    refused(kind, "in a batch", body)
+}
+
+/// `None`: a code that this version does not know.
+fn kind_of(code: ErrorCode) -> Option<ErrorKind> {
+    Some(match code {
         ErrorCode::Invalid | ErrorCode::NotFound | ErrorCode::TooLarge | ErrorCode::Rejected => ErrorKind::Rejected,
         ErrorCode::Fenced => ErrorKind::Fenced,
         ErrorCode::Restarted => ErrorKind::Restarted,
@@ -158,26 +210,20 @@ fn refusal(answer: &Answer) -> (DriverError, Option<ErrorCode>) {
         ErrorCode::Overloaded => ErrorKind::Overloaded,
         ErrorCode::Draining => ErrorKind::Draining,
         ErrorCode::Internal => ErrorKind::Internal,
-        ErrorCode::Unknown => answer.failure().kind(),
-    };
-    let detail =
-        format!("status {}, {} (request {})", answer.status.as_u16(), words(&body.message), words(&body.request_id));
-    let retry_after: Option<Duration> =
-        if answer.status == StatusCode::TOO_MANY_REQUESTS || answer.status == StatusCode::SERVICE_UNAVAILABLE {
-            answer.retry_after
-        } else {
-            None
-        };
-    let error = DriverError::new(kind, detail)
-        .with_retry_after(retry_after)
+        ErrorCode::Unknown => return None,
+    })
+}
+
+fn refused(kind: ErrorKind, how: &str, body: ErrorAnswer) -> DriverError {
+    let (message, request) = (words(&body.message), words(&body.request_id));
+    DriverError::new(kind, format!("{how}, {message} (request {request})"))
         .with_fence(body.highest_term, body.highest_epoch)
-        .with_sfu(Some(body.boot_id), Some(body.load));
-    (error, Some(body.error_code))
+        .with_sfu(Some(body.boot_id), Some(body.load))
 }
 
 impl SfuDriver for Native {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { fences: true, digests: true, load_in_answers: true, credential_per_session: true }
+        Capabilities { fences: true, digests: true, load_in_answers: true, batches: true, credential_per_session: true }
     }
 
     fn room_name(&self, guild: &GuildId, call: &CallId, _slot: Slot, _epoch: Epoch) -> RoomId {
@@ -194,6 +240,35 @@ impl SfuDriver for Native {
 
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
         self.ensure(spec, deadline).boxed()
+    }
+
+    fn ensure_rooms(
+        &self,
+        specs: Vec<RoomSpec>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Result<RoomReady, DriverError>>, DriverError>> {
+        let one = |spec: RoomSpec| BatchOperation::Ensure { room: spec.room.clone(), ensure: self.ensure_body(spec) };
+        let read = |result| match result {
+            BatchResult::Ready(ready) => made(ready),
+            BatchResult::Error(body) => Err(refusal_in_batch(body)),
+            BatchResult::Ended(_) => Err(mixed_up()),
+        };
+        self.batch(specs.into_iter().map(one).collect(), deadline, read).boxed()
+    }
+
+    fn end_rooms(
+        &self,
+        ends: Vec<EndSpec>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Result<Ended, DriverError>>, DriverError>> {
+        let one = |end: EndSpec| BatchOperation::End { room: end.room.clone(), end: self.end_body(end, false) };
+        let read = |result| match result {
+            BatchResult::Ended(answer) => Ok(ended(&answer)),
+            BatchResult::Error(body) if body.error_code == ErrorCode::Occupied => Ok(Ended::Occupied),
+            BatchResult::Error(body) => Err(refusal_in_batch(body)),
+            BatchResult::Ready(_) => Err(mixed_up()),
+        };
+        self.batch(ends.into_iter().map(one).collect(), deadline, read).boxed()
     }
 
     fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>> {

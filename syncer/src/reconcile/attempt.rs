@@ -38,18 +38,49 @@ impl Attempt {
     }
 
     /// Sends the request and acts on its end. Bounded by the lever `placement.attempt_timeout`.
-    pub(super) async fn run(mut self) {
-        let Some(sfu) = self.reservation.as_ref().map(|r| r.sfu().clone()) else { return };
+    pub(super) async fn run(self) {
+        Self::run_all(vec![self]).await;
+    }
+
+    /// As [`Self::run`], for attempts on one SFU, in one exchange: none waits for another to be sent.
+    pub(super) async fn run_all(mut attempts: Vec<Self>) {
+        let Some(first) = attempts.first() else { return };
+        let ctx = first.ctx.clone();
+        let Some(sfu) = first.sfu().cloned() else { return };
         let asked = Instant::now();
-        let deadline = asked + self.ctx.levers.attempt_timeout.get();
-        let result = sfu.driver().ensure_room(self.spec(&sfu), deadline).await;
+        let deadline = asked + ctx.levers.attempt_timeout.get();
+        let mut specs: Vec<RoomSpec> = attempts.iter().map(|attempt| attempt.spec(&sfu)).collect();
+        let results = match specs.pop() {
+            Some(only) if specs.is_empty() => {
+                sfu.driver().ensure_room(only, deadline).await.map(|ready| vec![Ok(ready)])
+            }
+            last => sfu.driver().ensure_rooms(specs.into_iter().chain(last).collect(), deadline).await,
+        };
         let now = Instant::now();
-        let Some(reservation) = self.reservation.take() else { return };
-        match result {
-            Ok(ready) => self.made(&sfu, reservation, ready, asked, now),
-            Err(error) => self.failed(&sfu, reservation, &error, asked, now),
+        // What failed as a whole is one piece of evidence, not one for each call.
+        let blamed = results.as_ref().err().cloned();
+        let results = results.unwrap_or_else(|error| vec![Err(error); attempts.len()]);
+        for (attempt, result) in attempts.iter_mut().zip(results) {
+            let Some(reservation) = attempt.reservation.take() else { continue };
+            match result {
+                Ok(ready) => attempt.made(&sfu, reservation, ready, asked, now),
+                Err(error) => {
+                    if blamed.is_none() {
+                        attempt.blame(&sfu, &error, asked, now);
+                    }
+                    attempt.failed(&sfu, reservation, &error, now);
+                }
+            }
         }
-        self.ctx.wake.notify_one();
+        if let (Some(error), Some(first)) = (blamed, attempts.first()) {
+            first.blame(&sfu, &error, asked, now);
+        }
+        ctx.wake.notify_one();
+    }
+
+    /// The SFU it is on; `None` once it has ended.
+    pub(super) fn sfu(&self) -> Option<&Arc<Sfu>> {
+        self.reservation.as_ref().map(Reservation::sfu)
     }
 
     fn spec(&self, sfu: &Sfu) -> RoomSpec {
@@ -118,7 +149,7 @@ impl Attempt {
         }
     }
 
-    fn failed(&self, sfu: &Arc<Sfu>, taken: Reservation, error: &DriverError, asked: Instant, now: Instant) {
+    fn failed(&self, sfu: &Arc<Sfu>, taken: Reservation, error: &DriverError, now: Instant) {
         let ctx = &self.ctx;
         let sent = !error.is_local() || error.room_may_exist();
         ctx.metrics.attempt_ended(error.kind().as_str());
@@ -136,23 +167,27 @@ impl Attempt {
         // on the others.
         let local = if error.kind() == ErrorKind::Saturated { Outcome::Overload } else { Outcome::Neutral };
         ctx.window.leave(local, now);
+        if error.kind() == ErrorKind::Fenced {
+            self.fenced(error);
+        }
+        let wait = ctx.with_rng(|rng| BACKOFF.full_jitter(self.work.attempts, rng));
+        ctx.shard(self.work.slot).lock().fail(self.work.key, self.epoch, sent, now + wait);
+        if error.room_may_exist() {
+            ctx.release_later(self.ghost(sfu), now + GHOST_AFTER);
+        }
+    }
+
+    /// Draws the conclusions about the SFU itself.
+    fn blame(&self, sfu: &Arc<Sfu>, error: &DriverError, asked: Instant, now: Instant) {
         if let Some(load) = error.load() {
             sfu.report(load, now);
         }
         if error.kind() == ErrorKind::Draining {
             sfu.set_accepting(false);
         }
-        if error.kind() == ErrorKind::Fenced {
-            self.fenced(error);
-        }
         self.hold(sfu, error, now);
-        let wait = ctx.with_rng(|rng| BACKOFF.full_jitter(self.work.attempts, rng));
-        ctx.shard(self.work.slot).lock().fail(self.work.key, self.epoch, sent, now + wait);
-        if error.room_may_exist() {
-            ctx.release_later(self.ghost(sfu), now + GHOST_AFTER);
-        }
         if let Some(evidence) = evidence(error, asked, now) {
-            ctx.observe(sfu, &evidence, now);
+            self.ctx.observe(sfu, &evidence, now);
         }
     }
 

@@ -16,11 +16,12 @@ mod release;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use sfu_api::BATCH_OPERATIONS_MAX;
 use tokio::time::Instant;
 
 use self::attempt::Attempt;
@@ -28,7 +29,7 @@ use self::placer::{Barren, SelectPlacer};
 use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};
 use crate::health::{Evidence, Failure};
-use crate::state::{Blocker, Class, Next};
+use crate::state::{Blocker, Class, Next, SfuIdx};
 
 /// Longest sleep of the loop: levers are read again at least this often (R20 wants < 1 s).
 const NAP_MAX: Duration = Duration::from_millis(250);
@@ -152,6 +153,13 @@ impl Reconciler {
 
     /// Starts attempts while the limits allow. Returns when a limit allows more.
     fn place(&mut self, now: Instant) -> Option<Instant> {
+        let mut attempts = Vec::new();
+        let next = self.decide(now, &mut attempts);
+        start(&self.ctx, attempts);
+        next
+    }
+
+    fn decide(&mut self, now: Instant, attempts: &mut Vec<Attempt>) -> Option<Instant> {
         let ctx = &self.ctx.clone();
         if ctx.levers.paused.get() {
             return None;
@@ -176,7 +184,7 @@ impl Reconciler {
             match started {
                 Some(attempt) => {
                     self.started += 1;
-                    ctx.tracker.spawn(attempt.run());
+                    attempts.push(attempt);
                 }
                 None => {
                     ctx.window.leave(rate_limit::Outcome::Neutral, now);
@@ -185,6 +193,27 @@ impl Reconciler {
             }
         }
         Some(now) // more to do: after the others had a turn
+    }
+}
+
+/// Sends what one round decided. Attempts on the same SFU go in one request, if it takes that: nobody
+/// waits for company, so a call alone is as fast as ever, and a crowd costs one exchange.
+fn start(ctx: &Context, attempts: Vec<Attempt>) {
+    let mut by_sfu: BTreeMap<SfuIdx, Vec<Attempt>> = BTreeMap::new();
+    for attempt in attempts {
+        let batched = attempt.sfu().filter(|sfu| sfu.driver().capabilities().batches).map(|sfu| sfu.idx);
+        let Some(idx) = batched else {
+            ctx.tracker.spawn(attempt.run());
+            continue;
+        };
+        let company = by_sfu.entry(idx).or_default();
+        company.push(attempt);
+        if company.len() >= BATCH_OPERATIONS_MAX {
+            ctx.tracker.spawn(Attempt::run_all(std::mem::take(company)));
+        }
+    }
+    for company in by_sfu.into_values().filter(|company| !company.is_empty()) {
+        ctx.tracker.spawn(Attempt::run_all(company));
     }
 }
 

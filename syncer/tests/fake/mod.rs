@@ -151,6 +151,19 @@ impl FakeSfu {
     }
 }
 
+fn ensure(id: &SfuId, n: &mut Node, spec: &RoomSpec) -> Result<RoomReady, DriverError> {
+    let known = n.operations.insert(spec.op_id.clone(), spec.room.clone());
+    assert!(known.is_none_or(|room| room == spec.room), "R15: {} was used for two rooms", spec.op_id);
+    if let Some(room) = n.rooms.get(&spec.room).filter(|r| r.epoch > spec.epoch) {
+        return Err(DriverError::new(ErrorKind::Fenced, "").with_fence(None, Some(room.epoch)));
+    }
+    let room = Room { epoch: spec.epoch, slot: spec.slot, guild: spec.guild.clone(), participants: 0 };
+    let created = n.rooms.insert(spec.room.clone(), room).is_none();
+    n.made.push(Instant::now());
+    let endpoint = format!("https://{id}/media/{}", spec.room).into();
+    Ok(RoomReady { endpoint, boot_id: Some(boot(n)), load: Some(load(n)), created })
+}
+
 fn boot(n: &Node) -> BootId {
     BootId::new(format!("boot-{}", n.boot)).expect("valid")
 }
@@ -166,7 +179,7 @@ fn load(n: &Node) -> Load {
 
 impl SfuDriver for FakeSfu {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { fences: true, digests: true, load_in_answers: true, credential_per_session: true }
+        Capabilities { fences: true, digests: true, load_in_answers: true, batches: true, credential_per_session: true }
     }
 
     fn room_name(&self, guild: &GuildId, call: &CallId, _: Slot, _: Epoch) -> RoomId {
@@ -178,18 +191,15 @@ impl SfuDriver for FakeSfu {
     }
 
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
-        let endpoint: Arc<str> = format!("https://{}/media/{}", self.id, spec.room).into();
-        self.exchange(false, deadline, move |n| {
-            let known = n.operations.insert(spec.op_id.clone(), spec.room.clone());
-            assert!(known.is_none_or(|room| room == spec.room), "R15: {} was used for two rooms", spec.op_id);
-            if let Some(room) = n.rooms.get(&spec.room).filter(|r| r.epoch > spec.epoch) {
-                return Err(DriverError::new(ErrorKind::Fenced, "").with_fence(None, Some(room.epoch)));
-            }
-            let room = Room { epoch: spec.epoch, slot: spec.slot, guild: spec.guild.clone(), participants: 0 };
-            let created = n.rooms.insert(spec.room.clone(), room).is_none();
-            n.made.push(Instant::now());
-            Ok(RoomReady { endpoint, boot_id: Some(boot(n)), load: Some(load(n)), created })
-        })
+        self.exchange(false, deadline, move |n| ensure(&self.id, n, &spec))
+    }
+
+    fn ensure_rooms(
+        &self,
+        specs: Vec<RoomSpec>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Result<RoomReady, DriverError>>, DriverError>> {
+        self.exchange(false, deadline, move |n| Ok(specs.iter().map(|spec| ensure(&self.id, n, spec)).collect()))
     }
 
     fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>> {

@@ -307,7 +307,13 @@ fn unix_ms() -> u64 {
 
 impl SfuDriver for Janus {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { fences: false, digests: false, load_in_answers: false, credential_per_session: false }
+        Capabilities {
+            fences: false,
+            digests: false,
+            load_in_answers: false,
+            batches: false,
+            credential_per_session: false,
+        }
     }
 
     fn room_name(&self, guild: &GuildId, call: &CallId, slot: Slot, epoch: Epoch) -> RoomId {
