@@ -23,6 +23,11 @@ use tokio_util::sync::CancellationToken;
 use self::cli::{Cli, Command};
 use self::exit::{Exit, Failure, WithExit};
 
+/// A syncer keeps a million calls in small pieces while every placement leaves garbage between them.
+/// Here the system's allocator keeps twice as much memory and spends a fifth more CPU on a join.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// How long tasks that outlived their command may take to end: they have been told already.
 const RUNTIME_STOP_MAX: Duration = Duration::from_secs(1);
 

@@ -30,6 +30,10 @@ use self::load::{Sent, Target};
 use self::population::{Write, people};
 use self::role::{PARSE_ONLY, Role, SFUS, SYNCER, Spec};
 
+/// The command's allocator, for both contestants.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const SCENARIOS: [(&str, u64, bool); 5] = [
     ("calls_10k", 10_000, true),
     ("calls_50k", 50_000, true),
