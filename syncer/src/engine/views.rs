@@ -244,6 +244,13 @@ impl Engine {
         (page.news.into_iter().map(|n| self.ctx.to_announcement(n)).collect(), next)
     }
 
+    /// The last news of one call, if `gateway` has sessions in it.
+    #[must_use]
+    pub fn announcement_for(&self, gateway: &GatewayId, guild: &GuildId, call: &CallId) -> Option<Announcement> {
+        let news = self.ctx.shard(slot_of(guild)).lock().news_about(gateway, guild, call)?;
+        Some(self.ctx.to_announcement(news))
+    }
+
     fn view(&self, call: &Call, now: Instant) -> CallView {
         let (room, endpoint) = match &call.placement {
             Placement::Placed { seat, .. } => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sfu_api::{GatewayId, OwnerTerm, SessionId, Slot};
+use sfu_api::{CallId, GatewayId, GuildId, OwnerTerm, SessionId, Slot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,9 @@ impl SlotSink for Engine {
 impl Source for Engine {
     fn current(&self, gateway: &GatewayId, at: NewsCursor) -> (Vec<Announcement>, Option<NewsCursor>) {
         self.announcements_for(gateway, at)
+    }
+    fn call(&self, gateway: &GatewayId, guild: &GuildId, call: &CallId) -> Option<Announcement> {
+        self.announcement_for(gateway, guild, call)
     }
     fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String> {
         Self::credential(self, news, session)

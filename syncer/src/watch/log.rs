@@ -1,4 +1,7 @@
-//! What one gateway has to be told: the latest news of each call, in order, bounded. Pure.
+//! Of which calls one gateway has to be told, the latest state of each, in order, bounded. Pure.
+//!
+//! A note says that a call changed, not what it changed to: that is read where it is true, when the
+//! note is told. A million notes are small then, and none holds endpoints or sessions of the past.
 //!
 //! A later announcement of a call replaces the earlier one wherever it stands, so a watcher that
 //! comes late sees only the last, and memory is bounded by calls, not by events. Watchers keep
@@ -9,6 +12,7 @@
 //! is let go is a minute old or one of a million behind.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +20,7 @@ use sfu_api::{CallId, Epoch, GuildId};
 
 use tokio::time::Instant;
 
-use crate::engine::Announcement;
+use crate::engine::{Announcement, Cause};
 
 /// Which call.
 pub(crate) type CallKey = (GuildId, CallId);
@@ -25,7 +29,8 @@ pub(crate) type CallKey = (GuildId, CallId);
 #[derive(Debug)]
 pub(crate) struct Log {
     ring: BTreeMap<u64, Kept>,
-    latest: HashMap<CallKey, (u64, Epoch, u8)>,
+    /// Number of each call's note.
+    latest: HashMap<ByCall, u64>,
     /// Everything up to here may have been dropped: whoever stands below has missed news.
     floor: u64,
     events_max: usize,
@@ -38,8 +43,22 @@ pub(crate) struct Log {
 #[derive(Debug)]
 struct Kept {
     at: Instant,
-    news: Arc<Announcement>,
+    note: Arc<Note>,
 }
+
+/// A call came to this state. One for all gateways it concerns.
+#[derive(Debug)]
+pub(crate) struct Note {
+    pub(crate) guild: GuildId,
+    pub(crate) call: CallId,
+    pub(crate) epoch: Epoch,
+    pub(crate) phase: u8,
+    pub(crate) cause: Cause,
+}
+
+/// A note under its call's name.
+#[derive(Debug)]
+struct ByCall(Arc<Note>);
 
 /// A watcher stands below what the log still has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,20 +72,20 @@ impl Log {
         Self { ring: BTreeMap::new(), latest: HashMap::new(), floor, events_max, touched: now, closed: false }
     }
 
-    /// Takes news under the next number. News that does not grow in (epoch, phase) is dropped:
-    /// it was overtaken on its way here.
-    pub(crate) fn push(&mut self, seq: u64, news: Arc<Announcement>, now: Instant) -> bool {
-        let key = (news.guild.clone(), news.call.clone());
-        let state = (news.epoch, news.phase);
-        if let Some(&(at, epoch, phase)) = self.latest.get(&key) {
-            if (epoch, phase) >= state {
+    /// Takes a note under the next number. One that does not grow in (epoch, phase) is dropped: it was
+    /// overtaken on its way here.
+    pub(crate) fn push(&mut self, seq: u64, note: Arc<Note>, now: Instant) -> bool {
+        let key = ByCall(Arc::clone(&note));
+        if let Some(at) = self.latest.get(&key) {
+            if self.ring.get(at).is_some_and(|k| k.note.state() >= note.state()) {
                 return false;
             }
-            self.ring.remove(&at);
+            self.ring.remove(at);
+            self.latest.remove(&key); // with its note, which the map would keep as the name
         }
         self.touched = now;
-        self.latest.insert(key, (seq, state.0, state.1));
-        self.ring.insert(seq, Kept { at: now, news });
+        self.latest.insert(key, seq);
+        self.ring.insert(seq, Kept { at: now, note });
         while self.ring.len() > self.events_max {
             self.drop_oldest();
         }
@@ -74,11 +93,11 @@ impl Log {
     }
 
     /// The next news after `seq`, oldest first, at most `limit`.
-    pub(crate) fn after(&self, seq: u64, limit: usize) -> Result<Vec<(u64, Arc<Announcement>)>, Behind> {
+    pub(crate) fn after(&self, seq: u64, limit: usize) -> Result<Vec<(u64, Arc<Note>)>, Behind> {
         if seq < self.floor {
             return Err(Behind);
         }
-        Ok(self.ring.range(seq.saturating_add(1)..).take(limit).map(|(n, k)| (*n, Arc::clone(&k.news))).collect())
+        Ok(self.ring.range(seq.saturating_add(1)..).take(limit).map(|(n, k)| (*n, Arc::clone(&k.note))).collect())
     }
 
     /// Whether a watcher that has seen everything up to `seq` can go on.
@@ -134,6 +153,42 @@ impl Log {
     fn drop_oldest(&mut self) {
         let Some((seq, kept)) = self.ring.pop_first() else { return };
         self.floor = seq;
-        self.latest.remove(&(kept.news.guild.clone(), kept.news.call.clone()));
+        self.latest.remove(&ByCall(kept.note));
+    }
+}
+
+// === impl Note ===
+
+impl Note {
+    pub(crate) fn of(news: &Announcement) -> Self {
+        Self {
+            guild: news.guild.clone(),
+            call: news.call.clone(),
+            epoch: news.epoch,
+            phase: news.phase,
+            cause: news.cause,
+        }
+    }
+
+    /// What grows for every call.
+    pub(crate) const fn state(&self) -> (Epoch, u8) {
+        (self.epoch, self.phase)
+    }
+}
+
+// === impl ByCall ===
+
+impl PartialEq for ByCall {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.call == other.0.call && self.0.guild == other.0.guild
+    }
+}
+
+impl Eq for ByCall {}
+
+impl Hash for ByCall {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.guild.hash(state);
+        self.0.call.hash(state);
     }
 }

@@ -11,8 +11,9 @@
 //! ```
 //!
 //! The engine never waits: announcing is one map look-up and one insert per gateway. A watcher is
-//! a position in its gateway's [`log::Log`]; credentials are made when an event is delivered, so
-//! that thousands of tokens for a gateway that is not there cost nothing.
+//! a position in its gateway's [`log::Log`]. What an event says is read, and its credentials are made,
+//! when it is delivered: a gateway that is not there costs a few words for each call that changed. If
+//! the call has changed again since, the log has or gets a later note of it, and the earlier is passed over.
 //!
 //! News is kept for [`RESUME_WINDOW`] and no longer, whether the call lives on or not: it is what a
 //! gateway missed, not what is. Beyond [`EVENTS_MAX`] the oldest of the whole hub goes first. Either
@@ -34,7 +35,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use sfu_api::{GatewayId, SessionId};
+use sfu_api::{CallId, GatewayId, GuildId, SessionId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -46,14 +47,14 @@ pub(crate) use self::fleet::{Fleet, Scope};
 pub use self::metrics::WatchMetrics;
 pub(crate) use self::watcher::Watcher;
 
-use self::log::Log;
+use self::log::{Log, Note};
 
 /// News kept per gateway, one per call: a gateway that holds sessions of 32,768 calls is ten times
 /// the largest.
 pub const EVENTS_PER_GATEWAY_MAX: usize = 32_768;
 /// News kept for all gateways: the largest syncer has 1 M calls with sessions on 2 to 3 gateways
-/// each, and losing one zone of three at once leaves about that much after coalescing. At ~400 bytes
-/// (the entry, its index, a share of the announcement) 400 MiB at worst, 2 % of a 24 GiB machine.
+/// each, and losing one zone of three at once leaves about that much after coalescing. At ~120 bytes
+/// (the entry, its index, a share of the note) 120 MiB at worst, 0.5 % of a 24 GiB machine.
 pub const EVENTS_MAX: usize = 1 << 20;
 /// The part of all news that goes when there is no room: 16,384 of them pay for one look at each of
 /// the 4,096 logs.
@@ -72,6 +73,8 @@ pub trait Source: Send + Sync {
     /// The present state of some of the calls in which the gateway has sessions, and where the next
     /// page begins. Calls that come or go between two pages may be on one or not.
     fn current(&self, gateway: &GatewayId, at: NewsCursor) -> (Vec<Announcement>, Option<NewsCursor>);
+    /// The present state of one call, if the gateway has sessions in it.
+    fn call(&self, gateway: &GatewayId, guild: &GuildId, call: &CallId) -> Option<Announcement>;
     /// The session's credential for the announced endpoint.
     fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String>;
 }
@@ -159,8 +162,8 @@ impl Hub {
 
     /// Keeps news for its gateways and wakes their watchers.
     pub(crate) fn take(&self, announcement: &Announcement, now: Instant) {
-        let news = Arc::new(announcement.clone());
-        for (gateway, _) in &news.sessions {
+        let note = Arc::new(Note::of(announcement));
+        for (gateway, _) in &announcement.sessions {
             while let Some(log) = self.log(gateway, now) {
                 let taken = self.edit(&log, |ring| {
                     if ring.is_closed() {
@@ -168,7 +171,7 @@ impl Hub {
                     }
                     // Numbered under the log's lock, so that numbers grow within it.
                     let seq = self.seq.fetch_add(1, Ordering::AcqRel) + 1;
-                    if ring.push(seq, Arc::clone(&news), now) {
+                    if ring.push(seq, Arc::clone(&note), now) {
                         log.head.send_replace(seq);
                     }
                     true

@@ -50,9 +50,20 @@ fn counted(hub: &Hub) -> usize {
     hub.all_logs().iter().map(|(_, log)| log.log.lock().len()).sum()
 }
 
-/// The engine as the hub sees it: what each call's last news was.
+/// What a call's last news was, its gateways, and how many sessions each has.
+type Now = (State, Vec<u8>, usize);
+
+/// The engine as the hub sees it.
 #[derive(Default)]
-struct Engine(Mutex<BTreeMap<u8, (State, Vec<u8>)>>);
+struct Engine(Mutex<BTreeMap<u8, Now>>);
+
+impl Engine {
+    /// A call changes; returns its news.
+    fn change(&self, call: u8, state: State, gateways: &[u8], sessions: usize) -> Announcement {
+        self.0.lock().insert(call, (state, gateways.to_vec(), sessions));
+        news(call, state, gateways, sessions)
+    }
+}
 
 impl Source for Engine {
     /// Pages of up to three of its calls, some of them empty.
@@ -61,9 +72,14 @@ impl Source for Engine {
         let page = calls.range(u8::try_from(at.shard).expect("small")..).take(3);
         let next = page.clone().last().map(|(call, _)| NewsCursor { shard: usize::from(*call) + 1, after: None });
         let news = page
-            .filter(|(_, (_, gateways))| gateways.iter().any(|g| gateway(*g) == *to))
-            .map(|(call, (state, gateways))| news(*call, *state, gateways, 1));
+            .filter(|(_, (_, gateways, _))| gateways.iter().any(|g| gateway(*g) == *to))
+            .map(|(call, (state, gateways, sessions))| news(*call, *state, gateways, *sessions));
         (news.collect(), next)
+    }
+    fn call(&self, to: &GatewayId, _: &GuildId, call: &CallId) -> Option<Announcement> {
+        let call = call.as_str().strip_prefix("c-")?.parse().ok()?;
+        let (state, gateways, sessions) = self.0.lock().get(&call).cloned()?;
+        gateways.iter().any(|g| gateway(*g) == *to).then(|| news(call, state, &gateways, sessions))
     }
     fn credential(&self, _: &Announcement, session: &SessionId) -> Option<String> {
         Some(format!("token-of-{session}"))
@@ -181,16 +197,15 @@ proptest! {
         for op in ops {
             match op {
                 Op::News(call) => {
-                    let old = engine.0.lock().get(&call).map_or((0, 2), |(s, _)| *s);
+                    let old = engine.0.lock().get(&call).map_or((0, 2), |(s, _, _)| *s);
                     let state = next_state(old);
                     let gateways: &[u8] = if call % 3 == 0 { &[0, 1] } else { &[0] };
-                    engine.0.lock().insert(call, (state, gateways.to_vec()));
-                    hub.take(&news(call, state, gateways, 1), now);
+                    hub.take(&engine.change(call, state, gateways, 1), now);
                 }
                 Op::Late(call) => {
                     // Told again, or overtaken: the hub has to drop it while it knows the call.
                     let known = engine.0.lock().get(&call).cloned();
-                    if let Some((state, gateways)) = known {
+                    if let Some((state, gateways, _)) = known {
                         let held = hub.log(&gateway(0), Instant::now()).expect("a log").log.lock().after(0, 100).is_ok();
                         if held {
                             hub.take(&news(call, (state.0, 1), &gateways, 1), now);
@@ -209,7 +224,7 @@ proptest! {
         }
         for client in &mut clients {
             client.read(&engine, 10_000)?;
-            for (call, (state, gateways)) in engine.0.lock().iter() {
+            for (call, (state, gateways, _)) in engine.0.lock().iter() {
                 if gateways.contains(&client.gateway) {
                     prop_assert_eq!(client.seen.get(&format!("c-{call}")), Some(state));
                 }
@@ -229,9 +244,8 @@ proptest! {
         for op in ops {
             match op {
                 LateOp::Change(call) => {
-                    let state = next_state(engine.0.lock().get(&call).map_or((0, 2), |(s, _)| *s));
-                    engine.0.lock().insert(call, (state, vec![0]));
-                    under_way.push(news(call, state, &[0], 1));
+                    let state = next_state(engine.0.lock().get(&call).map_or((0, 2), |(s, _, _)| *s));
+                    under_way.push(engine.change(call, state, &[0], 1));
                 }
                 LateOp::Arrive(_) if under_way.is_empty() => {}
                 LateOp::Arrive(n) => hub.announce(&under_way.swap_remove(n % under_way.len())),
@@ -242,7 +256,7 @@ proptest! {
         under_way.iter().for_each(|n| hub.announce(n));
         for client in &mut clients {
             client.read(&engine, 10_000)?;
-            for (call, (state, _)) in engine.0.lock().iter() {
+            for (call, (state, ..)) in engine.0.lock().iter() {
                 prop_assert_eq!(client.seen.get(&format!("c-{call}")), Some(state));
             }
         }
@@ -252,7 +266,7 @@ proptest! {
 #[test]
 fn i07_equal_news_after_overtaken_news_is_not_told_again() {
     let (hub, engine) = (Hub::new(1), Engine::default());
-    engine.0.lock().insert(1, ((2, 1), vec![0]));
+    engine.change(1, (2, 1), &[0], 1);
     let mut watcher = watch(&hub, 0, None).expect("watches");
     let Some(Item::Endpoint { data, .. }) = poll(&mut watcher, &engine) else { panic!("no snapshot") };
     assert!(data.contains("\"n\":2"), "{data}");
@@ -260,20 +274,20 @@ fn i07_equal_news_after_overtaken_news_is_not_told_again() {
         hub.announce(&news(1, state, &[0], 1));
         assert_eq!(poll(&mut watcher, &engine), None, "{state:?} after (2, 1)");
     }
-    hub.announce(&news(1, (2, 2), &[0], 1));
+    hub.announce(&engine.change(1, (2, 2), &[0], 1));
     assert!(poll(&mut watcher, &engine).is_some(), "what is greater is told");
 }
 
 #[test]
 fn news_is_let_go_after_the_resume_window_and_older_cursors_with_it() {
-    let (hub, start) = (Hub::new(1), Instant::now());
+    let (hub, engine, start) = (Hub::new(1), Engine::default(), Instant::now());
     let before = watch(&hub, 0, None).expect("watches").now();
-    hub.take(&news(1, (1, 1), &[0, 1], 1), start);
-    hub.take(&news(2, (1, 1), &[0], 1), start + Duration::from_secs(60));
+    hub.take(&engine.change(1, (1, 1), &[0, 1], 1), start);
+    hub.take(&engine.change(2, (1, 1), &[0], 1), start + Duration::from_secs(60));
     let mut mine = watch(&hub, 0, Some(before)).expect("all is there");
-    let Some(Item::Endpoint { seq: Some(first), .. }) = poll(&mut mine, &Engine::default()) else { panic!("news") };
+    let Some(Item::Endpoint { seq: Some(first), .. }) = poll(&mut mine, &engine) else { panic!("news") };
     let middle = mine.position(first);
-    assert!(poll(&mut mine, &Engine::default()).is_some());
+    assert!(poll(&mut mine, &engine).is_some());
     let mut slow = watch(&hub, 0, Some(middle)).expect("all is there");
     hub.sweep(start + RESUME_WINDOW - Duration::from_millis(1));
     assert_eq!(counted(&hub), 3, "nothing is old yet");
@@ -286,9 +300,9 @@ fn news_is_let_go_after_the_resume_window_and_older_cursors_with_it() {
 
     hub.sweep(start + 10 * RESUME_WINDOW);
     assert_eq!((counted(&hub), hub.logs.read().len()), (0, 1), "a log that is watched stays");
-    hub.take(&news(3, (1, 1), &[0], 1), start + 10 * RESUME_WINDOW);
-    assert!(matches!(poll(&mut mine, &Engine::default()), Some(Item::Endpoint { .. })), "it has seen the others");
-    assert_eq!(poll(&mut slow, &Engine::default()), Some(Item::Resync { reason: "fell_behind" }), "it has not");
+    hub.take(&engine.change(3, (1, 1), &[0], 1), start + 10 * RESUME_WINDOW);
+    assert!(matches!(poll(&mut mine, &engine), Some(Item::Endpoint { .. })), "it has seen the others");
+    assert_eq!(poll(&mut slow, &engine), Some(Item::Resync { reason: "fell_behind" }), "it has not");
     drop((mine, slow));
     hub.sweep(Instant::now() + 20 * RESUME_WINDOW);
     assert_eq!((hub.logs.read().len(), hub.metrics.held.get()), (0, 0), "and goes when it is not");
@@ -344,6 +358,9 @@ impl Source for Counting<'_> {
     fn current(&self, to: &GatewayId, at: NewsCursor) -> (Vec<Announcement>, Option<NewsCursor>) {
         self.0.current(to, at)
     }
+    fn call(&self, to: &GatewayId, guild: &GuildId, call: &CallId) -> Option<Announcement> {
+        self.0.call(to, guild, call)
+    }
     fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String> {
         self.1.fetch_add(1, Ordering::Relaxed);
         self.0.credential(news, session)
@@ -353,14 +370,14 @@ impl Source for Counting<'_> {
 #[tokio::test]
 async fn r16_a_snapshot_is_rendered_in_bounded_steps_with_a_yield_between() {
     let (hub, engine) = (Hub::new(1), Engine::default());
-    engine.0.lock().extend((0..200).map(|call| (call, ((1, 1), vec![0]))));
+    engine.0.lock().extend((0..200).map(|call| (call, ((1, 1), vec![0], 1))));
     let source = Counting(&engine, AtomicUsize::new(0));
     let mut watcher = watch(&hub, 0, None).expect("watches");
     let (mut seen, mut made) = (0, 0);
     for turn in 0..200 {
         if turn == 1 {
             // The snapshot was taken in the first turn: this comes by the log.
-            hub.announce(&news(251, (1, 1), &[0], 5 * CREDENTIALS_PER_EVENT_MAX));
+            hub.announce(&engine.change(251, (1, 1), &[0], 5 * CREDENTIALS_PER_EVENT_MAX));
         }
         let item = futures_util::poll!(std::pin::pin!(watcher.next(&source)));
         let now_made = source.1.load(Ordering::Relaxed);
@@ -382,7 +399,7 @@ fn r16_a_late_reader_sees_only_the_last_state_of_a_call() {
     let mut watcher = watch(&hub, 0, None).expect("watches");
     assert_eq!(poll(&mut watcher, &engine), None);
     for state in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)] {
-        hub.announce(&news(1, state, &[0], 1));
+        hub.announce(&engine.change(1, state, &[0], 1));
     }
     let Some(Item::Endpoint { data, .. }) = poll(&mut watcher, &engine) else { panic!("no event") };
     assert!(data.contains("\"n\":3") && data.contains("token-of-s-0-0"), "{data}");
@@ -392,12 +409,28 @@ fn r16_a_late_reader_sees_only_the_last_state_of_a_call() {
 }
 
 #[test]
+fn r16_what_changed_again_is_told_as_it_is_and_once() {
+    let (hub, engine) = (Hub::new(1), Engine::default());
+    let mut watcher = watch(&hub, 0, None).expect("watches");
+    assert_eq!(poll(&mut watcher, &engine), None);
+    hub.announce(&engine.change(1, (1, 1), &[0], 1));
+    let later = engine.change(1, (1, 2), &[0], 1);
+    assert_eq!(poll(&mut watcher, &engine), None, "it is so no more, and the news of it is under way");
+    hub.announce(&later);
+    let Some(Item::Endpoint { data, .. }) = poll(&mut watcher, &engine) else { panic!("no event") };
+    assert!(data.contains("\"phase\":2"), "{data}");
+    hub.announce(&engine.change(2, (1, 1), &[0], 1));
+    engine.change(2, (1, 1), &[1], 1);
+    assert_eq!(poll(&mut watcher, &engine), None, "its last session went elsewhere");
+}
+
+#[test]
 fn r16_a_null_carries_no_credentials_and_others_see_nothing() {
     let (hub, engine) = (Hub::new(1), Engine::default());
     let mut mine = watch(&hub, 0, None).expect("watches");
     let mut others = watch(&hub, 1, None).expect("watches");
     assert_eq!((poll(&mut mine, &engine), poll(&mut others, &engine)), (None, None), "nothing to tell yet");
-    hub.announce(&news(1, (1, 2), &[0], 3));
+    hub.announce(&engine.change(1, (1, 2), &[0], 3));
     let Some(Item::Endpoint { data, .. }) = poll(&mut mine, &engine) else { panic!("no event") };
     assert!(data.contains("\"endpoint\":null") && data.contains("\"credentials\":[]"), "{data}");
     assert_eq!(poll(&mut others, &engine), None, "a gateway sees only its own sessions' events");
@@ -408,7 +441,7 @@ fn large_calls_come_in_parts_and_only_the_last_moves_the_cursor() {
     let (hub, engine) = (Hub::new(1), Engine::default());
     let mut watcher = watch(&hub, 0, None).expect("watches");
     assert_eq!(poll(&mut watcher, &engine), None);
-    hub.announce(&news(1, (1, 1), &[0], 2 * CREDENTIALS_PER_EVENT_MAX + 1));
+    hub.announce(&engine.change(1, (1, 1), &[0], 2 * CREDENTIALS_PER_EVENT_MAX + 1));
     let parts: Vec<_> = std::iter::from_fn(|| poll(&mut watcher, &engine)).collect();
     let seqs: Vec<_> = parts
         .iter()

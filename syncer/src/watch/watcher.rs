@@ -15,7 +15,7 @@ use super::cursor::Position;
 use super::event::{Item, Telling};
 use super::log::{Behind, CallKey};
 use super::{CursorError, EVENTS_PER_GATEWAY_MAX, GatewayLog, Hub, RESUME_WINDOW, Source};
-use crate::engine::NewsCursor;
+use crate::engine::{Announcement, NewsCursor};
 
 /// News taken from the log at a time: one lock.
 const BATCH: usize = 64;
@@ -160,18 +160,18 @@ impl Watcher {
         } else if let Some(reason) = self.snapshot.take() {
             self.begin_snapshot(reason);
         } else {
-            return self.read_log(now);
+            return self.read_log(source, now);
         }
         true
     }
 
     /// Takes the next news from the log; `false` when there is none.
-    fn read_log(&mut self, now: Instant) -> bool {
+    fn read_log(&mut self, source: &dyn Source, now: Instant) -> bool {
         if self.told_until.is_some_and(|until| now >= until) {
             (self.told, self.told_until) = (HashMap::new(), None);
         }
         drop(self.head.borrow_and_update());
-        match self.read_batch(true) {
+        match self.read_batch(true, source) {
             Ok(read) => read > 0,
             Err(Behind) => {
                 self.snapshot = Some(Some("fell_behind"));
@@ -181,18 +181,20 @@ impl Watcher {
     }
 
     /// Takes a batch of news from the log, each with its position or without; says how many there were.
-    fn read_batch(&mut self, positions: bool) -> Result<usize, Behind> {
+    fn read_batch(&mut self, positions: bool, source: &dyn Source) -> Result<usize, Behind> {
         let batch = self.log.log.lock().after(self.seq, BATCH)?;
         let read = batch.len();
-        for (seq, news) in batch {
+        for (seq, note) in batch {
             self.seq = seq;
-            let key = (news.guild.clone(), news.call.clone());
-            if let Some(told) = self.told.get(&key) {
-                if *told >= (news.epoch, news.phase) {
-                    continue;
-                }
-                self.told.remove(&key);
+            let key = (note.guild.clone(), note.call.clone());
+            if self.told.get(&key).is_some_and(|told| *told >= note.state()) {
+                continue;
             }
+            let news = source.call(&self.gateway, &note.guild, &note.call);
+            // Nobody there any more, or another note comes, or is in this batch.
+            let Some(news) = news.filter(|n| (n.epoch, n.phase) == note.state()) else { continue };
+            self.told.remove(&key);
+            let news = Arc::new(Announcement { cause: note.cause, ..news });
             self.work.push_back(Telling::new(news, positions.then_some(seq)));
         }
         Ok(read)
@@ -221,7 +223,7 @@ impl Watcher {
         if self.rest.is_none() {
             // What came meanwhile belongs to it: a position in between would tell some of it again.
             for _ in 0..CATCH_UP_MAX {
-                match self.read_batch(false) {
+                match self.read_batch(false, source) {
                     Ok(BATCH) => {}
                     Ok(_) => break,
                     Err(Behind) => return, // found again when all this is told

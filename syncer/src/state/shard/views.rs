@@ -71,6 +71,14 @@ impl Shard {
         NewsPage { news: keys.into_iter().filter_map(|key| self.news_of(key, gateway, &numbers)).collect(), next }
     }
 
+    /// The last news of one call, if `gateway` has sessions in it, with those alone.
+    #[must_use]
+    pub fn news_about(&self, gateway: &GatewayId, guild: &GuildId, call: &CallId) -> Option<News> {
+        let numbers: SmallVec<[GatewayIdx; 2]> = self.gateways.of(gateway, None).collect();
+        let news = self.news_of(self.find(guild, call)?, gateway, &numbers)?;
+        news.sessions.iter().any(|(_, sessions)| !sessions.is_empty()).then_some(news)
+    }
+
     fn news_of(&self, key: CallKey, gateway: &GatewayId, numbers: &[GatewayIdx]) -> Option<News> {
         let call = self.get(key)?;
         let (epoch, phase) = call.placement.announced()?;
