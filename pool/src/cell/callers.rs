@@ -44,6 +44,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             Some(answer) => Joined::Answered(answer),
             None => match waiter.take() {
                 Some(waiter) => {
+                    if !fresh && self.line.is_empty() {
+                        self.line_since = Some(now);
+                    }
                     let key = self.line_mut(fresh).push_back(waiter, deadline, now);
                     Joined::Queued(Ticket { fresh, key })
                 }
@@ -129,7 +132,6 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return Back::Not;
         }
         let Some(taken) = self.conns.pass_on(key, channel, now, &self.tuning) else { return Back::Not };
-        self.moved_at = now.or(self.moved_at);
         match self.line.front().and_then(|first| self.line.answer(first, Answer::Given(taken))) {
             Some(waiter) => Back::PassedOn(waiter),
             None => Back::Not, // Nobody waits: it was looked at above.

@@ -3,12 +3,12 @@
 //! A static cap fails when handlers are slow (464 of 2,000 requests at a cap of 64 and a handler of
 //! 200 ms), dialling for every waiter fails when they are quick (8,000 connections for 8,000 requests).
 //! So the cell compares what it has measured: waiters whom the existing connections will serve within the
-//! time of one dial cause none, and where requests are much quicker than dials they may take some dials' time
-//! ([`Estimates::pace`](super::estimate::Estimates::pace)). What a new connection will serve in that time counts too.
+//! time of some dials cause none ([`Estimates::pace`](super::estimate::Estimates::pace)). What a new connection will
+//! serve in that time counts too.
 //!
-//! The comparison can be wrong, for the connections may be stuck. Its escape: when nobody has left the line with a
-//! connection for the time of a dial, or the first in line has waited longer than promised, the estimate no longer
-//! counts, and everybody in line is demand.
+//! The comparison can be wrong, for the connections may be stuck, or callers may keep coming. Its escape: when the line
+//! has not been empty for longer than promised, the estimate no longer counts, and everybody in line is demand. Each new
+//! connection renews the promise.
 
 use std::time::Duration;
 
@@ -38,7 +38,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     pub(super) fn wanted_normal(&self, now: Instant) -> usize {
-        if self.line.is_empty() || self.breaker.blocks(now).is_some() {
+        let untried = self.untried_until().is_some_and(|at| now < at);
+        if self.line.is_empty() || untried || self.breaker.blocks(now).is_some() {
             return 0;
         }
         let dialling = self.dialling - self.dialling_fresh;
@@ -63,11 +64,18 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     /// Until when what is measured, or is about to come back, counts for the line.
     pub(super) fn trust_ends(&self) -> Option<Instant> {
-        if let Some((_, at)) = self.distrust_at() {
+        if let Some(at) = self.distrust_at().map(|(_, at)| at).or_else(|| self.untried_until()) {
             return Some(at);
         }
         let joined = self.line.front_joined().filter(|_| self.conns.returning() > 0)?;
         Some(joined + self.estimates.dial.get()?)
+    }
+
+    /// How long requests take is about to be known: the first ones are under way. It decides how many connections
+    /// are needed, so one dial's time is spent to learn it before there are more.
+    fn untried_until(&self) -> Option<Instant> {
+        let untried = self.estimates.hold.get().is_none() && self.conns.usable() > 0;
+        Some(self.opened_at.filter(|_| untried)? + self.estimates.dial.get()?)
     }
 
     /// What is measured, while the line moves as it says.
@@ -77,14 +85,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     /// What is measured, and when to stop believing it.
     fn distrust_at(&self) -> Option<(Pace, Instant)> {
-        let joined = self.line.front_joined()?;
         let pace = self.estimates.pace()?;
-        let patience = joined + pace.horizon;
-        if self.conns.usable() == 0 {
-            return Some((pace, patience));
-        }
-        let moved = self.moved_at.map_or(joined, |moved| moved.max(joined));
-        Some((pace, patience.min(moved + pace.dial)))
+        let since = self.line_since.max(self.opened_at).filter(|_| !self.line.is_empty())?;
+        Some((pace, since + pace.horizon))
     }
 
     /// The expected wait of a newcomer, if enough is known. It assumes the best: that every dial it may

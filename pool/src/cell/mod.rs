@@ -103,8 +103,10 @@ pub(crate) struct CellState<C, W, E> {
     /// A connection expires sooner than `rings` knows.
     look_again: bool,
     estimates: Estimates,
-    /// When somebody last left the line with a connection.
-    moved_at: Option<Instant>,
+    /// Since when there has always been somebody in line.
+    line_since: Option<Instant>,
+    /// When a dial last worked.
+    opened_at: Option<Instant>,
     /// Whether the origin speaks HTTP/2, as the last dial found.
     h2: Option<bool>,
 }
@@ -137,7 +139,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             rings: SmallVec::new(),
             look_again: false,
             estimates: Estimates::default(),
-            moved_at: None,
+            line_since: None,
+            opened_at: None,
             h2: None,
             tuning,
         }
@@ -255,6 +258,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.dial_over(fresh);
         out.extend(self.breaker.succeed().map(Action::Discard));
         self.proven = true;
+        self.opened_at = Some(now);
         self.dial_window = self.dial_window.saturating_mul(2).min(self.tuning.dials_max());
         self.h2 = Some(shared);
         let age = self.tuning.age_max.get().mul_f64(1.0 - AGE_JITTER_SHARE * jitter.clamp(0.0, 1.0));
@@ -399,7 +403,6 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             let Some(taken) = self.conns.take(&self.tuning, &mut |channel| out.push(Action::Close(channel))) else {
                 break;
             };
-            self.moved_at = Some(now);
             self.tell(false, first, Answer::Given(taken.timed(now)), out);
         }
         if !self.line.is_empty()

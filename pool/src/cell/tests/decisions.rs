@@ -64,8 +64,8 @@ fn expired(model: &mut Model, now: Instant) -> Vec<Awaited> {
 
 #[tokio::test(start_paused = true)]
 async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
-    // A dial takes 20 ms, and 10 ms a request: one connection serves four of them in the 40 ms that pay.
-    let mut model = Model::proven(10, 12);
+    // A dial takes 20 ms, and 40 ms a request: one connection serves four of them in the eight dials' time that pay.
+    let mut model = Model::proven(40, 12);
     (0..4).for_each(|_| model.wait(60_000));
     assert_eq!(model.queued, 0, "waiting is better for all four");
     model.wait(60_000);
@@ -86,11 +86,26 @@ async fn r03_slow_handlers_are_answered_with_dials() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r04_a_stuck_connection_holds_nobody_longer_than_a_dial_takes() {
+async fn r03_there_is_one_connection_until_it_is_known_how_long_requests_take() {
+    let mut model = Model::new();
+    (0..3).for_each(|_| model.wait(60_000));
+    model.apply(Op::GrantSlot);
+    model.apply(Op::DialWorks { at: 0, shared: false });
+    assert_eq!((model.leases.len(), model.queued), (1, 0), "the first request is under way");
+    model.apply(Op::Pass(19));
+    assert_eq!(model.queued, 0);
+    model.apply(Op::Pass(2));
+    assert_eq!(model.queued, 1, "a dial's time was enough to find out");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_stuck_connection_holds_nobody_longer_than_some_dials_take() {
     let mut model = Model::proven(2, 12);
+    model.apply(Op::Pass(100));
     model.wait(60_000);
     assert_eq!(model.queued, 0);
-    model.apply(Op::Pass(19));
+    model.apply(Op::Pass(159));
     assert_eq!(model.queued, 0);
     model.apply(Op::Pass(2));
     assert_eq!(model.queued, 1, "the estimate was wrong, so it dials");
@@ -98,17 +113,35 @@ async fn r04_a_stuck_connection_holds_nobody_longer_than_a_dial_takes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r04_a_line_that_moves_slower_than_promised_dials_in_the_end() {
+async fn r04_a_line_that_is_never_empty_dials_in_the_end() {
     let mut model = Model::proven(10, 12);
+    let dial_at = |model: &Model| model.queued + model.dials.len();
+    // Each request is quick, but whoever is served is followed by the next.
+    model.wait(60_000);
+    let since = model.now;
+    while dial_at(&model) == 0 {
+        assert!(model.now < since + Duration::from_secs(1), "the line stands for ever");
+        model.apply(Op::Pass(10));
+        model.wait(60_000);
+        model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
+    }
+    let stood = model.now.saturating_duration_since(since);
+    assert!(stood >= Duration::from_millis(160), "it gets its eight dials' time, not {stood:?}");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_line_that_moves_slower_than_promised_dials_in_the_end() {
+    let mut model = Model::proven(40, 12);
     (0..4).for_each(|_| model.wait(60_000));
-    // It moves, but by one in 15 ms.
+    // It moves, but by one in 50 ms.
     for _ in 0..3 {
-        model.apply(Op::Pass(13));
+        model.apply(Op::Pass(50));
         assert_eq!(model.queued, 0);
         model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
     }
-    model.apply(Op::Pass(2));
-    assert_eq!(model.queued, 1, "the last has waited longer than 40 ms");
+    model.apply(Op::Pass(15));
+    assert_eq!(model.queued, 1, "the last has waited longer than 160 ms");
     model.check();
 }
 
@@ -182,7 +215,7 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
     };
     assert!(!wants(&cell.step(opened, now)), "the cap is reached");
     tuning.set(&LaneLimits { connections_per_origin_max: 2, ..limits }, SLOTS);
-    assert!(wants(&cell.step(Event::Retune, now)));
+    assert!(wants(&cell.step(Event::Retune, now + DIAL_TIME)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -374,6 +407,7 @@ async fn r01_a_place_in_the_dial_line_that_an_old_life_asked_for_is_worth_nothin
 #[tokio::test(start_paused = true)]
 async fn r03_a_server_that_repeats_its_keep_alive_gets_the_short_way_back() {
     let mut model = Model::proven(7, 1);
+    model.apply(Op::Pass(25)); // What was armed for the first of them has rung.
     let (key, pipe, _) = model.leases.pop().expect("one is out");
     let told = Some(Duration::from_millis(100));
     let back = Event::Return { key, channel: Some(pipe), verdict: Verdict::Answered, keep_alive: told, held: None };
