@@ -3,6 +3,7 @@
 //! A request walks `listener` → [`finish`] (id, bounds, metrics, the one shape of errors) → a
 //! handler, which asks [`auth`] who calls and [`route`] who serves it. Handlers hold no state.
 
+mod audit;
 mod auth;
 mod body;
 mod bulk;
@@ -39,6 +40,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderV
 use http::{StatusCode, Version};
 use tokio::time::{Instant, timeout};
 
+pub(crate) use self::audit::Audit;
 pub(crate) use self::auth::{Auth, Caller, Connected};
 pub use self::bulk::parse_only;
 pub(crate) use self::error::ApiError;
@@ -75,7 +77,8 @@ pub(crate) fn router(app: Arc<App>, operators: bool) -> Router {
         .route("/v1/gateways/{gateway}", put(ops::heartbeat))
         .route("/v1/calls", get(calls::list))
         .route("/v1/sfus", get(sfus::list))
-        .route("/v1/sfus/{sfu}", post(sfus::act))
+        .route("/v1/sfus/{sfu}", get(sfus::get).post(sfus::act))
+        .route("/v1/audit", get(audit::list))
         .route("/v1/levers", get(levers::list).patch(levers::change))
         .route("/v1/status", get(ops::status))
         .route("/v1/members", get(ops::members))

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::audit::Audit;
 use super::auth::Auth;
 use super::metrics::HttpMetrics;
 use crate::engine::Engine;
@@ -35,6 +36,7 @@ pub(crate) struct App {
     pub(crate) sfu_lane: pool::Lane,
     pub(crate) signer: Arc<Signer>,
     pub(crate) auth: Arc<Auth>,
+    pub(crate) audit: Audit,
     pub(crate) ready: Readiness,
     pub(crate) gateways: Gateways,
     pub(crate) watchers: Arc<Semaphore>,

@@ -51,6 +51,10 @@ levers! {
         sfu_rate: f64 = "placement.sfu.rate" ["per second"] 20.0, 0.0 => 10_000.0;
         /// Room creations on one SFU that may go at once.
         sfu_burst: u64 = "placement.sfu.burst" ["creations"] 15, 0 => 10_000;
+        /// Planned moves of calls per second in the whole fleet: drains, never repairs.
+        moves_rate: f64 = "moves.rate" ["per second"] 20.0, 0.0 => 10_000.0;
+        /// Planned moves that may go at once.
+        moves_burst: u64 = "moves.burst" ["calls"] 5, 0 => 10_000;
         /// Whether a call may go to another region when its own has no SFU left.
         any_region: bool = "placement.any_region" [""] true, false => true;
         /// Stops all placements: the global throttle at its lowest step.
@@ -107,6 +111,12 @@ impl EngineLevers {
             sfu: quota(self.sfu_rate.get(), self.sfu_burst.get()),
             grow_after: self.grow_after.get(),
         }
+    }
+
+    /// The budget of planned moves.
+    #[must_use]
+    pub fn moves(&self) -> Quota {
+        quota(self.moves_rate.get(), self.moves_burst.get())
     }
 
     /// The limit of new calls.

@@ -42,6 +42,8 @@ pub struct Metrics {
     pub first_attempts: Counter,
     /// Placements on another SFU than before.
     pub moves: Counter,
+    /// Planned moves of calls from one SFU to another.
+    pub planned_moves: Counter,
     /// Notices that an SFU is dead or has restarted.
     pub notices: Counter,
     /// Rooms ended.
@@ -73,6 +75,7 @@ impl Default for Metrics {
             attempts: Counter::default(),
             first_attempts: Counter::default(),
             moves: Counter::default(),
+            planned_moves: Counter::default(),
             notices: Counter::default(),
             releases: Counter::default(),
             releases_dropped: Counter::default(),
@@ -120,6 +123,7 @@ impl Metrics {
         counter("attempts", "Attempts to place a call, sent to SFUs", &self.attempts);
         counter("first_attempts", "Attempts that were the first of their call's need", &self.first_attempts);
         counter("moves", "Placements on another SFU than before", &self.moves);
+        counter("planned_moves", "Planned moves of calls from one SFU to another", &self.planned_moves);
         counter("sfu_notices", "Notices that an SFU is dead or has restarted", &self.notices);
         counter("releases", "Rooms ended", &self.releases);
         counter("releases_dropped", "Rooms to end that were left to the digests", &self.releases_dropped);

@@ -1,8 +1,9 @@
 //! The engine: the shell around a syncer's decisions, and all that the API sees of them.
 //!
-//! [`Engine::start`] runs two loops, the reconciler and the observer, under a watchdog each; the
-//! rest are plain functions that lock one shard for microseconds.
+//! [`Engine::start`] runs three loops, the reconciler, the mover and the observer, under a watchdog
+//! each; the rest are plain functions that lock one shard for microseconds.
 
+mod sfus;
 mod types;
 mod views;
 
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use rand::RngExt as _;
 use rate_limit::Levers;
-use sfu_api::{CallId, Epoch, GatewayId, GuildId, OwnerTerm, RoomId, SessionId, SfuId, Slot, SyncerId};
+use sfu_api::{CallId, Epoch, GatewayId, GuildId, OwnerTerm, RoomId, SessionId, Slot, SyncerId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -24,12 +25,13 @@ use crate::drivers::{CredentialRequest, SfuDriver, SfuSpec, SpecError};
 use crate::health::Evidence;
 use crate::observe::Observer;
 use crate::ownership::slot_of;
-use crate::reconcile::Reconciler;
+use crate::reconcile::{Mover, Reconciler};
 use crate::state::{Left, SeqCheck, SfuIdx};
 
+pub(crate) use self::sfus::DRAIN_MAX;
 pub use self::types::{
-    CallAnswer, CallFilter, CallPage, CallState, CallView, CandidateView, DrainReport, EngineStatus, Explanation,
-    NewsCursor, Refusal, SfuCounts, SfuView,
+    CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
+    EngineStatus, Explanation, NewsCursor, Refusal, SfuCounts, SfuView,
 };
 pub use crate::context::{Announcement, Announcer};
 pub use crate::state::{Cause, Join, Leave};
@@ -75,6 +77,8 @@ impl Engine {
         let ctx = Arc::new(Context::new(id, levers, announcer, seed, stop, now));
         let reconciling = ctx.clone();
         watched(&ctx, "reconciler", move || Reconciler::new(reconciling.clone()).run());
+        let moving = ctx.clone();
+        watched(&ctx, "mover", move || Mover::new(moving.clone(), Instant::now()).run());
         let observing = ctx.clone();
         watched(&ctx, "observer", move || Observer::new(observing.clone(), Instant::now()).run());
         Self { ctx, drivers }
@@ -231,23 +235,6 @@ impl Engine {
     /// Names the engine's metrics in `registry`.
     pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
         self.ctx.metrics.register(registry);
-    }
-
-    /// Takes an SFU out of selection, or puts it back. `None`: there is no such SFU.
-    #[must_use]
-    pub fn cordon(&self, id: &SfuId, cordoned: bool) -> Option<SfuView> {
-        let sfu = self.ctx.catalogue.now().by_id.get(id)?.clone();
-        sfu.set_cordoned(cordoned);
-        self.ctx.wake.notify_one();
-        Some(self.sfu_view(&sfu))
-    }
-
-    /// Moves an SFU's calls on an operator's word. `None`: there is no such SFU.
-    #[must_use]
-    pub fn declare_dead(&self, id: &SfuId, now: Instant) -> Option<SfuView> {
-        let sfu = self.ctx.catalogue.now().by_id.get(id)?.clone();
-        self.ctx.observe(&sfu, &Evidence::DeclaredDead, now);
-        Some(self.sfu_view(&sfu))
     }
 
     /// Takes no new calls, finishes what is begun (attempts, releases, calls that await an endpoint)

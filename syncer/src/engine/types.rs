@@ -8,6 +8,7 @@ use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId};
 
 use crate::drivers::DriverKind;
 use crate::health::Verdict;
+use crate::select::DrainState;
 use crate::state::CallKey;
 
 /// What a join is answered: where the call is now.
@@ -89,6 +90,8 @@ pub struct CallView {
     /// Where clients connect.
     #[schema(value_type = Option<String>)]
     pub endpoint: Option<Arc<str>>,
+    /// Where it is about to be, if it is being moved as planned.
+    pub moving_to: Option<SfuId>,
     /// Epoch of the placement or attempt.
     pub epoch: Option<Epoch>,
     /// How long the call has been awaiting an endpoint, in milliseconds.
@@ -171,6 +174,10 @@ pub struct SfuView {
     pub verdict: Verdict,
     /// Whether an operator took it out of selection.
     pub cordoned: bool,
+    /// Whether it is out of service for debugging.
+    pub quarantined: bool,
+    /// The drain under way, or the last one.
+    pub drain: Option<DrainView>,
     /// Whether it says that it takes new rooms.
     pub accepting: bool,
     /// Calls it can carry.
@@ -181,6 +188,35 @@ pub struct SfuView {
     pub calls: u32,
     /// The last evidence behind the verdict.
     pub evidence: String,
+}
+
+/// A planned emptying of an SFU, as far as this syncer's calls go.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct DrainView {
+    /// How far it is.
+    pub state: DrainState,
+    /// Calls that were there when it began.
+    pub at_start: u64,
+    /// Calls that have moved.
+    pub moved: u64,
+    /// Calls that are still there.
+    pub left: u64,
+    /// How long it has been going on, in milliseconds.
+    pub elapsed_ms: u64,
+    /// Time to its deadline, in milliseconds; 0 when it has passed.
+    pub remaining_ms: u64,
+    /// The first hundred calls that are still there; only where one SFU is asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_calls: Vec<CallName>,
+}
+
+/// Names a call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct CallName {
+    /// Its guild.
+    pub guild: GuildId,
+    /// Its id within the guild.
+    pub call: CallId,
 }
 
 /// Numbers of the whole engine.
@@ -210,6 +246,8 @@ pub struct EngineStatus {
     pub frozen: bool,
     /// Placements that put a call on another SFU than before.
     pub moves_total: u64,
+    /// Planned moves, of those.
+    pub planned_moves_total: u64,
     /// Notices that an SFU is dead or has restarted.
     pub notices_total: u64,
     /// Rooms ended.
@@ -235,6 +273,10 @@ pub struct SfuCounts {
     pub dead: u32,
     /// Cordoned by an operator, whatever the verdict.
     pub cordoned: u32,
+    /// Being drained, or drained, whatever the verdict.
+    pub draining: u32,
+    /// In quarantine, whatever the verdict.
+    pub quarantined: u32,
 }
 
 /// What a drain left behind.

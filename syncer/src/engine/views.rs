@@ -5,6 +5,7 @@ use std::collections::BinaryHeap;
 use sfu_api::{CallId, GatewayId, GuildId, RegionId};
 use tokio::time::Instant;
 
+use super::sfus::drain_view;
 use super::{
     Announcement, CallFilter, CallPage, CallState, CallView, CandidateView, Engine, EngineStatus, Explanation,
     NewsCursor, SfuCounts, SfuView,
@@ -12,7 +13,7 @@ use super::{
 use crate::health::Verdict;
 use crate::ownership::slot_of;
 use crate::select::Sfu;
-use crate::state::{Call, How, Place, Placement, Shard, Why};
+use crate::state::{Call, How, Place, SfuIdx, Shard, Why};
 
 /// Calls in a page at most: ~300 KiB of JSON.
 const PAGE_MAX: usize = 1_000;
@@ -177,6 +178,8 @@ impl Engine {
             driver: entry.spec.driver,
             verdict: sfu.verdict(),
             cordoned: sfu.is_cordoned(),
+            quarantined: sfu.is_quarantined(),
+            drain: drain_view(sfu, calls as u64, Instant::now()),
             accepting: sfu.is_accepting(),
             capacity: entry.spec.capacity,
             load: sfu.load(),
@@ -197,6 +200,7 @@ impl Engine {
             attempts_in_flight: self.ctx.window.in_flight(),
             frozen: self.ctx.is_frozen(),
             moves_total: metrics.moves.get(),
+            planned_moves_total: metrics.planned_moves.get(),
             notices_total: metrics.notices.get(),
             releases_total: metrics.releases.get(),
             releases_waiting: self.ctx.releases.len() as u64,
@@ -226,6 +230,8 @@ impl Engine {
                 Verdict::Dead => counts.dead += 1,
             }
             counts.cordoned += u32::from(sfu.is_cordoned());
+            counts.draining += u32::from(sfu.is_draining());
+            counts.quarantined += u32::from(sfu.is_quarantined());
         }
         counts
     }
@@ -252,12 +258,11 @@ impl Engine {
     }
 
     fn view(&self, call: &Call, now: Instant) -> CallView {
-        let (room, endpoint) = match &call.placement {
-            Placement::Placed { seat, .. } => {
-                (Some(seat.room(&call.guild, &call.id)), Some(seat.endpoint(&call.guild, &call.id)))
-            }
-            Placement::Unplaced | Placement::Reserving { .. } | Placement::Lost { .. } => (None, None),
-        };
+        let seat = call.placement.seated().map(|(_, _, seat)| seat);
+        let (room, endpoint) =
+            seat.map(|seat| (seat.room(&call.guild, &call.id), seat.endpoint(&call.guild, &call.id))).unzip();
+        let name = |idx: Option<SfuIdx>| idx.and_then(|idx| self.ctx.catalogue.get(idx)).map(|s| s.id.clone());
+        let [on, to] = call.placement.sfus();
         CallView {
             guild: call.guild.clone(),
             call: call.id.clone(),
@@ -265,7 +270,8 @@ impl Engine {
             region: call.region.clone(),
             participants: u32::try_from(call.participants.len()).unwrap_or(u32::MAX),
             state: state(call),
-            sfu: call.placement.sfu().and_then(|idx| self.ctx.catalogue.get(idx)).map(|s| s.id.clone()),
+            sfu: name(on),
+            moving_to: name(to),
             room,
             endpoint,
             epoch: call.placement.epoch(),

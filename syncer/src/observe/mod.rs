@@ -172,6 +172,7 @@ impl Observer {
         if due
             && verdict.takes_new()
             && !ctx.levers.digest_paused.get()
+            && !sfu.is_quarantined()
             && let Some(mine) = InFlight::enter(&schedule.digesting, 1)
             && let Some(permit) = InFlight::enter(&self.digests, DIGESTS_MAX)
         {

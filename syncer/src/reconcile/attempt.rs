@@ -130,7 +130,7 @@ impl Attempt {
         let committed = shard.commit(self.work.key, self.epoch, ready.endpoint, &limits, now);
         drop(shard);
         match committed {
-            Committed::Placed { news, moved, awaited, class } => {
+            Committed::Placed { news, moved, awaited, class, left } => {
                 ctx.metrics.placements.inc();
                 if moved {
                     ctx.metrics.moves.inc();
@@ -140,6 +140,14 @@ impl Attempt {
                 }
                 if let Some(news) = news {
                     ctx.announce(news);
+                }
+                if let Some(left) = left {
+                    if let Some(from) = ctx.catalogue.get(left.sfu) {
+                        from.count_moved();
+                    }
+                    ctx.metrics.planned_moves.inc();
+                    // Its clients leave first: they have only just heard.
+                    ctx.release_later(*left, now + GHOST_AFTER);
                 }
             }
             Committed::Stale => {

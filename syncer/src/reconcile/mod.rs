@@ -11,6 +11,7 @@
 
 mod attempt;
 mod losses;
+mod mover;
 mod placer;
 mod release;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use sfu_api::BATCH_OPERATIONS_MAX;
 use tokio::time::Instant;
 
 use self::attempt::Attempt;
+pub use self::mover::Mover;
 use self::placer::{Barren, SelectPlacer};
 use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};

@@ -66,6 +66,9 @@ fn collect(
     for _ in 0..LOOKS_MAX {
         let Some((release, tries)) = ctx.releases.pop(now) else { return ctx.releases.next_at() };
         let Some(sfu) = ctx.catalogue.get(release.sfu) else { continue };
+        if sfu.is_quarantined() {
+            continue; // its rooms are what somebody wants to look at
+        }
         match sfu.verdict() {
             // Its rooms are gone, or the digest finds them when it is back.
             Verdict::Dead => continue,

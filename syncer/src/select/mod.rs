@@ -10,6 +10,7 @@
 mod budget;
 mod catalogue;
 mod choose;
+mod drain;
 mod sfu;
 #[cfg(test)]
 mod tests;
@@ -17,4 +18,5 @@ mod tests;
 pub use self::budget::{Budget, Quotas};
 pub use self::catalogue::{Catalogue, Replaced, Snapshot};
 pub use self::choose::{Choice, choose};
+pub use self::drain::{Drain, DrainState};
 pub use self::sfu::{Entry, Excluded, Reservation, Sfu};

@@ -11,6 +11,7 @@ use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
 use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
+use super::Drain;
 use crate::drivers::{SfuDriver, SfuSpec};
 use crate::health::{Change, Evidence, Health, Rules, Verdict};
 use crate::state::SfuIdx;
@@ -37,6 +38,12 @@ pub struct Sfu {
     health: Mutex<Health>,
     verdict: AtomicU8,
     cordoned: AtomicBool,
+    /// The drain under way, or the last one.
+    drain: Mutex<Option<Drain>>,
+    /// An operator took it out of service to look into it.
+    quarantined: AtomicBool,
+    /// There is a drain that was not taken back.
+    draining: AtomicBool,
     accepting: AtomicBool,
     /// The last load report, and when it came.
     load: Mutex<Option<(Load, Instant)>>,
@@ -70,6 +77,10 @@ pub enum Excluded {
     Verdict(Verdict),
     /// An operator took it out.
     Cordoned,
+    /// It is kept for debugging.
+    Quarantined,
+    /// It is being drained.
+    Draining,
     /// It takes no new rooms.
     NotAccepting,
     /// It asked for patience (`Retry-After`).
@@ -97,6 +108,8 @@ impl fmt::Display for Excluded {
         match self {
             Self::Verdict(v) => write!(f, "it is {}", v.name()),
             Self::Cordoned => f.write_str("it is cordoned"),
+            Self::Quarantined => f.write_str("it is in quarantine"),
+            Self::Draining => f.write_str("it is being drained"),
             Self::NotAccepting => f.write_str("it takes no new rooms"),
             Self::Held => f.write_str("it asked to be left alone for now"),
             Self::Full => f.write_str("it is full"),
@@ -128,6 +141,9 @@ impl Sfu {
             health: Mutex::default(),
             verdict: AtomicU8::new(Verdict::Healthy as u8),
             cordoned: AtomicBool::new(false),
+            drain: Mutex::new(None),
+            quarantined: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             accepting: AtomicBool::new(true),
             load: Mutex::new(None),
             held_until: Mutex::new(None),
@@ -214,6 +230,55 @@ impl Sfu {
         self.cordoned.store(cordoned, Ordering::Relaxed);
     }
 
+    /// Whether it is kept for debugging: nothing new is placed there, and what is there is not swept.
+    #[must_use]
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantined.load(Ordering::Relaxed)
+    }
+
+    /// Takes it out of service for debugging, or puts it back.
+    pub fn set_quarantined(&self, quarantined: bool) {
+        self.quarantined.store(quarantined, Ordering::Relaxed);
+    }
+
+    /// Whether it is to be emptied, or was.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The drain under way, or the last one.
+    #[must_use]
+    pub fn drain(&self) -> Option<Drain> {
+        *self.drain.lock()
+    }
+
+    /// Begins a drain, or gives the one under way a new deadline.
+    pub fn start_drain(&self, drain: Drain) {
+        let mut current = self.drain.lock();
+        *current = match *current {
+            Some(old) if !old.undone => Some(Drain { deadline: drain.deadline, ..old }),
+            _ => Some(drain),
+        };
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes a drain back. Returns whether there was one.
+    pub fn undo_drain(&self) -> bool {
+        let mut current = self.drain.lock();
+        let Some(drain) = current.as_mut().filter(|d| !d.undone) else { return false };
+        drain.undone = true;
+        self.draining.store(false, Ordering::Relaxed);
+        true
+    }
+
+    /// A call has moved away as planned.
+    pub fn count_moved(&self) {
+        if let Some(drain) = self.drain.lock().as_mut() {
+            drain.moved += 1;
+        }
+    }
+
     /// Whether it says that it takes new rooms.
     #[must_use]
     pub fn is_accepting(&self) -> bool {
@@ -274,6 +339,10 @@ impl Sfu {
             Err(Excluded::Verdict(verdict))
         } else if self.is_cordoned() {
             Err(Excluded::Cordoned)
+        } else if self.is_quarantined() {
+            Err(Excluded::Quarantined)
+        } else if self.is_draining() {
+            Err(Excluded::Draining)
         } else if !self.is_accepting() {
             Err(Excluded::NotAccepting)
         } else if self.held_until.lock().is_some_and(|until| now < until) {

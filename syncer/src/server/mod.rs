@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{
-    self, App, Auth, Gateways, HttpMetrics, Readiness, WATCHERS_MAX, connection::Serving, listener::Listener,
+    self, App, Audit, Auth, Gateways, HttpMetrics, Readiness, WATCHERS_MAX, connection::Serving, listener::Listener,
 };
 use crate::config::{Config, ConfigError};
 use crate::context::EngineLevers;
@@ -245,6 +245,7 @@ fn build(
         sfu_lane,
         signer,
         auth: Arc::new(Auth::new(config)),
+        audit: Audit::default(),
         ready: Readiness::waiting_for(&[CATALOGUE, SLOTS]),
         gateways: Gateways::default(),
         watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),

@@ -85,7 +85,7 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
         if let Some(class) = call.demand() {
             demand.add(call.region.as_ref(), class, 1);
         }
-        if let Some(sfu) = call.placement.sfu() {
+        for sfu in call.placement.sfus().into_iter().flatten() {
             indexed += 1;
             if !shard.by_sfu.get(&sfu).is_some_and(|keys| keys.contains(&key)) {
                 return Some(Violation::Index);

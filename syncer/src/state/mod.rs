@@ -26,9 +26,9 @@ pub use self::dirty::{Blocker, Class, Dirty, Place, smallness};
 pub use self::gateways::{GatewayIdx, Round};
 pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
 pub use self::members::Members;
-pub use self::placement::{Cause, Last, Placement, Reserved, SfuIdx};
+pub use self::placement::{Cause, Last, Move, Placement, Reserved, SfuIdx};
 pub use self::seat::Seat;
 pub use self::shard::{
-    CallKey, Committed, Decision, Demand, Expired, How, Join, Joined, Leave, Left, Limits, Loss, News, NewsPage, Next,
-    PlaceWork, Placer, Release, Shard, ShardCounts, Why,
+    CallKey, Committed, Decision, Demand, Expired, How, Join, Joined, Leave, Left, Limits, Loss, Moved, News, NewsPage,
+    Next, PlaceWork, Placer, Release, Shard, ShardCounts, Why,
 };

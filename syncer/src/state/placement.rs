@@ -4,7 +4,12 @@
 //! Unplaced ──reserve──▶ Reserving ──commit──▶ Placed ──lost──▶ Lost ──reserve──▶ Reserving …
 //!     ▲                     │ failed             ▲
 //!     └─────────────────────┘ (back to Unplaced or Lost)
+//!
+//! Placed ──move──▶ Moving ──commit──▶ Placed elsewhere     (failed: back to Placed)
 //! ```
+//!
+//! A planned move keeps the old place until the new one is made, so the gateways hear of one new
+//! endpoint and of no null. If the old SFU dies meanwhile, the move under way is the repair.
 //!
 //! A commit counts only while the call still reserves at that epoch (compare-and-set); a late
 //! answer leaves a room that nobody wants, which is released.
@@ -34,6 +39,8 @@ pub enum Cause {
     Operator,
     /// The SFU no longer has the room.
     RoomForgotten,
+    /// Moved as planned, away from an SFU that is drained.
+    Drained,
 }
 
 impl Cause {
@@ -47,6 +54,7 @@ impl Cause {
             Self::SfuSilent => "sfu_silent",
             Self::Operator => "operator",
             Self::RoomForgotten => "room_forgotten",
+            Self::Drained => "drained",
         }
     }
 }
@@ -74,6 +82,8 @@ pub enum Placement {
         /// Room and endpoint.
         seat: Seat,
     },
+    /// In a room, and about to be in another one elsewhere. Boxed: few calls move at once.
+    Moving(Box<Move>),
     /// It had a place and lost it.
     Lost {
         /// Where it was.
@@ -94,6 +104,23 @@ pub struct Reserved {
     pub in_place: bool,
 }
 
+/// A planned move under way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The SFU the call is on until the move is done.
+    pub from: SfuIdx,
+    /// The generation of that placement.
+    pub epoch: Epoch,
+    /// Room and endpoint there.
+    pub seat: Seat,
+    /// The SFU it goes to.
+    pub to: SfuIdx,
+    /// The generation of the next placement.
+    pub next: Epoch,
+    /// The room to make there.
+    pub room: RoomId,
+}
+
 /// Where a call was placed, and the gateways were told that it no longer is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Last {
@@ -104,20 +131,39 @@ pub struct Last {
 }
 
 impl Placement {
-    /// The SFU the call is on or about to be on.
+    /// The SFU the call is on or about to be on; for a move under way, the one it is still on.
     #[must_use]
-    pub const fn sfu(&self) -> Option<SfuIdx> {
+    pub fn sfu(&self) -> Option<SfuIdx> {
         match self {
             Self::Reserving { sfu, .. } | Self::Placed { sfu, .. } => Some(*sfu),
+            Self::Moving(m) => Some(m.from),
             Self::Unplaced | Self::Lost { .. } => None,
         }
     }
 
-    /// The epoch of the placement or the attempt.
+    /// Every SFU that has, or is about to have, a room of the call.
     #[must_use]
-    pub const fn epoch(&self) -> Option<Epoch> {
+    pub fn sfus(&self) -> [Option<SfuIdx>; 2] {
+        let to = if let Self::Moving(m) = self { Some(m.to) } else { None };
+        [self.sfu(), to]
+    }
+
+    /// SFU, epoch and seat that clients have now.
+    #[must_use]
+    pub fn seated(&self) -> Option<(SfuIdx, Epoch, &Seat)> {
+        match self {
+            Self::Placed { sfu, epoch, seat } => Some((*sfu, *epoch, seat)),
+            Self::Moving(m) => Some((m.from, m.epoch, &m.seat)),
+            Self::Unplaced | Self::Reserving { .. } | Self::Lost { .. } => None,
+        }
+    }
+
+    /// The epoch of the placement or the attempt; for a move under way, that of the placement.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
         match self {
             Self::Reserving { epoch, .. } | Self::Placed { epoch, .. } => Some(*epoch),
+            Self::Moving(m) => Some(m.epoch),
             Self::Unplaced | Self::Lost { .. } => None,
         }
     }
@@ -129,6 +175,7 @@ impl Placement {
         match self {
             Self::Unplaced => None,
             Self::Placed { epoch, .. } => Some((*epoch, 1)),
+            Self::Moving(m) => Some((m.epoch, 1)),
             Self::Lost { last, .. } => Some((last.epoch, 2)),
             Self::Reserving { attempt, .. } => attempt.last.map(|last| (last.epoch, 2)),
         }
@@ -137,6 +184,6 @@ impl Placement {
     /// Whether clients have an endpoint.
     #[must_use]
     pub const fn is_placed(&self) -> bool {
-        matches!(self, Self::Placed { .. })
+        matches!(self, Self::Placed { .. } | Self::Moving(_))
     }
 }

@@ -147,6 +147,59 @@ fn r16_a_loss_is_one_null_and_a_repair_one_endpoint() {
     assert!(second > first && moved && news.phase == 1 && news.endpoint.is_some());
 }
 
+fn drain(shard: &mut Shard, from: u32, to: u32) -> Option<(CallKey, Epoch)> {
+    match shard.move_next(SfuIdx(from), None, &mut On(Some(to))) {
+        Moved::Reserved { work, epoch, .. } => Some((work.key, epoch)),
+        Moved::Nothing | Moved::Aside(_) => None,
+    }
+}
+
+#[test]
+fn r16_a_planned_move_is_one_endpoint_and_no_null() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    let (key, first, _) = place(&mut shard, 1, t).expect("ready");
+    let (moving, second) = drain(&mut shard, 1, 2).expect("it can go");
+    assert!(moving == key && second > first);
+    assert!(drain(&mut shard, 1, 2).is_none(), "once");
+    assert_eq!((shard.calls_on(SfuIdx(1)), shard.calls_on(SfuIdx(2))), (1, 1), "both sides know of it");
+    assert_eq!(shard.counts().placed, 1, "its clients have an endpoint all along");
+    let committed = shard.commit(key, second, "https://sfu-2".into(), &LIMITS, t);
+    let Committed::Placed { news: Some(news), left: Some(left), .. } = committed else { panic!("not moved") };
+    assert_eq!((news.epoch, news.phase, news.cause), (second, 1, Cause::Drained));
+    assert_eq!((left.sfu, left.epoch), (SfuIdx(1), first));
+    assert_eq!((shard.calls_on(SfuIdx(1)), shard.calls_on(SfuIdx(2))), (0, 1));
+}
+
+#[test]
+fn r16_a_move_that_fails_leaves_the_call_where_it_was() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    let (key, ..) = place(&mut shard, 1, t).expect("ready");
+    let (_, next) = drain(&mut shard, 1, 2).expect("it can go");
+    shard.fail(key, next, true, t);
+    assert_eq!((shard.calls_on(SfuIdx(1)), shard.calls_on(SfuIdx(2))), (1, 0));
+    assert!(matches!(shard.commit(key, next, "https://late".into(), &LIMITS, t), Committed::Stale));
+    assert!(drain(&mut shard, 1, 2).is_some(), "it may be tried again");
+}
+
+#[test]
+fn r13_when_the_old_sfu_dies_the_move_under_way_is_the_repair() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    let (key, first, _) = place(&mut shard, 1, t).expect("ready");
+    let (_, next) = drain(&mut shard, 1, 2).expect("it can go");
+    assert!(sfu_lost(&mut shard, 2, false, t).is_empty(), "where it goes to is not where it is");
+    let news = sfu_lost(&mut shard, 1, false, t);
+    assert_eq!(news.iter().map(|n| (n.epoch, n.phase)).collect::<Vec<_>>(), [(first, 2)]);
+    assert!(reserve(&mut shard, 0).is_none(), "one attempt a call");
+    let committed = shard.commit(key, next, "https://sfu-2".into(), &LIMITS, t);
+    assert!(matches!(committed, Committed::Placed { news: Some(_), left: None, awaited: Some(_), .. }));
+}
+
 #[test]
 fn a_restarted_sfu_is_filled_in_place() {
     let t = Instant::now();
@@ -291,6 +344,7 @@ enum Step {
     Place(Option<u32>),
     Commit(usize),
     Fail(usize),
+    Drain(u32, u32),
     Lose(u32, bool),
     Forget(u32),
     Unblock,
@@ -306,6 +360,7 @@ fn steps() -> impl Strategy<Value = Step> {
         4 => prop::option::of(0u32..3).prop_map(Step::Place),
         4 => (0usize..4).prop_map(Step::Commit),
         2 => (0usize..4).prop_map(Step::Fail),
+        2 => (0u32..3, 0u32..3).prop_map(|(from, to)| Step::Drain(from, to)),
         2 => (0u32..3, any::<bool>()).prop_map(|(s, p)| Step::Lose(s, p)),
         1 => (0u32..3).prop_map(Step::Forget),
         1 => Just(Step::Unblock),
@@ -346,6 +401,13 @@ proptest! {
                 Step::Leave(c, s) => { leave(&mut shard, c, s, now); }
                 Step::Place(sfu) => {
                     if let Next::Reserved { work, epoch, .. } = shard.place_next(None, &mut On(sfu)) {
+                        prop_assert!(flying.iter().all(|(k, _)| *k != work.key), "one attempt a call");
+                        flying.push((work.key, epoch));
+                    }
+                }
+                Step::Drain(from, to) => {
+                    if let Moved::Reserved { work, epoch, .. } =
+                        shard.move_next(SfuIdx(from), None, &mut On(Some(to))) {
                         prop_assert!(flying.iter().all(|(k, _)| *k != work.key), "one attempt a call");
                         flying.push((work.key, epoch));
                     }

@@ -63,6 +63,44 @@ async fn a_cordoned_sfu_takes_no_new_calls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn r16_a_drained_sfu_is_emptied_over_https_with_progress_and_an_audit() {
+    let fleet = Fleet::start(1, 3).await;
+    for n in 0..30 {
+        fleet.join_until_placed(0, "g", &format!("c{n}"), "s").await;
+    }
+    let (_, before) = fleet.get(0, "/v1/calls?sfu=sfu-1").await;
+    let calls = before["total"].as_u64().expect("a number");
+    assert!(calls > 0, "{before}");
+    let act = |action: &str, body: Value| {
+        answer(fleet.request(0, Method::POST, &format!("/v1/sfus/sfu-1:{action}")).json(&body))
+    };
+    for (action, body) in [
+        ("drain", json!({ "deadline": "2d" })),
+        ("drain", json!({ "deadline": "soon" })),
+        ("cordon", json!({ "deadline": "1m" })),
+        ("undrain", json!({ "reason": "x".repeat(300) })),
+    ] {
+        let (status, error) = act(action, body).await;
+        assert_eq!((status, &error["error_code"]), (StatusCode::BAD_REQUEST, &json!("invalid")), "{error}");
+    }
+    let (status, sfu) = act("drain", json!({ "deadline": "5m", "reason": "new kernel" })).await;
+    assert_eq!((status, &sfu["drain"]["at_start"]), (StatusCode::OK, &json!(calls)), "{sfu}");
+    let show = || async { fleet.get(0, "/v1/sfus/sfu-1").await.1 };
+    until("the drain", || async { show().await["drain"]["state"] == "done" }).await;
+    let (_, sfu) = fleet.get(0, "/v1/sfus/sfu-1").await;
+    assert_eq!((&sfu["drain"]["moved"], &sfu["calls"]), (&json!(calls), &json!(0)), "{sfu}");
+    assert_eq!(fleet.get(0, "/v1/status").await.1["notices_total"], 0);
+    let (_, sfu) = act("undrain", json!({})).await;
+    assert_eq!(sfu["drain"]["state"], "undone", "{sfu}");
+    assert_eq!(act("quarantine", json!({})).await.1["quarantined"], true);
+    let (_, audit) = fleet.get(0, "/v1/audit").await;
+    let acts = audit["acts"].as_array().expect("acts");
+    let names: Vec<_> = acts.iter().map(|a| a["action"].as_str().expect("a name")).collect();
+    assert_eq!(names, ["drain", "undrain", "quarantine"]);
+    assert_eq!((&acts[0]["by"], &acts[0]["reason"]), (&json!("gw-1"), &json!("new kernel")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn probes_status_metrics_and_the_landing_page_answer() {
     let fleet = Fleet::start_with(1, 1, |c| c.admin_listen = Some("127.0.0.1:0".parse().expect("an address"))).await;
     fleet.join_until_placed(0, "g", "c", "s").await;

@@ -1,10 +1,12 @@
 //! The calls of some slots, behind one lock that is held for microseconds.
 //!
-//! Four files, in the order a call lives: `people` (join, leave), `placing` (decide, commit, fail,
-//! lose), `absent` (whose gateway is gone), `views` (what operators, digests and watchers read). Every change of a call goes through
-//! [`Shard::edit`], which keeps the counts and checks the call's invariants.
+//! Five files, in the order a call lives: `people` (join, leave), `placing` (decide, commit, fail,
+//! lose), `moving` (planned moves), `absent` (whose gateway is gone), `views` (what operators, digests and
+//! watchers read). Every change of a call goes through [`Shard::edit`], which keeps the counts and checks
+//! the call's invariants.
 
 mod absent;
+mod moving;
 mod people;
 mod placing;
 mod views;
@@ -20,9 +22,10 @@ use tokio::time::Instant;
 use super::dirty::smallness;
 use super::gateways::Gateways;
 use super::invariants::{self, check_invariant};
-use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Place, Placement, Reserved, Round, Seat, SfuIdx};
+use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx};
 
 pub use self::absent::Expired;
+pub use self::moving::Moved;
 pub use self::people::{Join, Joined, Leave, Left};
 pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
 pub use self::views::NewsPage;
@@ -108,7 +111,7 @@ pub struct Shard {
     /// The calls of each guild, in order of their ids. Most guilds have one or two, so a list of keys is
     /// all they get; a look-up among ten thousand is 14 comparisons.
     pub(super) guilds: HashMap<GuildId, Vec<CallKey>>,
-    /// Calls placed or reserving, by SFU, so that one notice finds them in one pass.
+    /// Calls placed, reserving or moving, by SFU, so that one notice finds them in one pass.
     pub(super) by_sfu: HashMap<SfuIdx, BTreeSet<CallKey>>,
     pub(super) gateways: Gateways,
     /// What the endpoints of an SFU begin with, as seen last; one for each SFU of the catalogue.
@@ -214,17 +217,17 @@ impl Shard {
     /// The one way to change a call: indexes, counts and invariants follow.
     fn edit<R>(&mut self, key: CallKey, f: impl FnOnce(&mut Call, &mut Dirty) -> R) -> Option<R> {
         let (_, call) = self.calls.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation)?;
-        let (sfu_before, demand_before) = (call.placement.sfu(), call.demand());
+        let (before, demand_before) = (call.placement.sfus(), call.demand());
         uncount(&mut self.counts, call);
         let result = f(call, &mut self.dirty);
         count(&mut self.counts, call);
         self.demand.change(call, demand_before, call.demand());
-        let sfu_after = call.placement.sfu();
-        if sfu_before != sfu_after {
-            if let Some(sfu) = sfu_before {
+        let after = call.placement.sfus();
+        if before != after {
+            for sfu in before.into_iter().flatten() {
                 unindex(&mut self.by_sfu, sfu, key);
             }
-            if let Some(sfu) = sfu_after {
+            for sfu in after.into_iter().flatten() {
                 self.by_sfu.entry(sfu).or_default().insert(key);
             }
         }
@@ -247,7 +250,7 @@ impl Shard {
         call.put_into(&mut self.dirty, key, Place::Clean);
         self.demand.change(&call, call.demand(), None);
         uncount(&mut self.counts, &call);
-        if let Some(sfu) = call.placement.sfu() {
+        for sfu in call.placement.sfus().into_iter().flatten() {
             unindex(&mut self.by_sfu, sfu, key);
         }
         for gateway in call.participants.gateways() {

@@ -177,10 +177,6 @@ pub(super) fn empty(key: CallKey, call: &mut Call, dirty: &mut Dirty, limits: &L
 }
 
 fn at(call: &Call) -> Option<(SfuIdx, RoomId, Arc<str>, Epoch)> {
-    match &call.placement {
-        Placement::Placed { sfu, epoch, seat } => {
-            Some((*sfu, seat.room(&call.guild, &call.id), seat.endpoint(&call.guild, &call.id), *epoch))
-        }
-        Placement::Unplaced | Placement::Reserving { .. } | Placement::Lost { .. } => None,
-    }
+    let (sfu, epoch, seat) = call.placement.seated()?;
+    Some((sfu, seat.room(&call.guild, &call.id), seat.endpoint(&call.guild, &call.id), epoch))
 }

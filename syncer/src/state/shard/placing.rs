@@ -133,6 +133,8 @@ pub enum Committed {
         awaited: Option<Duration>,
         /// Class of the placement.
         class: Class,
+        /// The room that a planned move left behind.
+        left: Option<Box<Release>>,
     },
     /// The call has moved on; the room is to be released.
     Stale,
@@ -183,11 +185,16 @@ impl Shard {
         let (last, in_place) = match call.placement {
             Placement::Unplaced => (None, false),
             Placement::Lost { last, in_place } => (Some(last.sfu), in_place),
-            Placement::Reserving { .. } | Placement::Placed { .. } => return None,
+            Placement::Reserving { .. } | Placement::Placed { .. } | Placement::Moving(_) => return None,
         };
         if !call.is_live() {
             return None;
         }
+        Some(PlaceWork { in_place: last.filter(|_| in_place), last, ..self.work_on(key, call)? })
+    }
+
+    /// What there is to know of placing `call`, wherever it is.
+    pub(super) fn work_on(&self, key: CallKey, call: &Call) -> Option<PlaceWork> {
         Some(PlaceWork {
             key,
             guild: call.guild.clone(),
@@ -199,13 +206,13 @@ impl Shard {
             class: call.class(),
             participants: u32::try_from(call.participants.len()).unwrap_or(u32::MAX),
             attempts: call.attempts,
-            in_place: last.filter(|_| in_place),
-            last,
+            in_place: None,
+            last: call.placement.sfu(),
             since: call.awaiting_since,
         })
     }
 
-    /// The SFU has made the room. Counts only while the call still reserves at `epoch`.
+    /// The SFU has made the room. Counts only while the call still reserves, or moves, at `epoch`.
     pub fn commit(
         &mut self,
         key: CallKey,
@@ -215,6 +222,9 @@ impl Shard {
         now: Instant,
     ) -> Committed {
         let sessions = self.sessions(key);
+        if matches!(self.get(key), Some(call) if matches!(call.placement, Placement::Moving(_))) {
+            return self.commit_move(key, epoch, &endpoint);
+        }
         let on = self.get(key).and_then(|call| call.placement.sfu());
         let mut base = on.and_then(|sfu| self.bases.get(&sfu).cloned()).flatten();
         let committed = self.edit(key, |call, dirty| {
@@ -242,7 +252,7 @@ impl Shard {
                 cause: Cause::Placed,
                 sessions,
             });
-            Some(Committed::Placed { news, moved: last.is_some_and(|l| l.sfu != sfu), awaited, class })
+            Some(Committed::Placed { news, moved: last.is_some_and(|l| l.sfu != sfu), awaited, class, left: None })
         });
         if let Some(sfu) = on {
             self.bases.insert(sfu, base);
@@ -254,6 +264,7 @@ impl Shard {
     /// count as an attempt.
     pub fn fail(&mut self, key: CallKey, epoch: Epoch, sent: bool, not_before: Instant) {
         let failed = self.edit(key, |call, dirty| {
+            moving::stay(call, epoch);
             let Placement::Reserving { epoch: reserved, ref attempt, .. } = call.placement else { return false };
             if reserved != epoch {
                 return false;
@@ -290,33 +301,42 @@ impl Shard {
             shard.get(*key).and_then(|c| c.placement.epoch()).is_some_and(|epoch| epoch.n <= loss.upto)
         };
         let lost = keys.into_iter().filter(|key| of_loss(self, key)).collect::<Vec<_>>();
-        lost.into_iter().filter_map(|key| self.lose(key, loss.cause, loss.in_place, loss.at)).collect()
+        lost.into_iter().filter_map(|key| self.lose(key, loss.sfu, loss.cause, loss.in_place, loss.at)).collect()
     }
 
     /// The SFU no longer has this room of ours, at this epoch.
     pub fn room_lost(&mut self, sfu: SfuIdx, room: &RoomId, epoch: Epoch, now: Instant) -> Option<News> {
         let key = self.by_sfu.get(&sfu)?.iter().copied().find(|k| {
-            self.get(*k).is_some_and(
-                |c| matches!(&c.placement, Placement::Placed { epoch: e, seat, .. } if *e == epoch && seat.room(&c.guild, &c.id) == *room),
-            )
+            self.get(*k).is_some_and(|c| {
+                c.placement
+                    .seated()
+                    .is_some_and(|(on, e, seat)| on == sfu && e == epoch && seat.room(&c.guild, &c.id) == *room)
+            })
         })?;
-        self.lose(key, Cause::RoomForgotten, true, now)
+        self.lose(key, sfu, Cause::RoomForgotten, true, now)
     }
 
-    fn lose(&mut self, key: CallKey, cause: Cause, in_place: bool, now: Instant) -> Option<News> {
+    fn lose(&mut self, key: CallKey, on: SfuIdx, cause: Cause, in_place: bool, now: Instant) -> Option<News> {
         let sessions = self.sessions(key);
         let news = self.edit(key, |call, dirty| {
-            let Placement::Placed { sfu, epoch, .. } = call.placement else { return None };
-            call.placement = Placement::Lost { last: Last { sfu, epoch }, in_place };
-            if !call.is_live() {
+            let (_, epoch, _) = call.placement.seated().filter(|(sfu, ..)| *sfu == on)?;
+            if let Some(next) = moving::repairing(&call.placement) {
+                call.placement = next;
+                call.put_into(dirty, key, Place::InFlight);
+            } else {
+                call.placement = Placement::Lost { last: Last { sfu: on, epoch }, in_place };
                 call.put_into(dirty, key, Place::Clean);
+            }
+            if !call.is_live() {
                 return None;
             }
             call.awaiting_since = Some(now);
-            // The lowest repair priority where the evidence is only silence.
-            let late = if cause == Cause::SfuSilent { Class::Stream.handicap() } else { Duration::ZERO };
-            let at = rank(call, now) + late;
-            call.put_into(dirty, key, Place::Ready(at));
+            if matches!(call.placement, Placement::Lost { .. }) {
+                // The lowest repair priority where the evidence is only silence.
+                let late = if cause == Cause::SfuSilent { Class::Stream.handicap() } else { Duration::ZERO };
+                let at = rank(call, now) + late;
+                call.put_into(dirty, key, Place::Ready(at));
+            }
             Some(News {
                 guild: call.guild.clone(),
                 call: call.id.clone(),
@@ -356,10 +376,7 @@ impl Shard {
     /// Ends a call: it is forgotten, and its room is to be released.
     fn end(&mut self, key: CallKey) -> Option<Release> {
         let call = self.forget(key)?;
-        let Placement::Placed { sfu, epoch, seat } = &call.placement else { return None };
-        let (sfu, epoch, room) = (*sfu, *epoch, seat.room(&call.guild, &call.id));
-        let term = self.term(call.slot)?;
-        Some(Release { sfu, room, slot: call.slot, term, epoch })
+        release_of(&call, self.term(call.slot)?)
     }
 
     /// Makes the most urgent call ready that `on` blocks; says whether there was one.
@@ -371,4 +388,10 @@ impl Shard {
         });
         unblocked.is_some()
     }
+}
+
+/// The room that clients of `call` have now, to be released.
+pub(super) fn release_of(call: &Call, term: OwnerTerm) -> Option<Release> {
+    let (sfu, epoch, seat) = call.placement.seated()?;
+    Some(Release { sfu, room: seat.room(&call.guild, &call.id), slot: call.slot, term, epoch })
 }

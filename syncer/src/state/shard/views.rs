@@ -24,13 +24,14 @@ impl Shard {
                 let call = self.get(*key)?;
                 let term = self.term(call.slot)?;
                 match &call.placement {
-                    Placement::Placed { epoch, seat, .. } => {
-                        Some((seat.room(&call.guild, &call.id), *epoch, call.slot, term, true))
-                    }
                     Placement::Reserving { epoch, attempt, .. } => {
                         Some((attempt.room.clone(), *epoch, call.slot, term, false))
                     }
-                    Placement::Unplaced | Placement::Lost { .. } => None,
+                    Placement::Moving(m) if m.to == sfu => Some((m.room.clone(), m.next, call.slot, term, false)),
+                    placement => {
+                        let (_, epoch, seat) = placement.seated()?;
+                        Some((seat.room(&call.guild, &call.id), epoch, call.slot, term, true))
+                    }
                 }
             })
             .collect()
@@ -42,7 +43,7 @@ impl Shard {
         self.by_sfu.keys().copied().collect()
     }
 
-    /// Calls placed or being placed on `sfu`.
+    /// Calls placed or being placed on `sfu`, those that are moving away included.
     #[must_use]
     pub fn calls_on(&self, sfu: SfuIdx) -> usize {
         self.by_sfu.get(&sfu).map_or(0, BTreeSet::len)
@@ -84,12 +85,10 @@ impl Shard {
         let (epoch, phase) = call.placement.announced()?;
         let of = |idx: &GatewayIdx| call.participants.sessions(Some(*idx)).into_iter().map(|(_, s)| s);
         let sessions = numbers.iter().flat_map(of).collect();
-        let (endpoint, at) = match &call.placement {
-            Placement::Placed { sfu, seat, .. } => {
-                (Some(seat.endpoint(&call.guild, &call.id)), Some((*sfu, seat.room(&call.guild, &call.id))))
-            }
-            _ => (None, None),
-        };
+        let seated = call.placement.seated();
+        let (endpoint, at) = seated
+            .map(|(sfu, _, seat)| (seat.endpoint(&call.guild, &call.id), (sfu, seat.room(&call.guild, &call.id))))
+            .unzip();
         Some(News {
             guild: call.guild.clone(),
             call: call.id.clone(),

@@ -1,0 +1,170 @@
+//! Moves calls away from SFUs that are drained.
+//!
+//! A loop of its own, since a planned move is no repair: nobody is without an endpoint. It takes what
+//! the move budget allows (I10) and, for each room it makes, what a repair would take as well, so the
+//! SFUs' buckets hold. While a call waits for its repair, nothing is moved. A move that fails is not
+//! tried again by anyone but the next walk over the SFU's calls, which the budget paces too.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use rate_limit::{Bucket, Outcome};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::attempt::Attempt;
+use super::placer::{Barren, SelectPlacer};
+use super::{InFlight, most_urgent};
+use crate::context::{Context, SHARDS};
+use crate::select::Sfu;
+use crate::state::{CallKey, Class, Moved, SfuIdx};
+
+/// How often moves are looked for. At the default of 20 moves a second, one token comes in this time.
+const PERIOD: Duration = Duration::from_millis(50);
+
+/// Moves in flight: an eighth of the attempts a syncer has in flight at most, so that new calls and
+/// repairs find the window open.
+const MOVES_MAX: u64 = 64;
+
+/// Calls without a place to go that one round looks at. The finding of one holds for its region, so
+/// more would only repeat it.
+const ASIDE_MAX: usize = 32;
+
+/// The loop, and how far it is with each SFU.
+#[derive(Debug)]
+pub struct Mover {
+    ctx: Arc<Context>,
+    budget: Bucket,
+    walks: HashMap<SfuIdx, Walk>,
+    in_flight: Arc<AtomicU64>,
+}
+
+/// How far the walk over one SFU's calls has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Walk {
+    shard: usize,
+    after: Option<CallKey>,
+}
+
+/// What one step did.
+enum Step {
+    /// A call is on its way.
+    Moved,
+    /// A call has nowhere to go.
+    Aside,
+    /// The walk has come to its end, or a limit is reached.
+    End,
+}
+
+// === impl Mover ===
+
+impl Mover {
+    /// A mover of `ctx`.
+    #[must_use]
+    pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
+        let budget = Bucket::new(ctx.levers.moves().share(ctx.budget.parts()), now);
+        Self { ctx, budget, walks: HashMap::new(), in_flight: Arc::default() }
+    }
+
+    /// Runs until the context stops. Moves under way go on, on the context's tracker.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future starts nothing more.
+    pub async fn run(mut self) {
+        let mut ticks = tokio::time::interval(PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.ctx.stop.cancelled() => return,
+                _ = ticks.tick() => self.round(Instant::now()),
+            }
+        }
+    }
+
+    fn round(&mut self, now: Instant) {
+        let ctx = Arc::clone(&self.ctx);
+        let share = ctx.levers.moves().share(ctx.budget.parts());
+        if self.budget.quota() != share {
+            self.budget.set_quota(share, now);
+        }
+        let snapshot = ctx.catalogue.now();
+        let due = |sfu: &&Arc<Sfu>| sfu.drain().is_some_and(|d| d.moves(now));
+        let mut sfus: Vec<&Arc<Sfu>> = snapshot.by_idx.iter().filter(|s| s.is_draining()).filter(due).collect();
+        let walked: HashSet<SfuIdx> = sfus.iter().map(|s| s.idx).collect();
+        self.walks.retain(|idx, _| walked.contains(idx));
+        if sfus.is_empty() || ctx.levers.paused.get() || ctx.is_draining() {
+            return;
+        }
+        let mut barren = Barren::default();
+        let mut placer = SelectPlacer::new(&ctx, &mut barren, now);
+        let mut aside = 0;
+        // One call of each SFU in turn, until the budget is used or every walk has ended.
+        while !sfus.is_empty() && aside < ASIDE_MAX {
+            sfus.retain(|sfu| match self.step(sfu, &mut placer, now) {
+                Step::Moved => true,
+                Step::Aside => {
+                    aside += 1;
+                    true
+                }
+                Step::End => false,
+            });
+        }
+    }
+
+    /// Moves the next call of `sfu`, if the limits allow.
+    fn step(&mut self, sfu: &Arc<Sfu>, placer: &mut SelectPlacer<'_>, now: Instant) -> Step {
+        let ctx = &self.ctx;
+        let repairs = !ctx.losses.is_empty() || most_urgent(ctx, Some(Class::Repair)).is_some();
+        if repairs || self.budget.available(now) == 0 {
+            return Step::End;
+        }
+        let Some(permit) = InFlight::enter(&self.in_flight, MOVES_MAX) else { return Step::End };
+        if ctx.budget.overall().try_take(1, now).is_err() {
+            return Step::End;
+        }
+        if !ctx.window.try_enter() {
+            ctx.budget.overall().give_back(1, now);
+            return Step::End;
+        }
+        let walk = self.walks.entry(sfu.idx).or_default();
+        let moved = walk.next(ctx, sfu.idx, placer);
+        if let Moved::Reserved { work, epoch, room } = &moved
+            && let Some(reservation) = placer.take()
+        {
+            // Only this loop takes from it, and it was looked at above.
+            self.budget.try_take(1, now).ok();
+            let attempt = Attempt::new(ctx, work.clone(), *epoch, room.clone(), reservation);
+            ctx.tracker.spawn(async move {
+                attempt.run().await;
+                drop(permit);
+            });
+            return Step::Moved;
+        }
+        ctx.window.leave(Outcome::Neutral, now);
+        ctx.budget.overall().give_back(1, now);
+        if matches!(moved, Moved::Aside(_)) { Step::Aside } else { Step::End }
+    }
+}
+
+// === impl Walk ===
+
+impl Walk {
+    /// The next call in the order of shards and keys; at the end the walk begins again.
+    fn next(&mut self, ctx: &Context, from: SfuIdx, placer: &mut SelectPlacer<'_>) -> Moved {
+        while self.shard < SHARDS {
+            let moved = ctx.shards[self.shard].lock().move_next(from, self.after, placer);
+            match &moved {
+                Moved::Nothing => *self = Self { shard: self.shard + 1, after: None },
+                Moved::Aside(key) => self.after = Some(*key),
+                Moved::Reserved { work, .. } => self.after = Some(work.key),
+            }
+            if !matches!(moved, Moved::Nothing) {
+                return moved;
+            }
+        }
+        *self = Self::default();
+        Moved::Nothing
+    }
+}

@@ -1,0 +1,173 @@
+//! Planned moves: an SFU is drained, on a fake fleet and a paused clock.
+
+#[allow(dead_code, reason = "another test uses the rest")]
+mod fake;
+
+use std::time::Duration;
+
+use fake::{Mode, World, call_id, overdrawn};
+use serde_json::json;
+use sfu_api::SfuId;
+use syncer::engine::SfuView;
+use tokio::time::Instant;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn id(sfu: &str) -> SfuId {
+    SfuId::new(sfu).expect("valid")
+}
+
+async fn placed(world: &World, calls: usize) {
+    for call in 0..calls {
+        world.join(call, 0);
+    }
+    world.wait("placing everything", S(120), |s| s.placed == calls as u64).await;
+}
+
+fn drain(world: &World, sfu: &str, within: Duration) -> SfuView {
+    world.engine.drain_sfu(&id(sfu), within, Instant::now()).expect("known")
+}
+
+fn progress(world: &World, sfu: &str) -> (String, u64, u64) {
+    let drain = world.engine.sfu(&id(sfu)).expect("known").drain.expect("draining");
+    let state = serde_json::to_value(drain.state).expect("a name");
+    (state.as_str().expect("text").to_owned(), drain.moved, drain.left)
+}
+
+fn on(world: &World, sfu: &str, calls: usize) -> Vec<usize> {
+    (0..calls).filter(|c| world.sfu_of(*c).is_some_and(|s| s.as_str() == sfu)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn r16_i10_a_drained_sfu_loses_its_calls_without_a_null_within_the_budget() {
+    let world = World::new(5, 1);
+    world.set("moves.rate", &json!(10.0));
+    world.set("moves.burst", &json!(3));
+    placed(&world, 300).await;
+    let theirs = on(&world, "sfu-1", 300);
+    let before: Vec<_> = (0..300).map(|c| world.sfu_of(c)).collect();
+    let began = Instant::now();
+    assert_eq!(drain(&world, "sfu-1", HOUR).drain.expect("begun").at_start, theirs.len() as u64);
+    world.wait("the drain", S(120), |_| progress(&world, "sfu-1").0 == "done").await;
+    let took = (Instant::now() - began).as_secs_f64();
+    assert!(took >= (theirs.len() as f64 - 4.0) / 10.0, "{} calls moved in {took} s", theirs.len());
+    for (call, was) in before.iter().enumerate() {
+        let heard: Vec<u8> = world.ear.of(&call_id(call)).iter().map(|(_, phase, _)| *phase).collect();
+        if theirs.contains(&call) {
+            assert_eq!(heard, [1, 1], "a new endpoint and no null");
+        } else {
+            assert_eq!(world.sfu_of(call), *was, "I10: a call elsewhere was moved");
+            assert_eq!(heard, [1]);
+        }
+    }
+    let mut made = world.fleet.made();
+    made.retain(|at| *at > began);
+    assert_eq!(overdrawn(&made, 10.0, 3.0 + 1.0), 0, "the move budget");
+    world.wait("the end of the old rooms", S(60), |_| world.fleet.with("sfu-1", |n| n.rooms.is_empty())).await;
+    let status = world.engine.status();
+    assert_eq!((status.planned_moves_total, status.notices_total), (theirs.len() as u64, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undone_drain_leaves_what_moved_and_stops_the_rest() {
+    let world = World::new(4, 1);
+    world.set("moves.rate", &json!(5.0));
+    placed(&world, 200).await;
+    drain(&world, "sfu-1", HOUR);
+    world.wait("the first moves", S(60), |s| s.planned_moves_total >= 10).await;
+    let view = world.engine.undrain_sfu(&id("sfu-1")).expect("known");
+    let moved = view.drain.expect("was draining").moved;
+    tokio::time::sleep(S(60)).await;
+    let (state, after, left) = progress(&world, "sfu-1");
+    // What was in flight when it was undone may still arrive.
+    assert!(state == "undone" && after - moved <= 5 && left > 0, "{state} {moved} {after} {left}");
+    for call in 200..300 {
+        world.join(call, 0);
+    }
+    world.wait("placing", S(60), |s| s.placed == 300).await;
+    assert!(!(200..300).all(|c| world.sfu_of(c) != Some(id("sfu-1"))), "it is in service again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_at_the_deadline_stays_and_is_listed() {
+    let world = World::new(3, 1);
+    world.set("moves.rate", &json!(2.0));
+    placed(&world, 120).await;
+    drain(&world, "sfu-0", S(5));
+    world.wait("the deadline", S(60), |_| progress(&world, "sfu-0").0 == "overdue").await;
+    tokio::time::sleep(S(30)).await;
+    let drain = world.engine.sfu(&id("sfu-0")).expect("known").drain.expect("draining");
+    let left = on(&world, "sfu-0", 120);
+    assert!(!left.is_empty() && drain.left == left.len() as u64 && drain.remaining_ms == 0);
+    assert!(drain.moved <= 5 + 2 * 6, "the deadline did not stop it: {}", drain.moved);
+    let mut listed: Vec<String> = drain.left_calls.iter().map(|c| c.call.to_string()).collect();
+    let mut expected: Vec<String> = left.iter().map(|c| call_id(*c).to_string()).collect();
+    listed.sort();
+    expected.sort();
+    assert_eq!(listed, expected);
+    world.join(500, 0);
+    world.wait("placing", S(60), |s| s.placed == 121).await;
+    assert_ne!(world.sfu_of(500), Some(id("sfu-0")), "nothing new is placed there");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r10_repair_goes_before_planned_moves() {
+    let world = World::new(6, 1);
+    world.set("placement.overall.rate", &json!(20.0));
+    world.set("placement.overall.burst", &json!(5));
+    world.set("moves.rate", &json!(100.0));
+    placed(&world, 240).await;
+    world.fleet.with("sfu-2", |n| n.mode = Mode::Refuses);
+    world.wait("the notice", S(30), |s| s.notices_total == 1).await;
+    drain(&world, "sfu-1", HOUR);
+    world.wait("the repair", S(60), |s| s.awaiting <= 5).await;
+    assert!(world.engine.status().planned_moves_total <= 6, "moves took what repairs were waiting for");
+    world.wait("the drain", S(120), |_| progress(&world, "sfu-1").0 == "done").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_with_nowhere_to_go_waits_and_breaks_nothing() {
+    let world = World::new(2, 1);
+    placed(&world, 40).await;
+    world.engine.cordon(&id("sfu-1"), true).expect("known");
+    drain(&world, "sfu-0", HOUR);
+    tokio::time::sleep(S(20)).await;
+    assert_eq!((progress(&world, "sfu-0").1, world.ear.totals().0), (0, 0));
+    world.engine.cordon(&id("sfu-1"), false).expect("known");
+    world.wait("the drain", S(120), |_| progress(&world, "sfu-0").0 == "done").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn moves_to_an_sfu_that_fails_stay_where_they_are() {
+    let world = World::new(2, 1);
+    placed(&world, 40).await;
+    let theirs = on(&world, "sfu-0", 40).len() as u64;
+    world.fleet.with("sfu-1", |n| n.mode = Mode::Hangs);
+    drain(&world, "sfu-0", HOUR);
+    tokio::time::sleep(S(30)).await;
+    let status = world.engine.status();
+    assert_eq!((status.awaiting, status.placed, progress(&world, "sfu-0").1), (0, 40, 0));
+    world.fleet.with("sfu-1", |n| n.mode = Mode::Well);
+    world.wait("the drain", S(300), |_| progress(&world, "sfu-0").0 == "done").await;
+    assert_eq!(world.engine.status().planned_moves_total, theirs);
+    assert_eq!(world.ear.totals().0, 0, "a planned move sent a null");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quarantined_sfu_is_emptied_and_what_stays_on_it_is_not_swept() {
+    let world = World::new(3, 1);
+    world.set("digest.interval", &json!("2s"));
+    placed(&world, 60).await;
+    world.fleet.with("sfu-1", |n| n.rooms.values_mut().for_each(|r| r.participants = 1));
+    let rooms = world.fleet.with("sfu-1", |n| n.rooms.len());
+    let view = world.engine.quarantine(&id("sfu-1"), true, Instant::now()).expect("known");
+    assert!(view.quarantined && rooms > 0);
+    world.wait("the drain", S(120), |_| progress(&world, "sfu-1").0 == "done").await;
+    world.fleet.with("sfu-1", |n| n.rooms.values_mut().for_each(|r| r.participants = 0));
+    tokio::time::sleep(S(60)).await;
+    assert_eq!(world.fleet.with("sfu-1", |n| n.rooms.len()), rooms, "its rooms are what somebody looks at");
+    let view = world.engine.quarantine(&id("sfu-1"), false, Instant::now()).expect("known");
+    assert!(!view.quarantined);
+    world.wait("the sweep", S(120), |_| world.fleet.with("sfu-1", |n| n.rooms.is_empty())).await;
+}
