@@ -2,9 +2,10 @@
 //!
 //! Floors from top to ground; a module imports only from lower ones:
 //! `server` and `api` (what the network sees), `watch`, `peer`, then `engine` (the shell around the
-//! decisions), `observe` (signs of life, digests), `reconcile` (what is done next), `context` (what
-//! those share), `select` (which SFU), `health` (what we believe of an SFU), `ownership` (which guilds
-//! are ours), `registry` (what the fleet agrees on), `drivers` (how to tell an SFU), and `state`
+//! decisions), `observe` (signs of life, digests, expiry), `reconcile` (what is done next), `context` (what
+//! those share), `select` (which SFU), `health` (what we believe of an SFU), `presence` (which gateways are
+//! there), `ownership` (which guilds are ours), `registry` (what the fleet agrees on), `drivers` (how to
+//! tell an SFU), and `state`
 //! (calls; pure).
 
 pub mod api;

@@ -21,6 +21,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use super::{ApiError, App};
 use crate::config::{AuthMode, Callers, Config, Guilds, Role, Secret};
 use crate::peer::{FORWARDED_HEADER, GATEWAY_HEADER, OnBehalf, ROLE_HEADER, SECRET_HEADER};
+use crate::presence::Via;
 
 /// Who a caller without a token is, where that is allowed.
 const ANONYMOUS: &str = "anonymous";
@@ -221,6 +222,11 @@ impl Caller {
         } else {
             Err(ApiError::forbidden("this caller may not speak of this guild"))
         }
+    }
+
+    /// By which way it speaks to us.
+    pub(crate) const fn via(&self) -> Via {
+        if self.forwarded { Via::Peer } else { Via::Own }
     }
 
     pub(crate) fn on_behalf(&self) -> OnBehalf {

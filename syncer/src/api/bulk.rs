@@ -7,7 +7,10 @@
 //!
 //! Everything between is bounded, so a client that does not read its results is not read either:
 //! flow control is the backpressure. A session's operations all go the same way in their order; there
-//! is no order between sessions. A bad line fails that line only.
+//! is no order between sessions. A bad line fails that line only. Two lines are about the gateway as a
+//! whole, see [`round`].
+
+mod round;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,6 +30,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 
+use self::round::{Begun, Marker};
 use super::body::{LINE_BYTES_MAX, Lines, Next};
 use super::participants::JoinAnswer;
 use super::route::{Route, prefers_redirect};
@@ -91,6 +95,17 @@ const fn yes() -> bool {
     true
 }
 
+/// A line in: an operation, or a marker of a gateway that tells everything again.
+#[derive(utoipa::ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "described here, parsed one after the other: almost all are operations")]
+pub(crate) enum Line {
+    /// A session joins or leaves.
+    Operation(Operation),
+    /// `sync` before the first and `synced` after the last session.
+    Marker(Marker),
+}
+
 /// One line out.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
 pub(crate) struct OperationResult {
@@ -110,6 +125,9 @@ pub(crate) struct OperationResult {
     /// With 429 and 503: come back no sooner.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retry_after_ms: Option<u64>,
+    /// With 200 after `sync` or `synced`: the round.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) round: Option<u64>,
     /// With 421: who owns the guild.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -124,8 +142,12 @@ struct Foreign {
 }
 
 /// Many operations in one stream: `application/x-ndjson` both ways.
+///
+/// A gateway that tells everything again says `{"do":"sync"}`, waits for its result, sends a join for every
+/// session it has (the same `seq` as before will do) and says `{"do":"synced"}`. Sessions of the gateway that
+/// it did not tell since the `sync` expire after `gateways.resume_window`.
 #[utoipa::path(post, path = "/v1/voice-states", tag = "gateways",
-    request_body(content = Operation, content_type = "application/x-ndjson", description = "One operation a line, at most 8 KiB each."),
+    request_body(content = Line, content_type = "application/x-ndjson", description = "One operation a line, at most 8 KiB each."),
     responses((status = 200, content_type = "application/x-ndjson", body = OperationResult, description = "One result a line.")))]
 pub(crate) async fn voice_states(State(app): State<Arc<App>>, caller: Caller, request: Request) -> Response {
     let (parts, body) = request.into_parts();
@@ -138,8 +160,13 @@ pub(crate) async fn voice_states(State(app): State<Arc<App>>, caller: Caller, re
         pending: BytesMut::new(),
         workers: HashMap::new(),
         tasks: JoinSet::new(),
+        begun: None,
     };
-    app.tracker.spawn(road.run(Lines::new(body)));
+    let alive = app.engine.stream(&road.caller.id, road.caller.via(), Instant::now());
+    app.tracker.spawn(async move {
+        road.run(Lines::new(body)).await;
+        drop(alive);
+    });
     let body = Body::from_stream(ReceiverStream::new(results).map(Ok::<Bytes, std::convert::Infallible>));
     ([(CONTENT_TYPE, NDJSON)], body).into_response()
 }
@@ -156,6 +183,7 @@ impl OperationResult {
             message: None,
             retry_after_ms: None,
             owner: None,
+            round: None,
         }
     }
 
@@ -168,6 +196,7 @@ impl OperationResult {
             message: Some(e.message),
             retry_after_ms: e.retry_after.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
             owner: e.owner,
+            round: None,
         }
     }
 
@@ -188,6 +217,8 @@ struct Road {
     pending: BytesMut,
     workers: HashMap<SyncerId, (Arc<str>, mpsc::Sender<Foreign>)>,
     tasks: JoinSet<()>,
+    /// The round that this stream began.
+    begun: Option<Begun>,
 }
 
 /// The client no longer reads.
@@ -230,9 +261,15 @@ impl Road {
             }
             tokio::task::consume_budget().await;
         }
+        self.settle().await
+    }
+
+    /// Waits until all that was handed to other owners is done, and tells it.
+    async fn settle(&mut self) -> Result<(), Gone> {
+        self.flush().await?;
         self.workers.clear();
         while self.tasks.join_next().await.is_some() {}
-        self.flush().await
+        Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), Gone> {
@@ -246,6 +283,9 @@ impl Road {
         let operation: Operation = match super::body::object(&line) {
             Ok(operation) => operation,
             Err(e) => {
+                if let Ok(marker) = super::body::object(&line) {
+                    return self.mark(marker).await;
+                }
                 let e = ApiError::invalid(format!("the line is not an operation: {e}"));
                 OperationResult::failed(op_of(&line), e).write(&mut self.pending);
                 return Ok(());

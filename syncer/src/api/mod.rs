@@ -13,6 +13,7 @@ pub(crate) mod connection;
 mod debug;
 mod error;
 mod extract;
+mod gateways;
 mod head;
 mod levers;
 pub(crate) mod listener;
@@ -44,10 +45,11 @@ pub(crate) use self::audit::Audit;
 pub(crate) use self::auth::{Auth, Caller, Connected};
 pub use self::bulk::parse_only;
 pub(crate) use self::error::ApiError;
+pub(crate) use self::gateways::{HEARD_MAX, Heard, HeardGateway};
 pub(crate) use self::levers::unix_ms;
 pub(crate) use self::metrics::HttpMetrics;
 pub use self::openapi::openapi;
-pub(crate) use self::state::{App, Gateways, Readiness, WATCHERS_MAX};
+pub(crate) use self::state::{App, Readiness, WATCHERS_MAX};
 
 /// From a request's head to the head of its answer. The body may take 30 s and forwarding 3 s; the
 /// rest is for a syncer that is busy. Streams go on after the head and have limits of their own.
@@ -74,7 +76,8 @@ pub(crate) fn router(app: Arc<App>, operators: bool) -> Router {
         .route("/v1/guilds/{guild}/calls/{call}", get(calls::get).post(calls::report))
         .route("/v1/voice-states", post(bulk::voice_states))
         .route("/v1/watch", get(watch::watch))
-        .route("/v1/gateways/{gateway}", put(ops::heartbeat))
+        .route("/v1/gateways/{gateway}", put(gateways::heartbeat))
+        .route("/v1/gateways", get(gateways::list).post(gateways::heard))
         .route("/v1/calls", get(calls::list))
         .route("/v1/sfus", get(sfus::list))
         .route("/v1/sfus/{sfu}", get(sfus::get).post(sfus::act))

@@ -1,18 +1,17 @@
-//! Status, members, heartbeats, probes, metrics and the landing page.
+//! Status, members, probes, metrics and the landing page.
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::State;
 use axum::response::{Html, IntoResponse as _, Response};
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
-use serde::{Deserialize, Serialize};
-use sfu_api::{GatewayId, SyncerId};
+use serde::Serialize;
+use sfu_api::SyncerId;
 use tokio::time::Instant;
 
-use super::extract::Ids;
-use super::{ApiError, App, Caller, body};
+use super::{ApiError, App, Caller};
 use crate::engine::EngineStatus;
 use crate::registry::Member;
 use crate::token::Jwks;
@@ -76,14 +75,6 @@ pub(crate) struct MemberItem {
     me: bool,
 }
 
-/// A gateway's heartbeat.
-#[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Heartbeat {
-    /// Changes when the gateway's process does.
-    incarnation: String,
-}
-
 /// The syncer in numbers.
 #[utoipa::path(get, path = "/v1/status", tag = "operators", responses((status = 200, body = Status)))]
 pub(crate) async fn status(State(app): State<Arc<App>>, _: Caller) -> Json<Status> {
@@ -122,31 +113,6 @@ pub(crate) async fn members(State(app): State<Arc<App>>, caller: Caller) -> Resu
         member: m.clone(),
     });
     Ok(Json(MemberList { members: members.collect() }))
-}
-
-/// A gateway says that it lives.
-///
-/// Heartbeats are noted. Sessions do not expire yet when they stay away: a gateway that is gone for
-/// good has to be cleaned up by whoever follows it, with leaves.
-#[utoipa::path(put, path = "/v1/gateways/{gateway}", tag = "gateways",
-    params(("gateway" = String, Path)), request_body = Heartbeat,
-    responses((status = 204, description = "Noted; no session expires by it yet."), (status = "4XX", body = super::error::ErrorBody)))]
-pub(crate) async fn heartbeat(
-    State(app): State<Arc<App>>,
-    caller: Caller,
-    Ids(gateway): Ids<GatewayId>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    if gateway != caller.id && !caller.operator {
-        return Err(ApiError::forbidden("a gateway speaks only for itself"));
-    }
-    let bytes = body::read(request.into_body()).await?;
-    let Heartbeat { incarnation } = body::json(&bytes)?;
-    if incarnation.is_empty() || incarnation.len() > sfu_api::ID_BYTES_MAX {
-        return Err(ApiError::invalid(format!("incarnation must have 1 to {} bytes", sfu_api::ID_BYTES_MAX)));
-    }
-    app.gateways.seen(gateway, incarnation, Instant::now());
-    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 /// Public keys of the session tokens.

@@ -1,12 +1,10 @@
-//! What handlers share, readiness, and the table of gateways.
+//! What handlers share, and readiness.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use parking_lot::Mutex;
-use sfu_api::GatewayId;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,8 +21,6 @@ use crate::watch::{GATEWAYS_MAX, Hub};
 
 /// Watches of one syncer at once: every gateway of a large fleet twice.
 pub(crate) const WATCHERS_MAX: usize = 2 * GATEWAYS_MAX;
-/// A gateway that was not heard of for this long makes room for another.
-const GATEWAY_FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
 
 /// What handlers share.
 #[derive(Debug)]
@@ -38,7 +34,6 @@ pub(crate) struct App {
     pub(crate) auth: Arc<Auth>,
     pub(crate) audit: Audit,
     pub(crate) ready: Readiness,
-    pub(crate) gateways: Gateways,
     pub(crate) watchers: Arc<Semaphore>,
     pub(crate) registry: prometheus_client::registry::Registry,
     pub(crate) http: HttpMetrics,
@@ -54,10 +49,6 @@ pub(crate) struct App {
 /// What must have happened once before traffic is taken (R11), and whether we are leaving.
 #[derive(Debug, Default)]
 pub(crate) struct Readiness(Mutex<BTreeMap<&'static str, bool>>);
-
-/// The gateways that said they live.
-#[derive(Debug, Default)]
-pub(crate) struct Gateways(Mutex<HashMap<GatewayId, (String, Instant)>>);
 
 // === impl Readiness ===
 
@@ -75,31 +66,5 @@ impl Readiness {
     /// What is still missing.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         self.0.lock().iter().filter(|(_, done)| !**done).map(|(latch, _)| *latch).collect()
-    }
-}
-
-// === impl Gateways ===
-
-impl Gateways {
-    /// Notes a heartbeat. At the bound the silent ones go first; a full table of live gateways takes
-    /// no more.
-    pub(crate) fn seen(&self, gateway: GatewayId, incarnation: String, now: Instant) {
-        let mut table = self.0.lock();
-        if table.len() >= GATEWAYS_MAX && !table.contains_key(&gateway) {
-            table.retain(|_, (_, at)| now.saturating_duration_since(*at) < GATEWAY_FORGOTTEN_AFTER);
-            if table.len() >= GATEWAYS_MAX {
-                return;
-            }
-        }
-        match table.get_mut(&gateway) {
-            Some(entry) if entry.0 == incarnation => entry.1 = now,
-            Some(entry) => {
-                tracing::info!(%gateway, "gateway restarted");
-                *entry = (incarnation, now);
-            }
-            None => {
-                table.insert(gateway, (incarnation, now));
-            }
-        }
     }
 }

@@ -68,6 +68,7 @@ pub(crate) async fn watch(
         cursor.0.retain(|id, _| id == me);
     }
     let watcher = app.hub.watch(&caller.id, cursor.0.get(me).copied(), Instant::now())?;
+    let alive = app.engine.stream(&caller.id, caller.via(), Instant::now());
     let fleet = Fleet {
         gateway: caller.id,
         watcher,
@@ -81,7 +82,7 @@ pub(crate) async fn watch(
     let (out, events) = mpsc::channel(WRITES_MAX);
     app.tracker.spawn(async move {
         fleet.run(out).await;
-        drop(permit);
+        drop((permit, alive));
     });
     let body = Body::from_stream(ReceiverStream::new(events).map(Ok::<Bytes, std::convert::Infallible>));
     let headers = [

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rate_limit::{Lever, LeverSpec, Levers, Quota};
 
 use crate::health::Rules;
+use crate::presence;
 use crate::select::Quotas;
 use crate::state::Limits;
 
@@ -73,6 +74,17 @@ levers! {
         participants_per_call_max: u64 = "admission.participants_per_call_max" ["sessions"] 5_000, 1 => 1_000_000;
         /// How long a call without sessions keeps its place, so that a reconnect finds it.
         empty_grace: Duration = "calls.empty_grace" ["duration"] S(5), MS(0) => S(3_600);
+        /// Silence after which a gateway that used to send heartbeats has vanished: no heartbeat, no watch
+        /// and no bulk stream.
+        gateway_alive_for: Duration = "gateways.alive_for" ["duration"] S(30), MS(200) => S(3_600);
+        /// How long the sessions of a vanished gateway are kept, and those that a gateway did not tell
+        /// again.
+        resume_window: Duration = "gateways.resume_window" ["duration"] S(120), MS(0) => S(86_400);
+        /// Share of the gateways that may be gone at once before their sessions stop expiring: then it is
+        /// probably us. Two or fewer never stop it.
+        gateway_freeze_share: f64 = "gateways.freeze_share" ["share"] 0.5, 0.0 => 1.0;
+        /// Sessions that this syncer lets expire per second.
+        expire_rate: f64 = "gateways.expire.rate" ["per second"] 5_000.0, 0.0 => 1_000_000.0;
         /// How often an SFU that holds calls is asked for a sign of life, unless it gave one.
         probe_interval: Duration = "health.probe_interval" ["duration"] S(2), MS(100) => S(300);
         /// How often a suspect or dead SFU is tried on a fresh connection.
@@ -133,6 +145,23 @@ impl EngineLevers {
             participants_per_call_max: self.participants_per_call_max.get(),
             empty_grace: self.empty_grace.get(),
         }
+    }
+
+    /// The rules of presence.
+    #[must_use]
+    pub fn presence(&self) -> presence::Rules {
+        presence::Rules {
+            alive_for: self.gateway_alive_for.get(),
+            resume_window: self.resume_window.get(),
+            freeze_share: self.gateway_freeze_share.get(),
+        }
+    }
+
+    /// The pace at which sessions expire: a tenth of a second's worth at once.
+    #[must_use]
+    pub fn expire(&self) -> Quota {
+        let rate = self.expire_rate.get();
+        quota(rate, (rate / 10.0).ceil() as u64)
     }
 
     /// The rules of the verdicts.

@@ -60,6 +60,10 @@ pub struct Metrics {
     pub stale: Counter,
     /// Writes refused by a limit.
     pub shed: Counter,
+    /// Gateways found silent.
+    pub gateways_vanished: Counter,
+    /// Sessions taken out because their gateway vanished or did not tell them again.
+    pub sessions_expired: Counter,
     /// Tasks that ended when they should not have, and were started again.
     pub restarts: Counter,
     ends: Family<EndLabel, Counter>,
@@ -84,6 +88,8 @@ impl Default for Metrics {
             fenced: Counter::default(),
             stale: Counter::default(),
             shed: Counter::default(),
+            gateways_vanished: Counter::default(),
+            sessions_expired: Counter::default(),
             restarts: Counter::default(),
             ends: Family::default(),
             silences: Family::default(),
@@ -132,6 +138,12 @@ impl Metrics {
         counter("fenced", "Refusals because a higher term or epoch was there", &self.fenced);
         counter("stale_commits", "Late answers whose room nobody wanted any more", &self.stale);
         counter("shed", "Writes refused by a limit", &self.shed);
+        counter("gateways_vanished", "Gateways found silent", &self.gateways_vanished);
+        counter(
+            "sessions_expired",
+            "Sessions whose gateway vanished or did not tell them again",
+            &self.sessions_expired,
+        );
         counter("task_restarts", "Tasks that ended unexpectedly and were started again", &self.restarts);
         registry.register("attempt_ends", "Attempts by how they ended", self.ends.clone());
         registry.register("failed_looks", "Probes and digests without a good sign, by why", self.silences.clone());

@@ -11,7 +11,7 @@ mod releases;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rand::SeedableRng as _;
@@ -24,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::health::{Change, Evidence, Reason, Verdict};
+use crate::presence::Presence;
 use crate::select::{Budget, Catalogue, Sfu};
-use crate::state::{Cause, News, Release, Shard};
+use crate::state::{Cause, News, Release, Round, Shard};
 
 pub use self::announce::{Announcement, Announcer};
 pub use self::levers::EngineLevers;
@@ -64,6 +65,8 @@ pub struct Context {
     pub losses: Losses,
     /// Rooms to be ended.
     pub releases: Releases,
+    /// Which gateways are there.
+    pub presence: Mutex<Presence>,
     /// Takes news to the gateways.
     pub announcer: Arc<dyn Announcer>,
     /// Counters and histograms.
@@ -77,6 +80,8 @@ pub struct Context {
     /// Ends every task of the engine.
     pub stop: CancellationToken,
     draining: AtomicBool,
+    /// The last round of any gateway.
+    round: AtomicU64,
     /// Tells this life of the syncer from its others.
     life: u64,
     rng: Mutex<StdRng>,
@@ -107,6 +112,7 @@ impl Context {
             window: Window::new(SYNCER_WINDOW),
             losses: Losses::default(),
             releases: Releases::default(),
+            presence: Mutex::default(),
             announcer,
             metrics: Metrics::default(),
             wake: Notify::new(),
@@ -114,6 +120,9 @@ impl Context {
             tracker: TaskTracker::new(),
             stop,
             draining: AtomicBool::new(false),
+            // Elsewhere in each life, so that a round of the last one is not taken for one of this; and
+            // below 2^53, so that every JSON reader keeps it exact.
+            round: AtomicU64::new(seed >> 12),
             life: seed,
             rng: Mutex::new(StdRng::seed_from_u64(seed)),
         }
@@ -142,6 +151,12 @@ impl Context {
     /// Stops taking new work.
     pub fn start_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The number of a new round.
+    #[must_use]
+    pub fn next_round(&self) -> Round {
+        Round(self.round.fetch_add(1, Ordering::Relaxed) + 1)
     }
 
     /// Draws from the syncer's generator.

@@ -1,8 +1,9 @@
 //! The engine: the shell around a syncer's decisions, and all that the API sees of them.
 //!
-//! [`Engine::start`] runs three loops, the reconciler, the mover and the observer, under a watchdog
-//! each; the rest are plain functions that lock one shard for microseconds.
+//! [`Engine::start`] runs four loops, the reconciler, the mover, the observer and the expiry, under a
+//! watchdog each; the rest are plain functions that lock one shard for microseconds.
 
+mod gateways;
 mod sfus;
 mod types;
 mod views;
@@ -23,15 +24,16 @@ use tokio_util::sync::CancellationToken;
 use crate::context::{Context, SHARDS};
 use crate::drivers::{CredentialRequest, SfuDriver, SfuSpec, SpecError};
 use crate::health::Evidence;
-use crate::observe::Observer;
+use crate::observe::{Expiry, Observer};
 use crate::ownership::slot_of;
 use crate::reconcile::{Mover, Reconciler};
 use crate::state::{Left, SeqCheck, SfuIdx};
 
+pub use self::gateways::GatewayStream;
 pub(crate) use self::sfus::DRAIN_MAX;
 pub use self::types::{
     CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
-    EngineStatus, Explanation, NewsCursor, Refusal, SfuCounts, SfuView,
+    EngineStatus, Explanation, GatewayCounts, NewsCursor, Refusal, SfuCounts, SfuView,
 };
 pub use crate::context::{Announcement, Announcer};
 pub use crate::state::{Cause, Join, Leave};
@@ -81,6 +83,8 @@ impl Engine {
         watched(&ctx, "mover", move || Mover::new(moving.clone(), Instant::now()).run());
         let observing = ctx.clone();
         watched(&ctx, "observer", move || Observer::new(observing.clone(), Instant::now()).run());
+        let expiring = ctx.clone();
+        watched(&ctx, "expiry", move || Expiry::new(expiring.clone(), Instant::now()).run());
         Self { ctx, drivers }
     }
 

@@ -254,8 +254,25 @@ pub struct EngineStatus {
     pub releases_total: u64,
     /// Rooms waiting to be ended.
     pub releases_waiting: u64,
+    /// Gateways by what is known of them.
+    pub gateways: GatewayCounts,
+    /// So many gateways are gone at once that no session expires: see `gateways.freeze_share`.
+    pub expiry_frozen: bool,
+    /// Sessions that expired.
+    pub sessions_expired_total: u64,
     /// Invariants found violated.
     pub invariant_violations: u64,
+}
+
+/// Gateways by what is known of them.
+#[derive(Clone, Copy, Debug, Default, Serialize, utoipa::ToSchema)]
+pub struct GatewayCounts {
+    /// Heard of lately, or with a stream open.
+    pub here: u32,
+    /// Silent; their sessions are kept for `gateways.resume_window`.
+    pub vanished: u32,
+    /// In the middle of telling everything again.
+    pub syncing: u32,
 }
 
 /// SFUs by verdict.

@@ -204,8 +204,11 @@ impl Engine {
             notices_total: metrics.notices.get(),
             releases_total: metrics.releases.get(),
             releases_waiting: self.ctx.releases.len() as u64,
+            sessions_expired_total: metrics.sessions_expired.get(),
             ..EngineStatus::default()
         };
+        let (gateways, expiry_frozen) = self.gateway_counts();
+        (status.gateways, status.expiry_frozen) = (gateways, expiry_frozen);
         for shard in &self.ctx.shards {
             let shard = shard.lock();
             let counts = shard.counts();

@@ -3,8 +3,11 @@
 //! One loop walks over the catalogue ten times a second and starts what is due, a bounded number
 //! at a time. A healthy SFU that answered a moment ago is not asked; a suspect one is tried on
 //! fresh connections, since only those say anything about the machine.
+//!
+//! [`Expiry`] is a loop of its own: it looks after the gateways.
 
 mod digest;
+mod expiry;
 mod probe;
 
 use std::collections::{HashMap, HashSet};
@@ -20,6 +23,8 @@ use crate::health::{Evidence, Health, Verdict};
 use crate::reconcile::InFlight;
 use crate::select::Sfu;
 use crate::state::SfuIdx;
+
+pub use self::expiry::Expiry;
 
 /// How often due work is looked for: a twentieth of the default probe interval.
 const PERIOD: Duration = Duration::from_millis(100);

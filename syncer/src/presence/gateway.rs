@@ -78,20 +78,20 @@ impl Gateway {
 
     pub(super) fn opened(&mut self, via: Via, now: Instant) {
         self.streams += 1;
-        self.own_streams += u32::from(via == Via::Itself);
+        self.own_streams += u32::from(via == Via::Own);
         self.hear(via, now);
     }
 
     pub(super) fn closed(&mut self, via: Via, now: Instant) {
         self.streams = self.streams.saturating_sub(1);
-        self.own_streams = self.own_streams.saturating_sub(u32::from(via == Via::Itself));
+        self.own_streams = self.own_streams.saturating_sub(u32::from(via == Via::Own));
         self.hear(via, now);
     }
 
     fn hear(&mut self, via: Via, now: Instant) {
         self.heard = now;
         self.vanished = None;
-        if via == Via::Itself {
+        if via == Via::Own {
             self.spoke = Some(now);
         }
     }

@@ -64,7 +64,7 @@ pub struct Presence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
     /// The gateway itself, on a connection of its own.
-    Itself,
+    Own,
     /// Another syncer, which it spoke to.
     Peer,
 }

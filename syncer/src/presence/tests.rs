@@ -20,7 +20,7 @@ fn vanished(n: u8) -> Due {
 }
 
 fn beat(presence: &mut Presence, n: u8, now: Instant) -> Beat {
-    presence.beat(&gateway(n), "i", Via::Itself, now).expect("taken")
+    presence.beat(&gateway(n), "i", Via::Own, now).expect("taken")
 }
 
 fn beats(presence: &mut Presence, all: std::ops::Range<u8>, now: Instant) {
@@ -106,14 +106,14 @@ proptest! {
                     (it.promised, it.last_sign) = (true, Some(now));
                 }
                 Step::Open(g) => {
-                    presence.opened(&id(g), Via::Itself, now).expect("few");
+                    presence.opened(&id(g), Via::Own, now).expect("few");
                     let it = said.entry(g).or_default();
                     (it.streams, it.last_sign) = (it.streams + 1, Some(now));
                 }
                 Step::Close(g) => {
                     let it = said.entry(g).or_default();
                     if it.streams > 0 {
-                        presence.closed(&id(g), Via::Itself, now);
+                        presence.closed(&id(g), Via::Own, now);
                         (it.streams, it.last_sign) = (it.streams - 1, Some(now));
                     }
                 }
@@ -160,7 +160,7 @@ proptest! {
         // Everybody stays silent: all of them are found out, or so many at once that it freezes.
         for g in 0..5 {
             let it = said.entry(g).or_default();
-            for _ in 0..it.streams { presence.closed(&gateway(g), Via::Itself, now); }
+            for _ in 0..it.streams { presence.closed(&gateway(g), Via::Own, now); }
         }
         now += RULES.alive_for;
         expire(&mut presence, now);
@@ -202,8 +202,8 @@ fn an_open_stream_is_a_sign_of_life_and_no_promise_is_not_broken() {
     let (mut presence, t) = (Presence::default(), Instant::now());
     presence.opened(&gateway(1), Via::Peer, t).expect("few");
     beat(&mut presence, 1, t);
-    presence.opened(&gateway(2), Via::Itself, t).expect("few");
-    presence.closed(&gateway(2), Via::Itself, t + s(1));
+    presence.opened(&gateway(2), Via::Own, t).expect("few");
+    presence.closed(&gateway(2), Via::Own, t + s(1));
     assert_eq!(presence.look(&RULES, t + s(9_000)), Look::default());
     presence.closed(&gateway(1), Via::Peer, t + s(9_000));
     assert_eq!(presence.look(&RULES, t + s(9_030)).vanished, [gateway(1)]);
@@ -217,7 +217,7 @@ fn only_what_it_was_told_itself_is_passed_on_to_other_syncers() {
     presence.opened(&gateway(1), Via::Peer, t).expect("few");
     assert_eq!(presence.spoke(t), [(gateway(0), "i".to_owned())]);
     assert_eq!(presence.spoke(t + s(1)), [], "or they would keep a dead gateway alive among themselves");
-    presence.opened(&gateway(1), Via::Itself, t).expect("few");
+    presence.opened(&gateway(1), Via::Own, t).expect("few");
     assert_eq!(presence.spoke(t + s(99)), [(gateway(1), "i".to_owned())]);
 }
 
@@ -254,7 +254,7 @@ fn one_or_two_gateways_that_die_do_not_freeze_anything() {
 fn a_replaced_process_neither_lives_on_nor_ends_the_round_of_its_successor() {
     let (mut presence, t) = (Presence::default(), Instant::now());
     let id = gateway(0);
-    let say = |presence: &mut Presence, name: &str| presence.beat(&id, name, Via::Itself, t);
+    let say = |presence: &mut Presence, name: &str| presence.beat(&id, name, Via::Own, t);
     say(&mut presence, "old").expect("taken");
     presence.begin(&gateway(0), Round(1), t).expect("few");
     assert_eq!(say(&mut presence, "new"), Ok(Beat { resync: true, restarted: true }));
@@ -277,13 +277,13 @@ fn i09_gateways_rounds_and_names_are_bounded() {
     let (mut presence, t) = (Presence::default(), Instant::now());
     for n in 0..GATEWAYS_MAX {
         let id = GatewayId::new(format!("many-{n}")).expect("an id");
-        presence.beat(&id, "i", Via::Itself, t).expect("there is room");
+        presence.beat(&id, "i", Via::Own, t).expect("there is room");
     }
-    assert_eq!(presence.beat(&gateway(0), "i", Via::Itself, t), Err(Refused::Full));
-    assert_eq!(presence.opened(&gateway(0), Via::Itself, t), Err(Refused::Full));
+    assert_eq!(presence.beat(&gateway(0), "i", Via::Own, t), Err(Refused::Full));
+    assert_eq!(presence.opened(&gateway(0), Via::Own, t), Err(Refused::Full));
     let id = GatewayId::new("many-0").expect("an id");
     for n in 1..100 {
-        presence.beat(&id, &format!("i{n}"), Via::Itself, t).expect("newer");
+        presence.beat(&id, &format!("i{n}"), Via::Own, t).expect("newer");
         presence.begin(&id, Round(n), t).expect("known");
     }
     assert_eq!(presence.synced(&id, Round(1), t), Err(Refused::NotBegun), "long broken off");

@@ -6,6 +6,7 @@
 
 mod error;
 mod files;
+mod gateways;
 mod invariants;
 mod supervise;
 mod wiring;
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{
-    self, App, Audit, Auth, Gateways, HttpMetrics, Readiness, WATCHERS_MAX, connection::Serving, listener::Listener,
+    self, App, Audit, Auth, HttpMetrics, Readiness, WATCHERS_MAX, connection::Serving, listener::Listener,
 };
 use crate::config::{Config, ConfigError};
 use crate::context::EngineLevers;
@@ -247,7 +248,6 @@ fn build(
         auth: Arc::new(Auth::new(config)),
         audit: Audit::default(),
         ready: Readiness::waiting_for(&[CATALOGUE, SLOTS]),
-        gateways: Gateways::default(),
         watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
         registry: metrics,
         http,
@@ -405,6 +405,8 @@ impl Running {
         supervisor.run("invariants", move || invariants::watch(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("news", move || wiring::news(Arc::clone(&app)));
+        let app = Arc::clone(&self.app);
+        supervisor.run("gateways heard", move || gateways::share(Arc::clone(&app)));
         let (app, files, reload) = (Arc::clone(&self.app), Arc::new(files), Arc::clone(&self.reload));
         supervisor.run("files", move || {
             let (app, files, reload) = (Arc::clone(&app), Arc::clone(&files), Arc::clone(&reload));

@@ -4,6 +4,7 @@ mod bad_input;
 mod bulk;
 mod calls;
 mod fleet;
+mod gateways;
 mod operators;
 mod pool;
 mod security;

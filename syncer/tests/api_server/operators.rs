@@ -148,8 +148,8 @@ async fn probes_status_metrics_and_the_landing_page_answer() {
     assert!(status["pool"]["waiters"].as_u64() <= status["pool"]["waiters_max"].as_u64(), "{status}");
     assert!(status["pool"]["waiters_max"].as_u64() > Some(0), "{status}");
     let beat = json!({ "incarnation": "i-1" });
-    let (code, _) = answer(fleet.request(0, Method::PUT, "/v1/gateways/gw-1").json(&beat)).await;
-    assert_eq!(code, StatusCode::NO_CONTENT);
+    let (code, said) = answer(fleet.request(0, Method::PUT, "/v1/gateways/gw-1").json(&beat)).await;
+    assert_eq!((code, &said["resync"]), (StatusCode::OK, &json!(true)), "nobody knew it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,94 @@
+//! Gateways as they come and go.
+
+use std::sync::Arc;
+
+use sfu_api::GatewayId;
+use tokio::time::Instant;
+
+use super::{Engine, GatewayCounts};
+use crate::context::Context;
+use crate::presence::{Beat, Refused, Seen, Via};
+use crate::state::Round;
+
+/// A watch or bulk stream of a gateway; as long as it lives, so does the gateway.
+#[derive(Debug)]
+pub struct GatewayStream(Option<(Arc<Context>, GatewayId, Via)>);
+
+impl Engine {
+    /// A gateway says that it lives.
+    ///
+    /// # Errors
+    ///
+    /// When the incarnation has been replaced, or there are too many gateways.
+    pub fn beat(&self, gateway: &GatewayId, incarnation: &str, via: Via, now: Instant) -> Result<Beat, Refused> {
+        let beat = self.ctx.presence.lock().beat(gateway, incarnation, via, now)?;
+        if beat.restarted {
+            tracing::info!(%gateway, "gateway restarted");
+        }
+        Ok(beat)
+    }
+
+    /// A gateway opened a watch or a bulk stream. One gateway too many is served and not looked after.
+    #[must_use]
+    pub fn stream(&self, gateway: &GatewayId, via: Via, now: Instant) -> GatewayStream {
+        let opened = self.ctx.presence.lock().opened(gateway, via, now);
+        GatewayStream(opened.is_ok().then(|| (self.ctx.clone(), gateway.clone(), via)))
+    }
+
+    /// A gateway begins to tell everything again: what it tells from now on is of this round.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many gateways.
+    pub fn begin_round(&self, gateway: &GatewayId, now: Instant) -> Result<Round, Refused> {
+        let round = self.ctx.next_round();
+        self.ctx.presence.lock().begin(gateway, round, now)?;
+        for shard in &self.ctx.shards {
+            shard.lock().begin_round(gateway, round);
+        }
+        Ok(round)
+    }
+
+    /// A gateway has told everything: what it did not tell since the round began expires after
+    /// `gateways.resume_window`. May be said again.
+    ///
+    /// # Errors
+    ///
+    /// When the round was not begun here.
+    pub fn synced(&self, gateway: &GatewayId, round: Round, now: Instant) -> Result<(), Refused> {
+        self.ctx.presence.lock().synced(gateway, round, now)
+    }
+
+    /// Every gateway that is looked after, by name.
+    #[must_use]
+    pub fn gateways(&self) -> Vec<Seen> {
+        self.ctx.presence.lock().list()
+    }
+
+    /// The gateways that spoke to this syncer itself since then, with their incarnations.
+    #[must_use]
+    pub fn gateways_that_spoke(&self, since: Instant) -> Vec<(GatewayId, String)> {
+        self.ctx.presence.lock().spoke(since)
+    }
+
+    /// How often the other syncers have to hear of them: four times before anyone takes them for gone.
+    #[must_use]
+    pub fn share_gateways_every(&self) -> std::time::Duration {
+        self.ctx.levers.gateway_alive_for.get() / 4
+    }
+
+    pub(super) fn gateway_counts(&self) -> (GatewayCounts, bool) {
+        let presence = self.ctx.presence.lock();
+        let counts = presence.counts();
+        let counts = GatewayCounts { here: counts.here, vanished: counts.vanished, syncing: counts.syncing };
+        (counts, presence.is_frozen())
+    }
+}
+
+impl Drop for GatewayStream {
+    fn drop(&mut self) {
+        if let Some((ctx, gateway, via)) = self.0.take() {
+            ctx.presence.lock().closed(&gateway, via, Instant::now());
+        }
+    }
+}

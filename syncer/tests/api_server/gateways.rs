@@ -1,0 +1,214 @@
+//! Gateways that vanish, come back, and tell everything again.
+
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{Events, Fleet, answer, certificates, soon, until};
+
+/// A fleet where silence is short.
+async fn quick(syncers: usize, tls: bool, windows: &[(&str, &str)]) -> Fleet {
+    Fleet::start_with(syncers, 2, |config| {
+        for (lever, value) in windows {
+            config.limits.insert((*lever).to_owned(), toml::Value::String((*value).to_owned()));
+        }
+        if tls {
+            let dir = config.sfus_file.as_deref().and_then(std::path::Path::parent).expect("a directory").to_owned();
+            certificates(&dir);
+            config.tls = Some(syncer::config::TlsConfig { cert: dir.join("api.pem"), key: dir.join("api-key.pem") });
+        }
+    })
+    .await
+}
+
+/// One gateway with a client of its own.
+struct Gateway {
+    client: Client,
+    name: &'static str,
+    url: String,
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    fn new(fleet: &Fleet, n: usize, name: &'static str) -> Self {
+        Self { client: fleet.client.clone(), name, url: fleet.url(n, "") }
+    }
+
+    fn over_tls(fleet: &Fleet, name: &'static str, h2: bool) -> Self {
+        let ca = std::fs::read(fleet.dir.path().join("api-ca.pem")).expect("written");
+        let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
+        let client = Client::builder().tls_certs_only([ca]);
+        let client = if h2 { client } else { client.http1_only() };
+        Self { client: client.build().expect("a client"), name, url: fleet.url(0, "") }
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url)).bearer_auth(self.name)
+    }
+
+    async fn beat(&self, incarnation: &str) -> (StatusCode, Value) {
+        let path = format!("/v1/gateways/{}", self.name);
+        answer(self.request(Method::PUT, &path).json(&json!({ "incarnation": incarnation }))).await
+    }
+
+    /// The results of these lines, in one stream.
+    async fn say(&self, lines: &[Value]) -> Vec<Value> {
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let response = soon("an answer", self.request(Method::POST, "/v1/voice-states").body(text).send()).await;
+        let text = response.expect("an answer").text().await.expect("a body");
+        text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect()
+    }
+
+    async fn status(&self) -> Value {
+        answer(self.request(Method::GET, "/v1/status")).await.1
+    }
+}
+
+fn join(guild: &str, call: usize, session: usize, seq: u64) -> Value {
+    json!({ "do": "join", "guild": guild, "call": format!("c{call}"), "session": format!("s{session}"), "seq": seq, "token": false })
+}
+
+fn round(lines: impl IntoIterator<Item = Value>) -> Vec<Value> {
+    std::iter::once(json!({ "do": "sync" })).chain(lines).chain([json!({ "op": "end", "do": "synced" })]).collect()
+}
+
+fn all_done(results: &[Value]) {
+    for result in results {
+        assert_eq!(result["status"], 200, "{result}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r15_a_full_resync_over_https_keeps_what_is_told_again_and_nothing_else() {
+    let fleet = quick(1, true, &[("gateways.resume_window", "300ms")]).await;
+    for h2 in [false, true] {
+        let gateway = Gateway::over_tls(&fleet, if h2 { "gw-2" } else { "gw-1" }, h2);
+        let guild = gateway.name;
+        let people = |people: std::ops::Range<usize>| people.map(|n| join(guild, n / 4, n, 7));
+        let first: Vec<Value> = people(0..2_000).collect();
+        all_done(&gateway.say(&first).await);
+        let call = format!("/v1/guilds/{guild}/calls/c1");
+        let epoch = async || answer(gateway.request(Method::GET, &call)).await.1["epoch"].clone();
+        until("a placement", || async { epoch().await.is_object() }).await;
+        let before = epoch().await;
+
+        // The process restarts, and forty of its people are gone. The same `seq` will do.
+        let again = gateway.say(&round(people(0..1_960))).await;
+        all_done(&again);
+        assert_eq!(again.len(), 1_962);
+        assert!(again[0]["round"].is_u64() && again[0]["round"] == again[1_961]["round"], "{}", again[0]);
+        assert!(again[1..1_961].iter().all(|r| r["ignored"] == true), "by (session, seq) it is a repetition");
+        let expected = if h2 { 2 * 1_960 } else { 1_960 };
+        until("the rest to expire", || async { gateway.status().await["participants"] == expected }).await;
+        // And again, which changes nothing.
+        all_done(&gateway.say(&round(people(0..1_960))).await);
+        let expired = gateway.status().await["sessions_expired_total"].clone();
+        tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+        let status = gateway.status().await;
+        assert_eq!((&status["participants"], &status["sessions_expired_total"]), (&json!(expected), &expired));
+        assert_eq!(epoch().await, before, "found where it was, not placed anew");
+        assert_eq!(status["invariant_violations"], 0, "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r16_a_gateway_that_vanishes_loses_its_sessions_and_others_keep_theirs() {
+    let fleet = quick(1, false, &[("gateways.alive_for", "400ms"), ("gateways.resume_window", "400ms")]).await;
+    let [gone, watching, silent] = ["gw-1", "gw-2", "gw-3"].map(|name| Gateway::new(&fleet, 0, name));
+    assert_eq!(watching.beat("i").await.0, StatusCode::OK);
+    let mut events = Events::open(watching.request(Method::GET, "/v1/watch")).await;
+    for (n, gateway) in [&gone, &watching, &silent].into_iter().enumerate() {
+        all_done(&gateway.say(&[join("g", 0, n, 1), join("g", 1 + n, n, 1)]).await);
+    }
+    events.of_call("g", "c2").await;
+    assert_eq!(gone.beat("i").await.1["resync"], true);
+    all_done(&gone.say(&round([join("g", 0, 0, 1), join("g", 1, 0, 1)])).await);
+    assert_eq!(gone.beat("i").await.1["resync"], false, "it has told everything");
+
+    until("expiry", || async { silent.status().await["participants"] == 4 }).await;
+    let status = silent.status().await;
+    assert_eq!(status["sessions_expired_total"], 2, "{status}");
+    assert_eq!((&status["gateways"]["here"], &status["expiry_frozen"]), (&json!(1), &json!(false)), "{status}");
+    let (_, list) = answer(silent.request(Method::GET, "/v1/gateways")).await;
+    let names: Vec<_> = list["gateways"].as_array().expect("a list").iter().map(|g| g["gateway"].clone()).collect();
+    assert_eq!(names, ["gw-2"], "a vanished gateway is forgotten, one that never promised anything is not known");
+    assert_eq!(gone.beat("i").await.1["resync"], true, "back, it is told that its sessions are gone");
+    until("the call that only it was in ends", || async {
+        answer(gone.request(Method::GET, "/v1/guilds/g/calls/c1")).await.1["state"] != "placed"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r16_expiry_freezes_when_most_gateways_are_gone_at_once_and_a_lever_thaws_it() {
+    let fleet = quick(1, false, &[("gateways.alive_for", "300ms"), ("gateways.resume_window", "0ms")]).await;
+    let gateways = ["gw-1", "gw-2", "gw-3", "gw-4"].map(|name| Gateway::new(&fleet, 0, name));
+    // Together, so that none is found silent long before the others.
+    let beats = gateways.iter().map(|gateway| gateway.beat("i"));
+    for (n, gateway) in gateways.iter().enumerate() {
+        all_done(&gateway.say(&[join("g", n, n, 1)]).await);
+    }
+    futures_util::future::join_all(beats).await;
+    until("the freeze", || async { gateways[0].status().await["expiry_frozen"] == true }).await;
+    let before = gateways[0].status().await["participants"].as_u64().expect("a count");
+    assert!(before >= 2, "a freeze begins with the third that is gone");
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert_eq!(gateways[0].status().await["participants"], before, "nothing expires");
+    let thaw = fleet.request(0, Method::PATCH, "/v1/levers").json(&json!({ "gateways.freeze_share": 1.0 }));
+    assert_eq!(answer(thaw).await.0, StatusCode::OK);
+    until("expiry", || async { gateways[0].status().await["participants"] == 0 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r15_a_round_at_one_syncer_counts_for_the_sessions_with_all() {
+    let windows = [("gateways.alive_for", "1500ms"), ("gateways.resume_window", "200ms")];
+    let fleet = quick(2, false, &windows).await;
+    let (gateway, there) = (Gateway::new(&fleet, 0, "gw-1"), Gateway::new(&fleet, 1, "operator"));
+    let guilds: Vec<String> = (0..2).flat_map(|n| fleet.guilds_of(n).take(5)).collect();
+    let people = |people: std::ops::Range<usize>| -> Vec<Value> {
+        guilds.iter().flat_map(|guild| people.clone().map(move |n| join(guild, 0, n, 1))).collect()
+    };
+    gateway.beat("i").await;
+    all_done(&gateway.say(&people(0..4)).await);
+    assert_eq!(
+        (gateway.status().await["participants"].clone(), there.status().await["participants"].clone()),
+        (json!(20), json!(20))
+    );
+    all_done(&gateway.say(&round(people(0..3))).await);
+    for syncer in [&gateway, &there] {
+        until("the rest to expire", || async { syncer.status().await["participants"] == 15 }).await;
+    }
+    // Beating at one of them keeps it alive with both, for longer than either would wait.
+    let until_then = tokio::time::Instant::now() + std::time::Duration::from_secs(3);
+    while tokio::time::Instant::now() < until_then {
+        gateway.beat("i").await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(there.status().await["participants"], 15, "heard of through the other");
+    for syncer in [&gateway, &there] {
+        until("expiry with both", || async { syncer.status().await["participants"] == 0 }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_that_were_not_begun_and_processes_that_were_replaced_are_refused() {
+    let fleet = quick(1, false, &[]).await;
+    let gateway = Gateway::new(&fleet, 0, "gw-1");
+    let lines = [
+        json!({ "op": "a", "do": "synced" }),
+        json!({ "op": "b", "do": "synced", "round": 5 }),
+        json!({ "op": "c", "do": "sync", "guild": "g" }),
+    ];
+    let codes: Vec<_> =
+        gateway.say(&lines).await.iter().map(|r| (r["status"].clone(), r["error_code"].clone())).collect();
+    assert_eq!(
+        codes,
+        [(json!(409), json!("not_begun")), (json!(409), json!("not_begun")), (json!(400), json!("invalid"))]
+    );
+    gateway.beat("old").await;
+    gateway.beat("new").await;
+    let (status, body) = gateway.beat("old").await;
+    assert_eq!((status, &body["error_code"]), (StatusCode::CONFLICT, &json!("superseded")));
+    let heard = gateway.request(Method::POST, "/v1/gateways").json(&json!({ "gateways": [] }));
+    assert_eq!(answer(heard).await.0, StatusCode::FORBIDDEN, "only syncers say who else is there");
+}
