@@ -48,7 +48,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                         self.line_since = Some(now);
                     }
                     let key = self.line_mut(fresh).push_back(waiter, deadline, now);
-                    Joined::Queued(Ticket { fresh, key })
+                    Joined::Queued(Ticket::new(fresh, key))
                 }
                 None => Joined::Answered(Answer::Refused(Refusal::Saturated)),
             },
@@ -84,14 +84,14 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             }
         }
         let line = if fresh { &self.fresh_line } else { &self.line };
-        let full = line.len() >= self.tuning.waiters_max();
+        let full = line.len() >= self.tuning.waiters_max() || !self.places.admit(self.callers(), fresh);
         full.then_some(Answer::Refused(Refusal::Saturated))
     }
 
     /// What has become of a caller in line. What it is told, it is told once.
     pub(crate) fn look(&mut self, ticket: Ticket) -> Look<'_, W, Answer<C, E>> {
         fault::point(Point::Look);
-        self.line_mut(ticket.fresh).look(ticket.key)
+        self.line_mut(ticket.is_fresh()).look(ticket.key())
     }
 
     /// A caller gives up. What it leaves must be dropped after the lock is released, a connection so that it
@@ -99,9 +99,10 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     ///
     /// [`Event::Settle`]: super::Event::Settle
     pub(crate) fn leave(&mut self, ticket: Ticket) -> (Left<W, Answer<C, E>>, bool) {
-        let line = self.line_mut(ticket.fresh);
-        let first = line.front() == Some(ticket.key);
-        let left = line.leave(ticket.key);
+        let line = self.line_mut(ticket.is_fresh());
+        let first = line.front() == Some(ticket.key());
+        let left = line.leave(ticket.key());
+        self.places.fit(self.callers());
         fault::point(Point::Leave);
         (left, self.draining.is_none() && (!first || self.rests()))
     }
@@ -132,7 +133,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             return Back::Not;
         }
         let Some(taken) = self.conns.pass_on(key, channel, now, &self.tuning) else { return Back::Not };
-        match self.line.front().and_then(|first| self.line.answer(first, Answer::Given(taken))) {
+        let waiter = self.line.front().and_then(|first| self.line.answer(first, Answer::Given(taken)));
+        self.places.fit(self.callers());
+        match waiter {
             Some(waiter) => Back::PassedOn(waiter),
             None => Back::Not, // Nobody waits: it was looked at above.
         }

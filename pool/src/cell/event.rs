@@ -12,14 +12,29 @@ use crate::dial::scheduler::Class;
 /// Names one waiter; given out when it joins the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ticket {
-    pub(super) fresh: bool,
-    pub(super) key: WaiterKey,
+    // Flat, for it is kept by every caller in line.
+    generation: u64,
+    index: u32,
+    fresh: bool,
 }
 
 impl Ticket {
+    pub(super) fn new(fresh: bool, key: WaiterKey) -> Self {
+        let WaiterKey { index, generation } = key;
+        Self { generation, index, fresh }
+    }
+
+    pub(super) fn is_fresh(self) -> bool {
+        self.fresh
+    }
+
+    pub(super) fn key(self) -> WaiterKey {
+        WaiterKey { index: self.index, generation: self.generation }
+    }
+
     /// Counts the callers of this line, from 1 on in the low bits.
     pub(crate) fn number(self) -> u64 {
-        self.key.number()
+        self.generation
     }
 }
 

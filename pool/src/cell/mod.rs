@@ -21,6 +21,7 @@ mod conns;
 mod demand;
 mod estimate;
 mod event;
+mod places;
 mod tuning;
 mod waiters;
 
@@ -42,6 +43,7 @@ pub(crate) use self::event::{
     Action, Actions, Answer, Awaited, Back, Blame, CellCounts, CellLearnt, Epoch, Event, FailedDial, Intake, Joined,
     Refusal, Ticket,
 };
+use self::places::Held;
 pub(crate) use self::tuning::Tuning;
 use self::waiters::Waiters;
 pub(crate) use self::waiters::{Left, Look};
@@ -81,6 +83,8 @@ pub(crate) struct CellState<C, W, E> {
     line: Waiters<W, Answer<C, E>>,
     /// In line for a connection dialled for them.
     fresh_line: Waiters<W, Answer<C, E>>,
+    /// The places that these take in the partition.
+    places: Held,
     breaker: Breaker<E>,
     permits: usize,
     dialling: usize,
@@ -125,6 +129,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             conns: Conns::new(generation),
             line: Waiters::new(generation),
             fresh_line: Waiters::new(generation),
+            places: Held::new(Arc::clone(&tuning)),
             breaker: Breaker::new(),
             permits: 0,
             dialling: 0,
@@ -207,13 +212,18 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     pub(crate) fn counts(&self) -> CellCounts {
         CellCounts {
-            waiters: self.line.len() + self.fresh_line.len(),
+            waiters: self.callers(),
             dialling: self.dialling,
             live: self.conns.live(),
             idle: self.conns.idle(),
             streams: self.conns.streams(),
             permits: self.permits,
         }
+    }
+
+    /// In line, for whatever connection.
+    fn callers(&self) -> usize {
+        self.line.len() + self.fresh_line.len()
     }
 
     /// How long the first in line has waited.
@@ -416,6 +426,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             let why = Some(CloseReason::Drained);
             self.conns.retire_idle(why, now, &mut |channel| out.push(Action::Close(channel)));
         }
+        self.places.fit(self.callers());
         self.ask(now, out);
         self.arm(now, out);
     }

@@ -1,13 +1,14 @@
 //! The limits that all cells of a partition share, changeable while they are used.
 //!
 //! One relaxed load per read, so a lever may turn any of them under load. Each partition has its own
-//! copy: nothing here is written by two partitions, or on the checkout path.
+//! copy: nothing here is written by two partitions, or on the checkout path unless a line grows.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rate_limit::Backoff;
 
+use super::places::Places;
 use crate::conn::ConnSettings;
 use crate::dial::scheduler::{origin_alone, origin_share};
 use crate::limits::LaneLimits;
@@ -21,6 +22,7 @@ pub(crate) struct Span(AtomicU64);
 pub(crate) struct Tuning {
     pub(crate) connections_max: AtomicUsize,
     pub(crate) waiters_max: AtomicUsize,
+    pub(crate) places: Places,
     /// Dials of one origin at once, its share of the partition's slots: beside others, and alone.
     dials_share: AtomicUsize,
     dials_alone: AtomicUsize,
@@ -62,6 +64,7 @@ impl Tuning {
     pub(crate) fn set(&self, limits: &LaneLimits, slots: usize) {
         self.connections_max.store(limits.connections_per_origin_max, Ordering::Relaxed);
         self.waiters_max.store(limits.waiters_per_origin_max, Ordering::Relaxed);
+        self.places.set(limits.share(limits.waiters_max));
         self.dials_share.store(origin_share(slots), Ordering::Relaxed);
         self.dials_alone.store(origin_alone(slots), Ordering::Relaxed);
         self.streams_max.store(limits.h2_streams_max, Ordering::Relaxed);

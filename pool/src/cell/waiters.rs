@@ -6,13 +6,14 @@
 //! its own. Keys carry a generation, so that a late look or cancel cannot hit the next tenant of a slot.
 //!
 //! Deadlines are kept in the same nodes. Callers of one origin mostly have the same patience, so most
-//! come with a deadline that is no earlier than those before them: these are a second list, sorted by
-//! nature, and leave it as they leave the line. Only who comes with an earlier one goes into a heap; its entry
+//! come with a deadline that is no earlier than those before them: they are sorted by nature, and the first of them
+//! in line has the earliest. Only who comes with an earlier one goes into a heap; its entry
 //! stays there until it surfaces or until stale entries outnumber the line.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::mem;
+use std::time::Duration;
 
 use slab::Slab;
 use tokio::time::Instant;
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 const STALE_MAX: usize = 64;
 
 /// Room that an empty line keeps; more is given back, so that memory falls after a storm. Eight callers and answers are
-/// 1.5 KiB: 40 MiB for the lines of 25,000 origins. The next storm makes room again, a few times for all its callers.
+/// 1.3 KiB: 32 MiB for the lines of 25,000 origins. The next storm makes room again, a few times for all its callers.
 const EMPTY_CAPACITY_MAX: usize = 8;
 
 /// No node: a slab of so many would fill 300 GiB.
@@ -30,8 +31,8 @@ const END: u32 = u32::MAX;
 /// Names one waiter for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct WaiterKey {
-    index: u32,
-    generation: u64,
+    pub(super) index: u32,
+    pub(super) generation: u64,
 }
 
 /// First in, first out, with deadlines. `W` wakes a waiter, `A` is what it is told.
@@ -39,24 +40,30 @@ pub(crate) struct WaiterKey {
 pub(crate) struct Waiters<W, A> {
     nodes: Slab<Node<W>>,
     answers: Slab<A>,
-    /// Everybody in line.
-    line: List,
-    /// Of them, whoever came with a deadline no earlier than those before.
-    sorted: List,
-    /// The deadlines of the others.
+    /// The first and the last in line.
+    head: u32,
+    tail: u32,
+    /// The first in line who is not `early`, and the latest deadline of those.
+    sorted: u32,
+    latest: Option<Instant>,
+    /// The deadlines of those who came with an earlier one than somebody before them.
     early: BinaryHeap<Reverse<(Instant, WaiterKey)>>,
     waiting: usize,
     generation: u64,
 }
 
+/// One cache line, for a line of thousands is left in any order.
 #[derive(Debug)]
+#[repr(align(64))]
 struct Node<W> {
     state: State<W>,
     generation: u64,
-    joined: Instant,
     deadline: Instant,
-    line: Links,
-    sorted: Links,
+    /// From joining to the deadline.
+    patience_ns: u64,
+    /// The neighbours in line.
+    prev: u32,
+    next: u32,
     early: bool,
 }
 
@@ -65,18 +72,6 @@ enum State<W> {
     Waiting(W),
     /// Where the answer is.
     Answered(usize),
-}
-
-#[derive(Debug, Clone, Copy)]
-struct List {
-    head: u32,
-    tail: u32,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Links {
-    prev: u32,
-    next: u32,
 }
 
 /// What a waiter finds when it looks.
@@ -97,14 +92,6 @@ pub(crate) enum Left<W, A> {
     Gone,
 }
 
-// === impl WaiterKey ===
-
-impl WaiterKey {
-    pub(super) fn number(self) -> u64 {
-        self.generation
-    }
-}
-
 // === impl Waiters ===
 
 impl<W, A> Waiters<W, A> {
@@ -113,8 +100,10 @@ impl<W, A> Waiters<W, A> {
         Self {
             nodes: Slab::new(),
             answers: Slab::new(),
-            line: List::EMPTY,
-            sorted: List::EMPTY,
+            head: END,
+            tail: END,
+            sorted: END,
+            latest: None,
             early: BinaryHeap::new(),
             waiting: 0,
             generation,
@@ -141,17 +130,31 @@ impl<W, A> Waiters<W, A> {
     pub(crate) fn push_back(&mut self, waiter: W, deadline: Instant, now: Instant) -> WaiterKey {
         self.generation += 1;
         let generation = self.generation;
-        let early = self.nodes.get(self.sorted.tail as usize).is_some_and(|last| deadline < last.deadline);
-        let links = Links { prev: END, next: END };
-        let state = State::Waiting(waiter);
-        let node = Node { state, generation, joined: now, deadline, line: links, sorted: links, early };
+        let early = self.latest.is_some_and(|latest| deadline < latest);
+        let patience = deadline.saturating_duration_since(now).as_nanos();
+        let node = Node {
+            state: State::Waiting(waiter),
+            generation,
+            deadline,
+            patience_ns: u64::try_from(patience).unwrap_or(u64::MAX),
+            prev: self.tail,
+            next: END,
+            early,
+        };
         let index = u32::try_from(self.nodes.insert(node)).expect("lines have limits far below four billion");
         let key = WaiterKey { index, generation };
-        self.line.append(&mut self.nodes, index, Node::line);
+        match self.nodes.get_mut(self.tail as usize) {
+            Some(last) => last.next = index,
+            None => self.head = index,
+        }
+        self.tail = index;
         if early {
             self.early.push(Reverse((deadline, key)));
         } else {
-            self.sorted.append(&mut self.nodes, index, Node::sorted);
+            self.latest = Some(deadline);
+            if self.sorted == END {
+                self.sorted = index;
+            }
         }
         self.waiting += 1;
         key
@@ -159,12 +162,12 @@ impl<W, A> Waiters<W, A> {
 
     /// The first in line.
     pub(crate) fn front(&self) -> Option<WaiterKey> {
-        self.key(self.line.head)
+        self.key(self.head)
     }
 
     /// When the first in line joined.
     pub(crate) fn front_joined(&self) -> Option<Instant> {
-        self.nodes.get(self.line.head as usize).map(|node| node.joined)
+        self.nodes.get(self.head as usize).map(Node::joined)
     }
 
     /// Takes a waiter out of the line with what it is to be told; returns what wakes it.
@@ -217,7 +220,7 @@ impl<W, A> Waiters<W, A> {
             self.early.pop();
         }
         let early = self.early.peek().map(|Reverse(early)| *early);
-        let sorted = self.key(self.sorted.head).zip(self.nodes.get(self.sorted.head as usize));
+        let sorted = self.key(self.sorted).zip(self.nodes.get(self.sorted as usize));
         let sorted = sorted.map(|(key, node)| (node.deadline, key));
         early.into_iter().chain(sorted).min()
     }
@@ -239,12 +242,27 @@ impl<W, A> Waiters<W, A> {
         self.nodes.get(key.index as usize).is_some_and(|node| node.is_waiting(key))
     }
 
-    /// Takes a node out of the lists.
+    /// Takes a node out of the line.
     fn unlink(&mut self, index: u32) {
+        let Some(&Node { prev, next, .. }) = self.nodes.get(index as usize) else { return };
+        match self.nodes.get_mut(prev as usize) {
+            Some(before) => before.next = next,
+            None => self.head = next,
+        }
+        match self.nodes.get_mut(next as usize) {
+            Some(after) => after.prev = prev,
+            None => self.tail = prev,
+        }
         self.waiting -= 1;
-        self.line.unlink(&mut self.nodes, index, Node::line);
-        if self.nodes.get(index as usize).is_some_and(|node| !node.early) {
-            self.sorted.unlink(&mut self.nodes, index, Node::sorted);
+        if self.sorted == index {
+            self.sorted = next;
+            // Nobody is passed over twice.
+            while let Some(node) = self.nodes.get(self.sorted as usize).filter(|node| node.early) {
+                self.sorted = node.next;
+            }
+            if self.sorted == END {
+                self.latest = None;
+            }
         }
         if self.early.len() > 2 * self.waiting + STALE_MAX {
             let nodes = &self.nodes;
@@ -273,49 +291,13 @@ impl<W> Node<W> {
         self.generation == key.generation && matches!(self.state, State::Waiting(_))
     }
 
-    fn line(&mut self) -> &mut Links {
-        &mut self.line
-    }
-
-    fn sorted(&mut self) -> &mut Links {
-        &mut self.sorted
-    }
-}
-
-// === impl List ===
-
-impl List {
-    const EMPTY: Self = Self { head: END, tail: END };
-
-    fn append<N>(&mut self, nodes: &mut Slab<N>, index: u32, links: fn(&mut N) -> &mut Links) {
-        match nodes.get_mut(self.tail as usize) {
-            Some(last) => links(last).next = index,
-            None => self.head = index,
-        }
-        if let Some(node) = nodes.get_mut(index as usize) {
-            *links(node) = Links { prev: self.tail, next: END };
-        }
-        self.tail = index;
-    }
-
-    fn unlink<N>(&mut self, nodes: &mut Slab<N>, index: u32, links: fn(&mut N) -> &mut Links) {
-        let Some(node) = nodes.get_mut(index as usize) else { return };
-        let Links { prev, next } = *links(node);
-        match nodes.get_mut(prev as usize) {
-            Some(before) => links(before).next = next,
-            None => self.head = next,
-        }
-        match nodes.get_mut(next as usize) {
-            Some(after) => links(after).prev = prev,
-            None => self.tail = prev,
-        }
+    fn joined(&self) -> Instant {
+        self.deadline.checked_sub(Duration::from_nanos(self.patience_ns)).unwrap_or(self.deadline)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Answers everybody in line, the first first.
@@ -371,6 +353,11 @@ mod tests {
             told.extend(line.answer(key, "late").map(|n| (n, Some(next))));
         }
         assert_eq!(told, [(4, at(1)), (0, at(5)), (5, at(7)), (3, at(9)), (6, at(20))]);
+    }
+
+    #[test]
+    fn r04_a_caller_in_line_is_one_cache_line() {
+        assert_eq!(size_of::<Option<Node<std::task::Waker>>>(), 64);
     }
 
     #[tokio::test(start_paused = true)]

@@ -64,10 +64,8 @@ const DRAIN_LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Partition {
     tuning: Arc<Tuning>,
-    waiters_max: AtomicUsize,
     origins_max: AtomicUsize,
     dial_rate: Bucket,
-    waiters: AtomicUsize,
     room: Room,
     /// Who has asked for the line to be served since somebody began to.
     pumps: AtomicU64,
@@ -148,10 +146,8 @@ impl Partition {
         let slots = limits.share(limits.dials_max);
         let partition = Arc::new(Self {
             tuning: Arc::new(Tuning::new(limits, slots)),
-            waiters_max: AtomicUsize::new(limits.share(limits.waiters_max)),
             origins_max: AtomicUsize::new(origins_share(limits)),
             dial_rate: Bucket::new(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now()),
-            waiters: AtomicUsize::new(0),
             room: Room::default(),
             pumps: AtomicU64::new(0),
             rests_until_ms: AtomicU64::new(0),
@@ -317,7 +313,6 @@ impl Partition {
     pub(crate) fn set_limits(self: &Arc<Self>, limits: &LaneLimits) {
         let slots = limits.share(limits.dials_max);
         self.tuning.set(limits, slots);
-        self.waiters_max.store(limits.share(limits.waiters_max), Ordering::Relaxed);
         self.origins_max.store(origins_share(limits), Ordering::Relaxed);
         self.dial_rate.set_quota(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now());
         self.scheduler.lock().set_limits(slots, limits.share(limits.connections_max));

@@ -160,9 +160,10 @@ impl Cell {
     /// The fast path: one lock, no clock, no allocation.
     pub(super) fn checkout(self: &Arc<Self>) -> Option<Lease> {
         let mut closed: SmallVec<[Link; 2]> = SmallVec::new();
-        let taken = self.locked(|state| state.checkout(&mut |link| closed.push(link)));
+        let mut taken = None;
+        self.locked(|state| taken = state.checkout(&mut |link| closed.push(link)));
         drop(closed);
-        Some(Lease::new(Arc::clone(self), taken??))
+        taken.map(|taken| Lease::new(Arc::clone(self), taken))
     }
 
     pub(super) fn note_crowded(&self, crowded: bool) {

@@ -122,7 +122,7 @@ async fn crowd(lane: &Lane) -> [usize; 2] {
     callers.close();
     callers.wait().await;
     assert_eq!(lane.snapshot().waiters, 0, "a place in line outlived its caller");
-    assert_eq!(partition(lane).waiters.load(Ordering::SeqCst), 0, "a place in the partition outlived its caller");
+    assert_eq!(partition(lane).tuning().places.taken(), 0, "a place in the partition outlived its caller");
     failed.map(|failed| failed.load(Ordering::SeqCst))
 }
 

@@ -16,14 +16,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Cell, Partition};
+use super::Cell;
 use crate::cell::{Action, Actions, Answer, Awaited, Event, Joined, Left, Look, Refusal, Ticket};
 use crate::conn::{Lease, Link};
 use crate::error::{Error, Kind, Stage};
-
-/// Places that only probes get, when ordinary callers have taken all others: about one for every origin of a partition,
-/// 2 MiB.
-const FRESH_PLACES: usize = 4_096;
 
 /// The callers in line whose wait is timed: the first of this many. A look at the clock, and a histogram whose lock
 /// all callers of the partition share, are much of what a wait costs, and a distribution needs no more.
@@ -54,9 +50,7 @@ enum Step {
         fresh: bool,
         deadline: Instant,
     },
-    /// One of the partition's places is taken.
-    Placed,
-    /// As `Placed`, and in line.
+    /// In line.
     Waits {
         ticket: Ticket,
         since: Instant,
@@ -66,7 +60,7 @@ enum Step {
 
 /// What a caller sees that looks after its place in line.
 enum Seen {
-    Told(Answer<Link, Error>),
+    Told,
     Waits,
     /// It waits, and another waker than this would be woken.
     Stale,
@@ -91,10 +85,6 @@ impl<'a> Acquire<'a> {
             return Poll::Ready(Ok(lease));
         }
         let now = Instant::now();
-        if let Err(error) = self.cell.partition().take_place(fresh) {
-            return Poll::Ready(Err(error));
-        }
-        self.step = Step::Placed;
         let (joined, actions) = self.cell.join(cx.waker(), deadline, fresh, now);
         // First of all, for what follows runs other people's code: a panic in it must not lose what it is about.
         let answer = match joined {
@@ -102,10 +92,7 @@ impl<'a> Acquire<'a> {
                 self.step = Step::Waits { ticket, since: now };
                 Poll::Pending
             }
-            Err(answer) => {
-                self.leave_place();
-                Poll::Ready(answer)
-            }
+            Err(answer) => Poll::Ready(answer),
         };
         self.cell.execute_and_pump(actions);
         answer
@@ -113,16 +100,11 @@ impl<'a> Acquire<'a> {
 
     fn look(&mut self, ticket: Ticket, since: Instant, cx: &Context<'_>) -> Poll<Result<Lease, Error>> {
         let Some(answer) = self.cell.look(ticket, cx.waker()) else { return Poll::Pending };
-        self.leave_place();
+        self.step = Step::Done;
         if ticket.number() % WAITS_TIMED_ONE_IN == 1 {
             self.cell.partition().metrics.waited(Instant::now().saturating_duration_since(since));
         }
         Poll::Ready(answer)
-    }
-
-    fn leave_place(&mut self) {
-        self.step = Step::Done;
-        self.cell.partition().leave_place();
     }
 }
 
@@ -133,41 +115,17 @@ impl Future for Acquire<'_> {
         match self.step {
             Step::Asks { fresh, deadline } => self.ask(fresh, deadline, cx),
             Step::Waits { ticket, since } => self.look(ticket, since, cx),
-            Step::Placed | Step::Done => Poll::Ready(Err(Error::new(Kind::Aborted, Stage::Queue))),
+            Step::Done => Poll::Ready(Err(Error::new(Kind::Aborted, Stage::Queue))),
         }
     }
 }
 
 impl Drop for Acquire<'_> {
     fn drop(&mut self) {
-        match self.step {
-            Step::Waits { ticket, .. } => {
-                self.leave_place();
-                self.cell.partition().metrics.gave_up.inc();
-                self.cell.leave(ticket);
-            }
-            Step::Placed => self.leave_place(),
-            Step::Asks { .. } | Step::Done => {}
+        if let Step::Waits { ticket, .. } = self.step {
+            self.cell.partition().metrics.gave_up.inc();
+            self.cell.leave(ticket);
         }
-    }
-}
-
-// === impl Partition ===
-
-impl Partition {
-    /// Takes one of the partition's places for callers.
-    fn take_place(&self, fresh: bool) -> Result<(), Error> {
-        let places = self.waiters_max.load(Ordering::Relaxed).saturating_add(if fresh { FRESH_PLACES } else { 0 });
-        if self.waiters.fetch_add(1, Ordering::Relaxed) < places {
-            return Ok(());
-        }
-        self.leave_place();
-        self.metrics.shed(&Kind::Saturated);
-        Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER))
-    }
-
-    fn leave_place(&self) {
-        self.waiters.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -184,7 +142,8 @@ impl Cell {
     ) -> (Asked, Actions<Link, Waker, Error>) {
         let mut waiter = Some(waker.clone());
         let mut actions = Actions::new();
-        let joined = self.locked(|state| state.join(&mut waiter, deadline, fresh, now, &mut actions));
+        let mut joined = None;
+        self.locked(|state| joined = Some(state.join(&mut waiter, deadline, fresh, now, &mut actions)));
         if joined.is_none() {
             actions.retain(|action| matches!(action, Action::Wake(_)));
         }
@@ -206,10 +165,13 @@ impl Cell {
 
     /// What a caller in line is told, if it is. Else it is woken by `waker`, sooner or later.
     fn look(self: &Arc<Self>, ticket: Ticket, waker: &Waker) -> Option<Result<Lease, Error>> {
-        let mut newer = None;
+        let (mut newer, mut told) = (None, None);
         loop {
             let seen = self.locked(|state| match state.look(ticket) {
-                Look::Answered(answer) => Seen::Told(answer),
+                Look::Answered(answer) => {
+                    told = Some(answer);
+                    Seen::Told
+                }
                 Look::Gone => Seen::Gone,
                 Look::Waiting(stored) if stored.will_wake(waker) => Seen::Waits,
                 Look::Waiting(stored) => newer.as_mut().map_or(Seen::Stale, |newer| {
@@ -218,7 +180,7 @@ impl Cell {
                 }),
             });
             match seen {
-                Some(Seen::Told(answer)) => return Some(self.told(answer)),
+                Some(Seen::Told) => return told.map(|answer| self.told(answer)),
                 Some(Seen::Waits) => return None,
                 // Copying a waker runs somebody else's code, which has no business under the lock.
                 Some(Seen::Stale) => newer = Some(waker.clone()),
@@ -229,13 +191,18 @@ impl Cell {
 
     /// A caller in line gives up. What it was given in the same moment goes on.
     fn leave(self: &Arc<Self>, ticket: Ticket) {
-        let Some((left, settled)) = self.locked(|state| state.leave(ticket)) else { return };
+        let mut left = Left::Gone;
+        let settled = self.locked(|state| {
+            let (leaves, settled) = state.leave(ticket);
+            left = leaves;
+            settled
+        });
         match left {
             Left::Waiting(waker) => drop(waker),
             Left::Answered(answer) => drop(self.told(answer)),
             Left::Gone => {}
         }
-        if !settled {
+        if settled == Some(false) {
             self.apply(Event::Settle);
         }
     }

@@ -424,3 +424,27 @@ async fn r03_a_server_that_repeats_its_keep_alive_gets_the_short_way_back() {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_dial_is_made_for_a_thousand_callers_of_an_unknown_origin() {
+    let mut model = Model::new();
+    for _ in 0..WAITERS_MAX {
+        model.apply(Op::Wait { fresh: false, patience_ms: 1_000 });
+        model.apply(Op::GrantSlot);
+    }
+    assert_eq!(model.dials.len(), 1);
+    model.apply(Op::DialFails { at: 0, jitter: 1.0 });
+    assert_eq!(model.cell.counts().waiters, 0, "all share the failure");
+    assert_eq!(model.queued, 0, "nobody dials during the back-off");
+    model.check();
+}
+
+#[tokio::test(start_paused = true)]
+async fn demand_is_read_again_when_a_slot_is_free() {
+    let mut model = Model::new();
+    model.apply(Op::Wait { fresh: false, patience_ms: 1_000 });
+    model.apply(Op::Cancel(1));
+    model.apply(Op::GrantSlot);
+    assert!(model.dials.is_empty(), "dialled for somebody who left");
+    model.check();
+}
