@@ -115,10 +115,7 @@ impl Levers {
         at_unix_ms: u64,
     ) -> Result<Vec<Change>, LeverError> {
         let registry = &mut *self.inner.registry.lock();
-        let checked = values
-            .into_iter()
-            .map(|(name, value)| registry.entry(name).and_then(|e| Ok((e.view.name, (e.check)(value)?))))
-            .collect::<Result<Vec<_>, _>>()?;
+        let checked = registry.check_all(values)?;
         let (by, reason) = (clip(by), reason.map(clip));
         let changes = checked
             .into_iter()
@@ -128,12 +125,27 @@ impl Levers {
             .collect::<Vec<_>>();
         for change in &changes {
             tracing::info!(lever = change.name, from = %change.from, to = %change.to, by = change.by, reason = change.reason, "lever changed");
-            registry.audit.push_back(change.clone());
+            registry.remember(change.clone());
         }
-        let excess = registry.audit.len().saturating_sub(AUDIT_CHANGES_MAX);
-        registry.audit.drain(..excess);
         self.inner.generation.send_modify(|generation| *generation += 1);
         Ok(changes)
+    }
+
+    /// Whether [`Self::set_all`] would take these values. Nothing changes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::set_all`].
+    pub fn check_all<'a>(&self, values: impl IntoIterator<Item = (&'a str, &'a Value)>) -> Result<(), LeverError> {
+        self.inner.registry.lock().check_all(values).map(|_| ())
+    }
+
+    /// Remembers an operator's act that is no lever, such as the block of one guild, beside those that are.
+    pub fn note(&self, name: &'static str, to: Value, by: &str, reason: Option<&str>, at_unix_ms: u64) {
+        let (by, reason) = (clip(by), reason.map(clip));
+        tracing::info!(act = name, %to, by, reason, "operator acted");
+        let change = Change { name, from: Value::Null, to, by, reason, at_unix_ms };
+        self.inner.registry.lock().remember(change);
     }
 
     /// Every lever, by name.
@@ -158,6 +170,20 @@ impl Levers {
 // === impl Registry ===
 
 impl Registry {
+    fn check_all<'a>(
+        &self,
+        values: impl IntoIterator<Item = (&'a str, &'a Value)>,
+    ) -> Result<Vec<(&'static str, u64)>, LeverError> {
+        let checked = |(name, value)| self.entry(name).and_then(|e| Ok((e.view.name, (e.check)(value)?)));
+        values.into_iter().map(checked).collect()
+    }
+
+    fn remember(&mut self, change: Change) {
+        self.audit.push_back(change);
+        let excess = self.audit.len().saturating_sub(AUDIT_CHANGES_MAX);
+        self.audit.drain(..excess);
+    }
+
     fn entry(&self, name: &str) -> Result<&Entry, LeverError> {
         self.levers.get(name).ok_or_else(|| {
             let likeness = |known: &&'static str| strsim::jaro_winkler(name, known);

@@ -116,3 +116,22 @@ fn a_fixed_lever_needs_no_registry() {
     assert_eq!(Lever::fixed(0.25).get(), 0.25);
     assert!(Lever::fixed(true).get());
 }
+
+#[test]
+fn r20_a_dry_run_tells_and_changes_nothing() {
+    let (levers, rate, ..) = levers();
+    assert!(levers.check_all([("place.rate", &json!(2)), ("sweep", &json!(false))]).is_ok());
+    assert!(levers.check_all([("place.rate", &json!(2)), ("sweep", &json!(3))]).is_err());
+    assert_eq!((rate.get(), levers.audit().len()), (20.0, 0));
+}
+
+#[test]
+fn r20_an_act_that_is_no_lever_is_in_the_same_ring() {
+    let (levers, ..) = levers();
+    levers.note("guild.block", json!({ "guild": "g" }), "ops", Some("a raid"), 7);
+    let audit = levers.audit();
+    assert_eq!(
+        (audit[0].name, audit[0].by.as_str(), audit[0].reason.as_deref()),
+        ("guild.block", "ops", Some("a raid"))
+    );
+}

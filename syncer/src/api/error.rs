@@ -13,11 +13,15 @@ use rand::RngExt as _;
 use rate_limit::LeverError;
 use serde::Serialize;
 
+use crate::admission::Denied;
 use crate::engine::Refusal;
 use crate::watch::CursorError;
 
 /// Callers turned away without a better hint come back after this long at the earliest.
 pub(crate) const RETRY_BASE: Duration = Duration::from_secs(1);
+
+/// Narrowest span over which callers without a slot of their own come back, as in `admission::Slots`.
+const SPREAD_MIN: Duration = Duration::from_secs(4);
 
 /// The one shape of every error answer.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -75,9 +79,12 @@ impl ApiError {
 
     /// 503, come back somewhat later.
     pub(crate) fn unavailable(code: &'static str, message: impl Into<String>, at_least: Duration) -> Self {
-        let mut e = Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message);
-        e.retry_after = Some(spread(at_least));
-        e
+        Self::later(StatusCode::SERVICE_UNAVAILABLE, code, message, spread(at_least))
+    }
+
+    /// Come back then.
+    fn later(status: StatusCode, code: &'static str, message: impl Into<String>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(status, code, message) }
     }
 
     /// 421: another syncer owns it.
@@ -95,10 +102,10 @@ impl ApiError {
     }
 }
 
-/// At least `base`, and up to as much again (never less than a second of spread): a slot in the
-/// future for each caller, not the same second for all.
+/// At least `base`, and up to as much again: a slot in the future for each caller, not the same second for
+/// all. HTTP rounds to whole seconds, so fewer than [`SPREAD_MIN`] would be one or two of them.
 pub(crate) fn spread(base: Duration) -> Duration {
-    base + base.max(RETRY_BASE).mul_f64(rand::rng().random::<f64>())
+    base + base.max(SPREAD_MIN).mul_f64(rand::rng().random::<f64>())
 }
 
 /// Whole seconds, rounded up: HTTP knows no fractions.
@@ -112,20 +119,14 @@ impl From<Refusal> for ApiError {
         match refusal {
             // Ours by rank and not claimed yet, or just lost: soon one of us serves it.
             Refusal::NotOwner => Self::unavailable("not_ready", message, RETRY_BASE),
-            Refusal::Limited { retry_after, .. } => {
-                let mut e = Self::new(StatusCode::TOO_MANY_REQUESTS, "limited", message);
-                e.retry_after = Some(retry_after);
-                e
+            Refusal::Limited(Denied { retry_after, .. }) => {
+                Self::later(StatusCode::TOO_MANY_REQUESTS, "limited", message, retry_after)
             }
-            Refusal::TooMany { .. } => {
-                let mut e = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many", message);
-                e.retry_after = Some(spread(RETRY_BASE * 10));
-                e
+            Refusal::TooMany { retry_after, .. } => {
+                Self::later(StatusCode::TOO_MANY_REQUESTS, "too_many", message, retry_after)
             }
             Refusal::Draining { retry_after } => {
-                let mut e = Self::new(StatusCode::SERVICE_UNAVAILABLE, "draining", message);
-                e.retry_after = Some(retry_after);
-                e
+                Self::later(StatusCode::SERVICE_UNAVAILABLE, "draining", message, retry_after)
             }
         }
     }
@@ -181,11 +182,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_spreads_callers() {
-        let waits: std::collections::BTreeSet<_> =
-            (0..100).map(|_| spread(Duration::from_secs(5)).as_millis()).collect();
-        assert!(waits.len() > 50, "{} different waits", waits.len());
-        assert!(waits.iter().all(|w| (5_000..=10_000).contains(w)), "{waits:?}");
+    fn r10_callers_without_a_slot_are_spread_over_whole_seconds() {
+        for base_ms in [1_000, 1_300, 5_000, 10_000] {
+            let base = Duration::from_millis(base_ms);
+            let mut by_second = std::collections::BTreeMap::<u64, u32>::new();
+            for _ in 0..10_000 {
+                let wait = spread(base);
+                assert!(base <= wait && wait <= base + base.max(SPREAD_MIN), "{wait:?} for {base:?}");
+                *by_second.entry(seconds(wait)).or_default() += 1;
+            }
+            let (max, mean) = (by_second.values().max().expect("some"), 10_000.0 / by_second.len() as f64);
+            assert!(f64::from(*max) <= 1.5 * mean, "{base:?}: {by_second:?}");
+        }
         assert_eq!((seconds(Duration::ZERO), seconds(Duration::from_millis(1_001))), (1, 2));
     }
 }

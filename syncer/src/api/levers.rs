@@ -7,10 +7,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::{Request, State};
 use rate_limit::{Change, LeverView};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::extract::Params;
 use super::{ApiError, App, Caller, body};
+
+/// Query of a change.
+#[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ChangeParams {
+    /// Why, for whoever reads the audit.
+    reason: Option<String>,
+    /// Only says whether the values would be taken.
+    #[serde(default)]
+    dry_run: bool,
+}
 
 /// A lever.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -46,6 +59,8 @@ pub(crate) struct ChangeItem {
     to: Value,
     /// Who changed it.
     by: String,
+    /// Why, if they said.
+    reason: Option<String>,
     /// When, in milliseconds since the Unix epoch.
     at: u64,
 }
@@ -68,7 +83,7 @@ impl From<LeverView> for LeverItem {
 
 impl From<Change> for ChangeItem {
     fn from(c: Change) -> Self {
-        Self { name: c.name, from: c.from, to: c.to, by: c.by, at: c.at_unix_ms }
+        Self { name: c.name, from: c.from, to: c.to, by: c.by, reason: c.reason, at: c.at_unix_ms }
     }
 }
 
@@ -89,22 +104,24 @@ pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<
 }
 
 /// Change levers by name, all or none.
-#[utoipa::path(patch, path = "/v1/levers", operation_id = "change_levers", tag = "operators",
+#[utoipa::path(patch, path = "/v1/levers", operation_id = "change_levers", tag = "operators", params(ChangeParams),
     request_body(content = BTreeMap<String, Value>, description = "New values by name."),
     responses((status = 200, body = LeverList),
         (status = 422, body = super::error::ErrorBody, description = "`lever_out_of_range` naming the range, `lever_wrong_type`, or `lever_unknown` with the nearest name; nothing was changed")))]
 pub(crate) async fn change(
     State(app): State<Arc<App>>,
     caller: Caller,
+    Params(ChangeParams { reason, dry_run }): Params<ChangeParams>,
     request: Request,
 ) -> Result<Json<LeverList>, ApiError> {
     caller.must_be_operator()?;
     let bytes = body::read(request.into_body()).await?;
     let values: BTreeMap<String, Value> = body::json(&bytes)?;
     let pairs = values.iter().map(|(name, value)| (name.as_str(), value));
-    let changes = app.engine.levers().set_all(pairs, caller.id.as_str(), None, unix_ms())?;
-    for change in &changes {
-        tracing::info!(lever = change.name, from = %change.from, to = %change.to, by = %change.by, "lever changed");
+    if dry_run {
+        app.engine.levers().check_all(pairs)?;
+    } else {
+        app.engine.levers().set_all(pairs, caller.id.as_str(), reason.as_deref(), unix_ms())?;
     }
     Ok(Json(all(&app)))
 }

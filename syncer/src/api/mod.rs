@@ -5,6 +5,7 @@
 
 mod audit;
 mod auth;
+mod blocks;
 mod body;
 mod bulk;
 mod calls;
@@ -74,6 +75,8 @@ pub(crate) fn router(app: Arc<App>, operators: bool) -> Router {
             put(participants::join).delete(participants::leave),
         )
         .route("/v1/guilds/{guild}/calls/{call}", get(calls::get).post(calls::report))
+        .route("/v1/guilds/{guild}", post(blocks::act))
+        .route("/v1/blocks", get(blocks::list))
         .route("/v1/voice-states", post(bulk::voice_states))
         .route("/v1/watch", get(watch::watch))
         .route("/v1/gateways/{gateway}", put(gateways::heartbeat))

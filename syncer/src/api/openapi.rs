@@ -22,6 +22,8 @@ use utoipa::{Modify, OpenApi};
         super::sfus::get,
         super::sfus::act,
         super::audit::list,
+        super::blocks::list,
+        super::blocks::act,
         super::levers::list,
         super::levers::change,
         super::ops::status,

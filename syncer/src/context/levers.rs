@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rate_limit::{Lever, LeverSpec, Levers, Quota};
 
+use crate::admission;
 use crate::health::Rules;
 use crate::presence;
 use crate::select::Quotas;
@@ -64,10 +65,31 @@ levers! {
         attempt_timeout: Duration = "placement.attempt_timeout" ["duration"] S(3), MS(100) => S(30);
         /// Rooms being ended at the same time, apart from the permits of placements.
         release_in_flight_max: u64 = "release.in_flight_max" ["operations"] 16, 1 => 1_000;
-        /// New calls per second that the fleet admits.
+        /// New calls and streams per second that the fleet admits, whichever guild asks.
         new_calls_rate: f64 = "admission.new_calls.rate" ["per second"] 5_000.0, 0.0 => 1_000_000.0;
-        /// New calls that the fleet admits at once.
+        /// New calls and streams that the fleet admits at once.
         new_calls_burst: u64 = "admission.new_calls.burst" ["calls"] 10_000, 0 => 1_000_000;
+        /// Part of that which one guild may take while others need theirs; as long as less than half is
+        /// used, anybody may take the rest.
+        guild_share: f64 = "admission.guild_share" ["share"] 0.1, 0.0 => 1.0;
+        /// The global throttle: how far the door is open for sessions, new calls and streams. It shuts
+        /// at once and opens in steps of 0.1, one a second.
+        throttle: f64 = "admission.throttle" ["share"] 1.0, 0.0 => 1.0;
+        /// Turns away every session that is not in its call yet.
+        block_joins: bool = "admission.block.joins" [""] false, false => true;
+        /// Turns away every new voice call.
+        block_new_calls: bool = "admission.block.new_calls" [""] false, false => true;
+        /// Turns away every new stream.
+        block_streams: bool = "admission.block.streams" [""] false, false => true;
+        /// Age of the oldest call that waits for a place, its turn come, at which new ones are turned away,
+        /// streams first. As many may wait as the pace of placements serves in this time.
+        queue_age_max: Duration = "admission.queue_age_max" ["duration"] S(10), MS(100) => S(86_400);
+        /// How late the process's own timer may be before work is turned away: sweeps, streams, new calls,
+        /// joins, in this order.
+        lag_max: Duration = "admission.lag_max" ["duration"] S(1), MS(10) => S(60);
+        /// Resident memory at which every session is turned away; streams are from 90 % of it on, new calls
+        /// from 95 %. 0: nine tenths of what the machine or the control group has.
+        memory_max: u64 = "admission.memory_max" ["bytes"] 0, 0 => 1 << 50;
         /// Calls that one guild may have.
         calls_per_guild_max: u64 = "admission.calls_per_guild_max" ["calls"] 10_000, 1 => 1_000_000;
         /// Sessions that one call may have.
@@ -131,19 +153,30 @@ impl EngineLevers {
         quota(self.moves_rate.get(), self.moves_burst.get())
     }
 
-    /// The limit of new calls.
+    /// What admission goes by, for one of `parts` syncers that places `pace_per_s` calls a second.
     #[must_use]
-    pub fn new_calls(&self) -> Quota {
-        quota(self.new_calls_rate.get(), self.new_calls_burst.get())
+    pub fn admission(&self, parts: u32, pace_per_s: f64) -> admission::Settings {
+        admission::Settings {
+            children: quota(self.new_calls_rate.get(), self.new_calls_burst.get()).share(parts),
+            guild_share: self.guild_share.get(),
+            throttle: self.throttle.get(),
+            blocked: [self.block_joins.get(), self.block_new_calls.get(), self.block_streams.get()],
+            rules: admission::Rules {
+                queue_age_max: self.queue_age_max.get(),
+                lag_max: self.lag_max.get(),
+                pace_per_s,
+            },
+        }
     }
 
-    /// The size limits of calls and guilds.
+    /// The size limits of calls and guilds; no session is admitted by itself.
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
             calls_per_guild_max: self.calls_per_guild_max.get(),
             participants_per_call_max: self.participants_per_call_max.get(),
             empty_grace: self.empty_grace.get(),
+            admit_sessions: false,
         }
     }
 

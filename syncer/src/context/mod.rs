@@ -16,13 +16,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use rate_limit::{Bucket, Levers, Window, WindowLimits};
+use rate_limit::{Levers, Window, WindowLimits};
 use sfu_api::{Epoch, OpId, OwnerTerm, Slot, SyncerId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::Admission;
 use crate::health::{Change, Evidence, Reason, Verdict};
 use crate::presence::Presence;
 use crate::select::{Budget, Catalogue, Sfu};
@@ -53,8 +54,8 @@ pub struct Context {
     pub catalogue: Catalogue,
     /// How many rooms may be created.
     pub budget: Budget,
-    /// How many calls may begin.
-    pub new_calls: Bucket,
+    /// Who may come in.
+    pub admission: Admission,
     /// The levers this syncer registered.
     pub levers: EngineLevers,
     /// All levers, for the API.
@@ -101,12 +102,14 @@ impl Context {
         now: Instant,
     ) -> Self {
         let levers = EngineLevers::register(&registry);
+        let budget = Budget::new(levers.quotas(), now);
+        let admission = Admission::new(levers.admission(1, budget.overall().quota().rate_per_s), now);
         Self {
             id,
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             catalogue: Catalogue::default(),
-            budget: Budget::new(levers.quotas(), now),
-            new_calls: Bucket::new(levers.new_calls(), now),
+            budget,
+            admission,
             levers,
             registry,
             window: Window::new(SYNCER_WINDOW),
@@ -264,14 +267,12 @@ impl Context {
         for sfu in &self.catalogue.now().all {
             sfu.bucket.set_quota(share, now);
         }
-        self.apply_new_calls(now);
+        self.apply_admission(now);
     }
 
-    /// Hands the present share of new calls to its bucket.
-    pub fn apply_new_calls(&self, now: Instant) {
-        let share = self.levers.new_calls().share(self.budget.parts());
-        if self.new_calls.quota() != share {
-            self.new_calls.set_quota(share, now);
-        }
+    /// Tells admission what levers and membership say now.
+    pub fn apply_admission(&self, now: Instant) {
+        let pace_per_s = self.budget.overall().quota().rate_per_s;
+        self.admission.set(self.levers.admission(self.budget.parts(), pace_per_s), now);
     }
 }

@@ -1,9 +1,11 @@
 //! The engine: the shell around a syncer's decisions, and all that the API sees of them.
 //!
-//! [`Engine::start`] runs four loops, the reconciler, the mover, the observer and the expiry, under a
-//! watchdog each; the rest are plain functions that lock one shard for microseconds.
+//! [`Engine::start`] runs five loops, the reconciler, the mover, the observer, the expiry and what feels the
+//! pressure on admission, under a watchdog each; the rest are plain functions that lock one shard for
+//! microseconds.
 
 mod gateways;
+mod pressure;
 mod sfus;
 mod types;
 mod views;
@@ -21,15 +23,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Block, Class, Reason};
 use crate::context::{Context, SHARDS};
 use crate::drivers::{CredentialRequest, SfuDriver, SfuSpec, SpecError};
 use crate::health::Evidence;
 use crate::observe::{Expiry, Observer};
 use crate::ownership::slot_of;
 use crate::reconcile::{Mover, Reconciler};
-use crate::state::{Left, SeqCheck, SfuIdx};
+use crate::state::{Adds, Left, Limits, SeqCheck, SfuIdx};
 
 pub use self::gateways::GatewayStream;
+use self::pressure::Pressure;
 pub(crate) use self::sfus::DRAIN_MAX;
 pub use self::types::{
     CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
@@ -38,14 +42,20 @@ pub use self::types::{
 pub use crate::context::{Announcement, Announcer};
 pub use crate::state::{Cause, Join, Leave};
 
-/// Refused callers are spread over this long after the moment the limit allows more.
-const SPREAD: Duration = Duration::from_secs(2);
+/// When a caller of a syncer that drains comes back: by then another owns the guild.
+const DRAINED_AFTER: Duration = Duration::from_secs(2);
+
+/// When a caller that met a size limit comes back: calls and guilds do not empty within seconds.
+const FULL_FOR: Duration = Duration::from_secs(10);
 
 /// Pause before a loop that ended unexpectedly is started again.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
 
 /// How often a drain looks whether everything is done.
 const QUIET_PERIOD: Duration = Duration::from_millis(20);
+
+/// How blocks of guilds are called in the audit ring of the levers.
+const GUILD_BLOCK: &str = "admission.block.guild";
 
 /// Makes the driver of an SFU.
 pub type DriverFactory = Arc<dyn Fn(&SfuSpec) -> Result<Arc<dyn SfuDriver>, SpecError> + Send + Sync>;
@@ -85,6 +95,8 @@ impl Engine {
         watched(&ctx, "observer", move || Observer::new(observing.clone(), Instant::now()).run());
         let expiring = ctx.clone();
         watched(&ctx, "expiry", move || Expiry::new(expiring.clone(), Instant::now()).run());
+        let feeling = ctx.clone();
+        watched(&ctx, "pressure", move || Pressure::new(feeling.clone()).run());
         Self { ctx, drivers }
     }
 
@@ -116,21 +128,28 @@ impl Engine {
     fn take_join(&self, join: Join, now: Instant) -> Result<(CallAnswer, Option<Seat>), Refusal> {
         let ctx = &self.ctx;
         let slot = slot_of(&join.guild);
-        let admit = || {
+        let draw = || ctx.with_rng(|rng| rng.random::<f64>());
+        let admit = |guild: &GuildId, adds| {
             if ctx.is_draining() {
-                return Err(Refusal::Draining { retry_after: self.spread(SPREAD) });
+                return Err(Refusal::Draining { retry_after: ctx.admission.slot(now + DRAINED_AFTER, now, draw()) });
             }
-            ctx.new_calls.try_take(1, now).map_err(|not_yet| Refusal::Limited {
-                class: "creating calls",
-                retry_after: self.spread(not_yet.ready_at.saturating_duration_since(now)),
-            })
+            let class = match adds {
+                Adds::Session => Class::Join,
+                Adds::Call(kind) => kind.into(),
+            };
+            ctx.admission.admit(guild, class, now, draw).map_err(Refusal::Limited)
         };
+        let class = Class::from(join.kind);
+        let too_many = |what, limit| {
+            let retry_after = ctx.admission.deny(class, Reason::Size, now + FULL_FOR, now, draw()).retry_after;
+            Refusal::TooMany { what, limit, retry_after }
+        };
+        let limits = Limits { admit_sessions: !ctx.admission.is_calm(), ..ctx.levers.limits() };
         let mut shard = ctx.shard(slot).lock();
         if shard.term(slot).is_none() {
             return Err(Refusal::NotOwner);
         }
-        let too_many = |what, limit| Refusal::TooMany { what, limit };
-        let joined = shard.join(slot, join, &ctx.levers.limits(), now, admit, too_many);
+        let joined = shard.join(slot, join, &limits, now, admit, too_many);
         drop(shard);
         let joined = joined.inspect_err(|_| {
             ctx.metrics.shed.inc();
@@ -239,6 +258,40 @@ impl Engine {
     /// Names the engine's metrics in `registry`.
     pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
         self.ctx.metrics.register(registry);
+        self.ctx.admission.sheds.register(registry);
+        self.ctx.admission.felt.register(registry);
+    }
+
+    /// Turns away new sessions, calls and streams of a guild on an operator's word; what is live stays.
+    /// `false`: too many guilds are blocked.
+    ///
+    /// The block is this syncer's and goes with it: whoever takes the guild over does not know it.
+    #[must_use]
+    pub fn block(&self, block: Block) -> bool {
+        let note = serde_json::json!({ "guild": &block.guild, "blocked": true });
+        let (by, why, at) = (block.by.clone(), block.reason.clone(), block.at);
+        let added = self.ctx.admission.blocks.add(block);
+        if added {
+            self.ctx.registry.note(GUILD_BLOCK, note, &by, why.as_deref(), at);
+        }
+        added
+    }
+
+    /// Lifts the block of a guild. `false`: there was none.
+    #[must_use]
+    pub fn unblock(&self, guild: &GuildId, by: &str, why: Option<&str>, at_unix_ms: u64) -> bool {
+        let removed = self.ctx.admission.blocks.remove(guild);
+        if removed {
+            let note = serde_json::json!({ "guild": guild, "blocked": false });
+            self.ctx.registry.note(GUILD_BLOCK, note, by, why, at_unix_ms);
+        }
+        removed
+    }
+
+    /// The guilds that operators blocked.
+    #[must_use]
+    pub fn blocks(&self) -> Vec<Block> {
+        self.ctx.admission.blocks.list()
     }
 
     /// Takes no new calls, finishes what is begun (attempts, releases, calls that await an endpoint)
@@ -267,10 +320,6 @@ impl Engine {
         // Releases that wait for an SFU in doubt are left to whoever compares rooms with it next.
         let releasing = self.ctx.releases.next_at().is_some_and(|at| at <= Instant::now() + QUIET_PERIOD);
         awaiting == 0 && self.ctx.losses.is_empty() && self.ctx.window.in_flight() == 0 && !releasing
-    }
-
-    fn spread(&self, at_least: Duration) -> Duration {
-        at_least + SPREAD.mul_f64(self.ctx.with_rng(|rng| rng.random::<f64>()))
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId};
 
+use crate::admission::{AdmissionView, Denied};
 use crate::drivers::DriverKind;
 use crate::health::Verdict;
 use crate::select::DrainState;
@@ -32,14 +33,9 @@ pub enum Refusal {
     /// Another syncer owns the guild's slot.
     #[error("this syncer does not own the guild's slot")]
     NotOwner,
-    /// A limit holds this class of work back for now.
-    #[error("{class} is limited for now")]
-    Limited {
-        /// Which limit.
-        class: &'static str,
-        /// When to come back at the earliest.
-        retry_after: Duration,
-    },
+    /// It is not admitted now.
+    #[error("{} is held back: {}", .0.class.name(), .0.reason.words())]
+    Limited(Denied),
     /// A size limit is reached.
     #[error("too many {what}: the limit is {limit}")]
     TooMany {
@@ -47,6 +43,8 @@ pub enum Refusal {
         what: &'static str,
         /// The limit.
         limit: u64,
+        /// When to come back: by then some may have gone.
+        retry_after: Duration,
     },
     /// The syncer is draining and takes no new work.
     #[error("this syncer is draining")]
@@ -262,6 +260,8 @@ pub struct EngineStatus {
     pub sessions_expired_total: u64,
     /// Invariants found violated.
     pub invariant_violations: u64,
+    /// Who may come in, and who was turned away.
+    pub admission: AdmissionView,
 }
 
 /// Gateways by what is known of them.

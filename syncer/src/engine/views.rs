@@ -205,6 +205,7 @@ impl Engine {
             releases_total: metrics.releases.get(),
             releases_waiting: self.ctx.releases.len() as u64,
             sessions_expired_total: metrics.sessions_expired.get(),
+            admission: self.ctx.admission.view(),
             ..EngineStatus::default()
         };
         let (gateways, expiry_frozen) = self.gateway_counts();

@@ -178,6 +178,7 @@ impl Observer {
             && verdict.takes_new()
             && !ctx.levers.digest_paused.get()
             && !sfu.is_quarantined()
+            && schedule.may_sweep(ctx, every, now)
             && let Some(mine) = InFlight::enter(&schedule.digesting, 1)
             && let Some(permit) = InFlight::enter(&self.digests, DIGESTS_MAX)
         {
@@ -203,6 +204,15 @@ impl Schedule {
         let probed = ago(now, probe.saturating_sub(jitter(ctx, probe.min(Duration::from_secs(1)))));
         let digested = ago(now, jitter(ctx, ctx.levers.digest_interval.get()));
         Self { probed, digested, ended: 0, doubts: 0, probing: Arc::default(), digesting: Arc::default() }
+    }
+
+    /// Whether admission lets a digest pass now; if not, it is asked again a tenth of the interval later.
+    fn may_sweep(&mut self, ctx: &Context, every: Duration, now: Instant) -> bool {
+        let may = ctx.admission.may_sweep(now, || ctx.with_rng(|rng| rng.random::<f64>()));
+        if !may {
+            self.digested = now.checked_sub(every.mul_f64(0.9)).unwrap_or(now);
+        }
+        may
     }
 
     /// Whether the SFU is to be probed now.

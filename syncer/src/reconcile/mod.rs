@@ -109,7 +109,6 @@ impl Reconciler {
     fn adjust_budget(&self, now: Instant) {
         let ctx = &self.ctx;
         let moved = ctx.budget.set_fleet(ctx.levers.quotas(), now) | ctx.budget.tick(now);
-        ctx.apply_new_calls(now);
         let share = ctx.budget.sfu_share();
         if moved {
             ctx.apply_shares(now);

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sfu_api::RegionId;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::{CallKey, SfuIdx};
@@ -154,6 +155,15 @@ impl Dirty {
     pub fn next_in_line(&self, max: usize) -> impl Iterator<Item = CallKey> {
         let lines = self.ready.iter().chain([&self.waiting]).chain(self.blocked.values());
         lines.flat_map(move |line| line.iter().take(max).map(|(_, key)| *key))
+    }
+
+    /// Calls that wait for nothing but their turn: how many are ready or held back by buckets and windows, and
+    /// the next ones, at most `max` of each line.
+    pub fn queue(&self, max: usize) -> (usize, impl Iterator<Item = CallKey>) {
+        let limited = self.blocked.iter().filter(|(on, _)| matches!(on, Blocker::Limits(_))).map(|(_, line)| line);
+        let lines: SmallVec<[_; 8]> = self.ready.iter().chain(limited).collect();
+        let queued = lines.iter().map(|line| line.len()).sum();
+        (queued, lines.into_iter().flat_map(move |line| line.iter().take(max).map(|(_, key)| *key)))
     }
 
     /// The first moment a waiting call wants to be looked at again.

@@ -29,6 +29,6 @@ pub use self::members::Members;
 pub use self::placement::{Cause, Last, Move, Placement, Reserved, SfuIdx};
 pub use self::seat::Seat;
 pub use self::shard::{
-    CallKey, Committed, Decision, Demand, Expired, How, Join, Joined, Leave, Left, Limits, Loss, Moved, News, NewsPage,
-    Next, PlaceWork, Placer, Release, Shard, ShardCounts, Why,
+    Adds, CallKey, Committed, Decision, Demand, Expired, How, Join, Joined, Leave, Left, Limits, Loss, Moved, News,
+    NewsPage, Next, PlaceWork, Placer, Release, Shard, ShardCounts, Why,
 };

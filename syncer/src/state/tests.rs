@@ -12,8 +12,12 @@ use tokio::time::Instant;
 
 use super::*;
 
-const LIMITS: Limits =
-    Limits { calls_per_guild_max: 3, participants_per_call_max: 4, empty_grace: Duration::from_secs(5) };
+const LIMITS: Limits = Limits {
+    calls_per_guild_max: 3,
+    participants_per_call_max: 4,
+    empty_grace: Duration::from_secs(5),
+    admit_sessions: false,
+};
 
 fn slot() -> Slot {
     Slot::new(7).expect("below 4,096")
@@ -50,7 +54,7 @@ fn join(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Result<Joined
 }
 
 fn join_from(shard: &mut Shard, call: u8, session: u8, gateway: &str, now: Instant) -> Result<Joined, String> {
-    let admit = || Ok(());
+    let admit = |_: &GuildId, _| Ok(());
     let join = Join { gateway: GatewayId::new(gateway).expect("valid"), ..join_of(call, session, None) };
     shard.join(slot(), join, &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
 }
@@ -298,7 +302,7 @@ fn an_empty_call_keeps_its_place_for_the_grace_and_is_released_after_it() {
 fn late_and_repeated_writes_change_nothing() {
     let t = Instant::now();
     let mut shard = shard();
-    let ok = || Ok::<(), String>(());
+    let ok = |_: &GuildId, _| Ok::<(), String>(());
     let too_many = |what: &str, _| what.to_owned();
     let seq = |n| join_of(0, 0, Some(n));
     assert_eq!(shard.join(slot(), seq(5), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
@@ -323,7 +327,7 @@ fn r08_a_refused_child_leaves_nothing_behind() {
     let t = Instant::now();
     let mut shard = shard();
     let refused =
-        shard.join(slot(), join_of(0, 0, None), &LIMITS, t, || Err("limited".to_owned()), |w, _| w.to_owned());
+        shard.join(slot(), join_of(0, 0, None), &LIMITS, t, |_, _| Err("limited".to_owned()), |w, _| w.to_owned());
     assert_eq!(refused.err().as_deref(), Some("limited"));
     for call in 0..3 {
         join(&mut shard, call, 0, t).expect("three fit");

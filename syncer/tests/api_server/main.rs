@@ -1,11 +1,13 @@
 //! The syncer from outside: real sockets, real TLS, mock SFUs over real HTTPS.
 
+mod admission;
 mod bad_input;
 mod bulk;
 mod calls;
 mod fleet;
 mod gateways;
 mod operators;
+mod overload;
 mod pool;
 mod security;
 mod start;

@@ -102,7 +102,10 @@ async fn measure(args: &Args, dir: PathBuf) -> Result<Report> {
 
 /// No limit but the work itself; creations stay at their usual pace until all have joined.
 fn open_limits() -> BTreeMap<String, toml::Value> {
-    let limits: [(&str, toml::Value); 10] = [
+    let limits: [(&str, toml::Value); 13] = [
+        ("admission.queue_age_max", "1d".into()),
+        ("admission.lag_max", "1m".into()),
+        ("admission.guild_share", 1.0.into()),
         ("admission.new_calls.rate", 1e6.into()),
         ("admission.new_calls.burst", 1_000_000.into()),
         ("placement.region.rate", 1e5.into()),

@@ -26,7 +26,7 @@ use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Plac
 
 pub use self::absent::Expired;
 pub use self::moving::Moved;
-pub use self::people::{Join, Joined, Leave, Left};
+pub use self::people::{Adds, Join, Joined, Leave, Left};
 pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
 pub use self::views::NewsPage;
 
@@ -49,6 +49,8 @@ pub struct Limits {
     pub participants_per_call_max: u64,
     /// How long an empty call keeps its place.
     pub empty_grace: Duration,
+    /// Whether sessions are admitted one by one.
+    pub admit_sessions: bool,
 }
 
 /// A room that is no longer wanted.

@@ -22,6 +22,15 @@ pub struct Join {
     pub region: Option<RegionId>,
 }
 
+/// What a join adds, which has to be admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Adds {
+    /// A session to a call that exists.
+    Session,
+    /// A call.
+    Call(CallKind),
+}
+
 /// What a join did.
 #[derive(Clone, Debug)]
 pub struct Joined {
@@ -60,7 +69,8 @@ pub enum Left {
 }
 
 impl Shard {
-    /// Takes a join. `admit` is asked before a call is created: that is where the cost is (R8).
+    /// Takes a join. `admit` is asked before a call is created: that is where the cost is (R8). It is asked
+    /// before a session is added if `limits` say so, and never for a session that repeats itself.
     ///
     /// # Errors
     ///
@@ -71,7 +81,7 @@ impl Shard {
         join: Join,
         limits: &Limits,
         now: Instant,
-        admit: impl FnOnce() -> Result<(), E>,
+        admit: impl FnOnce(&GuildId, Adds) -> Result<(), E>,
         too_many: impl FnOnce(&'static str, u64) -> E,
     ) -> Result<Joined, E> {
         let Join { guild, call: id, session, gateway, seq, kind, region } = join;
@@ -86,8 +96,11 @@ impl Shard {
             Some(key) => {
                 let call = self.get(key).expect("the index names calls that exist");
                 let full = call.participants.len() as u64 >= limits.participants_per_call_max;
-                if full && call.participants.get(&session).is_none() {
-                    return Err(too_many("sessions in the call", limits.participants_per_call_max));
+                if (full || limits.admit_sessions) && call.participants.get(&session).is_none() {
+                    if full {
+                        return Err(too_many("sessions in the call", limits.participants_per_call_max));
+                    }
+                    admit(&guild, Adds::Session)?;
                 }
                 key
             }
@@ -96,7 +109,7 @@ impl Shard {
                 if calls >= limits.calls_per_guild_max {
                     return Err(too_many("calls in the guild", limits.calls_per_guild_max));
                 }
-                admit()?;
+                admit(&guild, Adds::Call(kind))?;
                 self.insert(Call::new(guild, id, slot, kind, region))
             }
         };

@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 
 use super::*;
 
-const ALL: Limits =
-    Limits { calls_per_guild_max: 100, participants_per_call_max: 100, empty_grace: Duration::from_secs(5) };
+const ALL: Limits = Limits {
+    calls_per_guild_max: 100,
+    participants_per_call_max: 100,
+    empty_grace: Duration::from_secs(5),
+    admit_sessions: false,
+};
 
 type Who = (u8, u8);
 
@@ -66,7 +70,7 @@ impl Pair {
         let before = self.model.sessions.get(&(c, s)).copied();
         let seq = before.map_or(1, |(_, _, last)| last + beyond);
         let join = Join { gateway: named(g), ..join_of(c, s, Some(seq)) };
-        let (ok, too_many) = (|| Ok::<(), String>(()), |what: &str, _| what.to_owned());
+        let (ok, too_many) = (|_: &GuildId, _| Ok::<(), String>(()), |what: &str, _| what.to_owned());
         let joined = self.shard.join(slot(), join, &ALL, self.now, ok, too_many).expect("there is room");
         let newer = before.is_none_or(|(_, _, last)| seq > last);
         if before.is_some() {
@@ -202,7 +206,7 @@ fn r15_a_call_whose_gateway_vanished_is_found_where_it_was_within_the_grace() {
     let (_, epoch, _) = place(&mut pair.shard, 1, pair.now).expect("ready");
     pair.expire(0, None, 10);
     let join = Join { gateway: named(1), ..join_of(0, 0, None) };
-    let again = pair.shard.join(slot(), join, &ALL, pair.now + ALL.empty_grace / 2, || Ok(()), |_, _| ());
+    let again = pair.shard.join(slot(), join, &ALL, pair.now + ALL.empty_grace / 2, |_, _| Ok(()), |_, _| ());
     assert_eq!(again.expect("joins").at.map(|(.., e)| e), Some(epoch), "attached again, not made again");
 }
 

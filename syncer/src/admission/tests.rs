@@ -1,0 +1,374 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+const MS: fn(u64) -> Duration = Duration::from_millis;
+
+fn rules(pace_per_s: f64) -> Rules {
+    Rules { queue_age_max: S(5), lag_max: S(1), pace_per_s }
+}
+
+fn settings(rate: f64, burst: u32) -> Settings {
+    let children = Quota::new(rate, burst).expect("a valid quota");
+    Settings { children, guild_share: 1.0, throttle: 1.0, blocked: [false; 3], rules: rules(1e6) }
+}
+
+fn guild(n: usize) -> GuildId {
+    GuildId::new(format!("g{n}")).expect("valid")
+}
+
+fn ask(door: &Admission, n: usize, class: Class, now: Instant) -> Result<(), Denied> {
+    door.admit(&guild(n), class, now, || 0.5)
+}
+
+/// Of ten thousand children asked for at once, how many come in.
+fn admitted(guilds: usize, class: impl Fn(usize) -> Class) -> usize {
+    let t = Instant::now();
+    let door = Admission::new(settings(100.0, 700), t);
+    (0..10_000).filter(|n| ask(&door, n % guilds, class(*n), t).is_ok()).count()
+}
+
+#[test]
+fn r08_one_guild_with_ten_thousand_children_is_held_to_what_ten_thousand_guilds_are() {
+    let mixed = |n: usize| if n.is_multiple_of(2) { Class::NewCall } else { Class::Stream };
+    let counts = [admitted(1, |_| Class::NewCall), admitted(10_000, |_| Class::NewCall), admitted(1, mixed)];
+    assert_eq!(counts, [700; 3], "the bucket, whoever asks and for what");
+}
+
+#[test]
+fn r08_a_guild_takes_what_nobody_needs_and_no_more_once_others_do() {
+    let t = Instant::now();
+    let door = Admission::new(Settings { guild_share: 0.1, ..settings(100.0, 1_000) }, t);
+    let hog = (0..5_000).filter(|_| ask(&door, 0, Class::NewCall, t).is_ok()).count();
+    assert!((590..=610).contains(&hog), "the free half and its tenth: {hog}");
+    for n in 1..=39 {
+        assert_eq!((0..10).filter(|_| ask(&door, n, Class::NewCall, t).is_ok()).count(), 10, "guild {n} gets its own");
+    }
+    let denied = ask(&door, 0, Class::NewCall, t).expect_err("the hog waits");
+    assert_eq!((denied.reason, denied.class), (Reason::Guild, Class::NewCall));
+}
+
+#[test]
+fn r08_what_a_later_check_refuses_costs_the_guild_nothing() {
+    let t = Instant::now();
+    let door = Admission::new(Settings { guild_share: 0.5, ..settings(1.0, 10) }, t);
+    for n in 0..10 {
+        ask(&door, n, Class::NewCall, t).expect("in the burst");
+    }
+    for _ in 0..100 {
+        assert_eq!(ask(&door, 50, Class::NewCall, t).expect_err("used up").reason, Reason::Rate);
+    }
+    assert_eq!(door.guilds.available(&guild(50), t), 5);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn r08_no_crowd_of_guilds_overdraws_the_child_bucket(
+        asks in proptest::collection::vec((0usize..40, any::<bool>(), 0u64..40), 1..600),
+        rate in 1.0..200.0f64, burst in 1u32..50, share in 0.0..1.0f64,
+    ) {
+        let start = Instant::now();
+        let door = Admission::new(Settings { guild_share: share, ..settings(rate, burst) }, start);
+        let (mut now, mut debt, mut last) = (start, 0.0_f64, start);
+        for (n, stream, gap_ms) in asks {
+            now += MS(gap_ms);
+            if ask(&door, n, if stream { Class::Stream } else { Class::NewCall }, now).is_ok() {
+                debt = (debt - (now - last).as_secs_f64() * rate).max(0.0) + 1.0;
+                last = now;
+                prop_assert!(debt <= f64::from(burst) + 1e-3, "{debt} of {burst}");
+            }
+        }
+    }
+
+    #[test]
+    fn r10_under_any_pressure_no_class_comes_in_while_a_better_one_is_shed(
+        felt in proptest::collection::vec((0u64..20_000, 0u64..3_000, 0u64..4_000, 0.0..1.2f64, 0u64..2_000), 1..60),
+        draw in 0.0..1.0f64,
+    ) {
+        let rules = rules(100.0);
+        let mut now = Instant::now();
+        let mut gate = Gate::new(&rules, now);
+        for (oldest, waiting, lag, memory, gap) in felt {
+            now += MS(gap);
+            gate.tick(&Signals { oldest: MS(oldest), waiting, lag: MS(lag), memory }, &rules, now);
+            let may = |class| {
+                // What trickles in is let in first: it is for those who are shed.
+                (0..3).any(|_| gate.admit(class, waiting, now, || 2.0).is_err());
+                gate.admit(class, waiting, now, || draw).is_ok()
+            };
+            let may: Vec<bool> = Class::ALL.map(may).to_vec();
+            prop_assert!(may.windows(2).all(|pair| pair[0] >= pair[1]), "{may:?}");
+            prop_assert!(may[..3].iter().all(|m| *m), "leases, leaves and repairs are never shed");
+            prop_assert!(gate.window() >= 16 && gate.window() <= 500);
+        }
+    }
+
+    #[test]
+    fn r10_every_slot_is_to_come_and_within_half_a_minute(
+        asks in proptest::collection::vec((0u64..70_000, 0u64..900, 0.0..1.0f64), 1..300), rate in 0.0..100.0f64,
+    ) {
+        let mut now = Instant::now();
+        let mut slots = Slots::new(now);
+        for (ready_ms, gap_ms, draw) in asks {
+            now += MS(gap_ms);
+            let wait = slots.take(now + MS(ready_ms), rate, now, draw);
+            prop_assert!(wait > Duration::ZERO && wait <= S(31), "{wait:?}");
+            prop_assert!(wait + S(1) >= MS(ready_ms.min(26_000)), "{wait:?} is before {ready_ms} ms");
+        }
+    }
+}
+
+/// A syncer in miniature: calls wait in order of rank, `pace` of them are placed a second.
+#[derive(Default)]
+struct Model {
+    waiting: BTreeSet<(Instant, usize, Instant, Class)>,
+    offered: BTreeMap<Class, u64>,
+    admitted: BTreeMap<Class, u64>,
+    placed: BTreeMap<Class, Vec<Duration>>,
+    idle: u64,
+    oldest_max: Duration,
+    waiting_max: usize,
+}
+
+/// One of them offers and places in steps of 10 ms; `per_step` is what is offered in each, by class.
+fn run(model: &mut Model, gate: &mut Gate, rules: &Rules, per_step: &[(Class, f64)], from: Instant, steps: u64) {
+    let mut owed = vec![0.0; per_step.len()];
+    for step in 0..steps {
+        let now = from + MS(10) * u32::try_from(step).expect("few");
+        if step.is_multiple_of(10) {
+            let oldest = model.waiting.iter().map(|w| now.saturating_duration_since(w.2)).max().unwrap_or_default();
+            model.oldest_max = model.oldest_max.max(oldest);
+            let waiting = model.waiting.len() as u64;
+            gate.tick(&Signals { oldest, waiting, ..Signals::default() }, rules, now);
+        }
+        for ((class, rate), owed) in per_step.iter().zip(&mut owed) {
+            *owed += rate;
+            while *owed >= 1.0 {
+                *owed -= 1.0;
+                let n = model.offered.entry(*class).or_default();
+                *n += 1;
+                if gate.admit(*class, model.waiting.len() as u64, now, || 0.5).is_ok() {
+                    *model.admitted.entry(*class).or_default() += 1;
+                    let handicap = match class {
+                        Class::Repair => Duration::ZERO,
+                        Class::NewCall => S(5),
+                        _ => S(15),
+                    };
+                    let number = usize::try_from(model.offered.values().sum::<u64>()).expect("few");
+                    model.waiting.insert((now + handicap, number, now, *class));
+                }
+            }
+        }
+        model.waiting_max = model.waiting_max.max(model.waiting.len());
+        for _ in 0..(rules.pace_per_s / 100.0) as usize {
+            match model.waiting.pop_first() {
+                Some((_, _, since, class)) => model.placed.entry(class).or_default().push(now - since),
+                None => model.idle += 1,
+            }
+        }
+    }
+}
+
+#[test]
+fn r10_at_three_times_the_load_repairs_succeed_and_streams_are_shed_first() {
+    let rules = rules(400.0);
+    let start = Instant::now();
+    let (mut gate, mut model) = (Gate::new(&rules, start), Model::default());
+    // Three times what can be placed, a tenth of it repairs.
+    let load = [(Class::Repair, 1.2), (Class::NewCall, 5.4), (Class::Stream, 5.4)];
+    run(&mut model, &mut gate, &rules, &load, start, 6_000);
+    let share = |class| model.admitted[&class] as f64 / model.offered[&class] as f64;
+    assert_eq!(share(Class::Repair), 1.0);
+    let in_time = model.placed[&Class::Repair].iter().filter(|age| **age <= S(1)).count() as u64;
+    assert!(in_time * 100 >= model.offered[&Class::Repair] * 99, "{in_time} repairs within a second");
+    assert!(
+        share(Class::Stream) < share(Class::NewCall) / 2.0,
+        "{} of streams, {}",
+        share(Class::Stream),
+        share(Class::NewCall)
+    );
+    assert!(
+        model.admitted[&Class::Stream] >= 60,
+        "and some stream always comes in: {}",
+        model.admitted[&Class::Stream]
+    );
+    assert!(model.placed[&Class::Stream].len() >= 60, "and is placed: {}", model.placed[&Class::Stream].len());
+    assert!(model.waiting_max <= 2_000 + 100, "{} wait: more than the pace serves in time", model.waiting_max);
+    assert_eq!(model.idle, 0, "goodput is what can be placed");
+    // The load ends; a queue's length of time later nothing waits.
+    run(&mut model, &mut gate, &rules, &[], start + S(60), 520);
+    assert_eq!(model.waiting.len(), 0);
+}
+
+#[test]
+fn r10_a_fleet_slower_than_its_pace_gets_a_smaller_window_and_its_own_back() {
+    let (promised, kept) = (rules(400.0), rules(100.0));
+    let start = Instant::now();
+    let (mut gate, mut now, mut waiting) = (Gate::new(&promised, start), start, 0.0_f64);
+    let mut ages = Vec::new();
+    for step in 0..1_200_u64 {
+        now = start + MS(100) * u32::try_from(step).expect("few");
+        // First in, first out: the oldest has waited for as long as the queue takes to drain.
+        let oldest = Duration::from_secs_f64(waiting / kept.pace_per_s);
+        gate.tick(&Signals { oldest, waiting: waiting as u64, ..Signals::default() }, &promised, now);
+        for _ in 0..200 {
+            waiting += f64::from(u8::from(gate.admit(Class::NewCall, waiting as u64, now, || 0.5).is_ok()));
+        }
+        waiting = (waiting - kept.pace_per_s / 10.0).max(0.0);
+        ages.push(oldest);
+    }
+    let late = &ages[600..];
+    let mean = late.iter().sum::<Duration>() / u32::try_from(late.len()).expect("few");
+    assert!(mean < S(7), "the age settles around its limit of 5 s: {mean:?}");
+    assert!(late.iter().all(|age| *age > Duration::ZERO), "and the fleet never idles");
+    gate.tick(&Signals::default(), &promised, now + S(5));
+    assert_eq!(gate.window(), 2_000, "young again, it is whole a queue's length of time later");
+}
+
+#[test]
+fn r10_lag_closes_one_class_after_another_and_joins_keep_a_chance() {
+    let rules = rules(1e6);
+    let mut now = Instant::now();
+    let mut gate = Gate::new(&rules, now);
+    let lagging = Signals { lag: S(2), ..Signals::default() };
+    let mut closed = Vec::new();
+    for _ in 0..40 {
+        now += S(2);
+        gate.tick(&lagging, &rules, now);
+        for class in Class::ALL {
+            if gate.chance(class) < 0.1 && !closed.contains(&class) {
+                closed.push(class);
+            }
+        }
+    }
+    assert_eq!(closed, [Class::Sweep, Class::Stream, Class::NewCall, Class::Join]);
+    assert!(gate.admit(Class::Join, 0, now, || 0.05).is_ok(), "nothing starves for ever");
+    assert_eq!(gate.admit(Class::Join, 0, now, || 0.5), Err(Reason::Lag));
+    assert!(!gate.is_open_to_joins());
+    for _ in 0..40 {
+        now += MS(100);
+        gate.tick(&Signals::default(), &rules, now);
+    }
+    assert!(Class::ALL.iter().all(|class| gate.chance(*class) >= 1.0), "4 s later everything is open");
+}
+
+#[test]
+fn r04_memory_sheds_new_work_first_and_by_chance_lets_nothing_in() {
+    let rules = rules(1e6);
+    let now = Instant::now();
+    let shed_at = |memory| {
+        let mut gate = Gate::new(&rules, now);
+        gate.tick(&Signals { memory, ..Signals::default() }, &rules, now);
+        let shed = |class: &Class| (0..9).all(|_| gate.admit(*class, 0, now, || 0.0) == Err(Reason::Memory));
+        Class::ALL.into_iter().filter(shed).collect::<Vec<_>>()
+    };
+    assert_eq!(shed_at(0.89), []);
+    assert_eq!(shed_at(0.91), [Class::Stream, Class::Sweep]);
+    assert_eq!(shed_at(0.96), [Class::NewCall, Class::Stream, Class::Sweep]);
+    assert_eq!(shed_at(5.0), [Class::Join, Class::NewCall, Class::Stream, Class::Sweep]);
+}
+
+/// Callers by the second in which they come back: those who are told whole seconds, and those who are told
+/// milliseconds.
+fn back(slots: &mut Slots, now: Instant, callers: u32, rate: f64, start: Instant) -> [BTreeMap<u64, u32>; 2] {
+    let mut seconds = [BTreeMap::new(), BTreeMap::new()];
+    for n in 0..callers {
+        let wait = slots.take(now, rate, now, f64::from(n % 97) / 97.0);
+        let whole = S(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
+        for (by_second, wait) in seconds.iter_mut().zip([whole, wait]) {
+            *by_second.entry((now + wait - start).as_secs()).or_default() += 1;
+        }
+    }
+    seconds
+}
+
+fn assert_flat(by_second: &BTreeMap<u64, u32>) {
+    let mean = f64::from(by_second.values().sum::<u32>()) / by_second.len() as f64;
+    let max = f64::from(*by_second.values().max().expect("some"));
+    assert!(max <= 1.5 * mean, "max {max} over mean {mean}: {by_second:?}");
+}
+
+#[test]
+fn r10_no_second_gets_more_than_its_share_of_a_crowd_that_comes_back() {
+    let start = Instant::now();
+    for (callers, rate, phase_ms) in [(40, 5_000.0, 0), (3_000, 100.0, 300), (100_000, 100.0, 700), (9_000, 1_000.0, 1)]
+    {
+        let mut slots = Slots::new(start);
+        let now = start + MS(phase_ms);
+        for by_second in back(&mut slots, now, callers, rate, start) {
+            assert_flat(&by_second);
+        }
+        assert_eq!(slots.out(), u64::from(callers));
+    }
+}
+
+#[test]
+fn r10_callers_that_are_turned_away_for_a_minute_come_back_flat() {
+    let start = Instant::now();
+    let mut slots = Slots::new(start);
+    let mut all = BTreeMap::<u64, u32>::new();
+    for step in 0..600 {
+        let [whole, _] = back(&mut slots, start + MS(step * 100), 90, 100.0, start);
+        for (second, n) in whole {
+            *all.entry(second).or_default() += n;
+        }
+    }
+    assert_flat(&all);
+}
+
+#[test]
+fn r20_the_throttle_shuts_at_once_and_opens_in_steps() {
+    let t = Instant::now();
+    let full = settings(100.0, 10);
+    let door = Admission::new(full, t);
+    assert!(door.is_calm());
+    door.set(Settings { throttle: 0.0, ..full }, t);
+    assert!(!door.is_calm());
+    assert_eq!(ask(&door, 0, Class::Join, t).expect_err("shut").reason, Reason::Throttled);
+    assert_eq!(ask(&door, 0, Class::NewCall, t).expect_err("shut").reason, Reason::Throttled);
+    let mut rates = Vec::new();
+    for s in 1..=12 {
+        for tenth in 0..10 {
+            door.set(full, t + S(s) + MS(tenth * 100));
+        }
+        rates.push(door.view().new_calls_per_s.round() as u64);
+    }
+    assert_eq!(rates, [10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 100, 100]);
+    assert!(door.is_calm());
+}
+
+#[test]
+fn r20_a_block_of_a_guild_or_a_class_holds_until_it_is_lifted() {
+    let t = Instant::now();
+    let full = settings(100.0, 100);
+    let door = Admission::new(full, t);
+    assert!(door.blocks.add(Block { guild: guild(1), by: "ops".to_owned(), reason: None, at: 0 }));
+    assert!(!door.is_calm(), "joins have to ask now");
+    for class in [Class::Join, Class::NewCall, Class::Stream] {
+        assert_eq!(ask(&door, 1, class, t).expect_err("blocked").reason, Reason::Blocked);
+        assert_eq!(ask(&door, 2, class, t), Ok(()));
+    }
+    assert!(door.blocks.remove(&guild(1)) && !door.blocks.remove(&guild(1)));
+    assert_eq!(ask(&door, 1, Class::Join, t), Ok(()));
+    door.set(Settings { blocked: [false, false, true], ..full }, t);
+    assert!(door.is_calm());
+    assert_eq!(ask(&door, 1, Class::Stream, t).expect_err("blocked").reason, Reason::Blocked);
+    assert_eq!(ask(&door, 1, Class::NewCall, t), Ok(()));
+    assert_eq!(door.sheds.get(Class::Stream, Reason::Blocked), 2);
+    assert_eq!(door.sheds.view().iter().map(|shed| shed.count).sum::<u64>(), 4);
+}
+
+#[test]
+fn i09_blocks_have_a_bound() {
+    let blocks = Blocks::default();
+    let block = |n: usize| Block { guild: guild(n), by: String::new(), reason: None, at: 0 };
+    assert!((0..BLOCKS_MAX).all(|n| blocks.add(block(n))));
+    assert!(!blocks.add(block(BLOCKS_MAX)));
+    assert!(blocks.add(block(7)), "the same again takes no room");
+    assert_eq!(blocks.list().len(), BLOCKS_MAX);
+}

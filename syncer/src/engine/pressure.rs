@@ -1,0 +1,93 @@
+//! What the door has to know of the house: how long work waits, how late we are, what memory is left.
+//!
+//! One small loop. It looks ten times a second, because a crowd fills a queue within that, and hands what
+//! it felt to [`Admission`](crate::admission::Admission), which decides.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::admission::{Signals, memory_limit, memory_resident};
+use crate::context::Context;
+
+/// How often the pressure is felt.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// How often memory is: reading it makes the kernel add up, ~30 µs.
+const MEMORY_EVERY: Duration = Duration::from_secs(1);
+
+/// The loop.
+#[derive(Debug)]
+pub(super) struct Pressure {
+    ctx: Arc<Context>,
+    /// What the machine allows, in bytes.
+    machine: u64,
+    memory_at: Option<Instant>,
+    memory: f64,
+}
+
+// === impl Pressure ===
+
+impl Pressure {
+    pub(super) fn new(ctx: Arc<Context>) -> Self {
+        // Where the machine does not tell, nothing is ever near the limit.
+        Self { ctx, machine: memory_limit().unwrap_or(u64::MAX), memory_at: None, memory: 0.0 }
+    }
+
+    /// Runs until the context stops.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the door as it is.
+    pub(super) async fn run(mut self) {
+        let mut ticks = interval(PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.ctx.stop.cancelled() => return,
+                due = ticks.tick() => self.feel(due, Instant::now()),
+            }
+        }
+    }
+
+    fn feel(&mut self, due: Instant, now: Instant) {
+        let ctx = self.ctx.clone();
+        let (mut ready, mut since) = (0, [None; 3]);
+        for shard in &ctx.shards {
+            let (of_shard, oldest) = shard.lock().backlog();
+            ready += of_shard;
+            for (a, b) in since.iter_mut().zip(oldest) {
+                *a = [*a, b].into_iter().flatten().min();
+            }
+        }
+        let ages = since.map(|at| at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at)));
+        let lag = now.saturating_duration_since(due);
+        let felt = &ctx.admission.felt;
+        felt.set_ages(ages);
+        felt.set_lag(lag);
+        let signals = Signals {
+            oldest: ages.into_iter().max().unwrap_or_default(),
+            waiting: ready as u64 + u64::from(ctx.window.in_flight()),
+            lag,
+            memory: self.memory(now),
+        };
+        ctx.apply_admission(now);
+        ctx.admission.tick(&signals, now);
+    }
+
+    /// Resident memory as a share of its limit.
+    fn memory(&mut self, now: Instant) -> f64 {
+        if self.memory_at.is_none_or(|at| now.saturating_duration_since(at) >= MEMORY_EVERY) {
+            self.memory_at = Some(now);
+            let max = match self.ctx.levers.memory_max.get() {
+                0 => self.machine,
+                bytes => bytes,
+            };
+            let bytes = memory_resident().unwrap_or(0);
+            self.ctx.admission.felt.set_memory(bytes, max);
+            self.memory = bytes as f64 / max.max(1) as f64;
+        }
+        self.memory
+    }
+}
