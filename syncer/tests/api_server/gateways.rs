@@ -212,3 +212,49 @@ async fn rounds_that_were_not_begun_and_processes_that_were_replaced_are_refused
     let heard = gateway.request(Method::POST, "/v1/gateways").json(&json!({ "gateways": [] }));
     assert_eq!(answer(heard).await.0, StatusCode::FORBIDDEN, "only syncers say who else is there");
 }
+
+/// Counts the events that were written to watchers.
+async fn events_sent(fleet: &Fleet, gateway: &Gateway) -> u64 {
+    let text = gateway.client.get(fleet.url(0, "/metrics")).send().await.expect("an answer").text().await;
+    let text = text.expect("text");
+    let line = text.lines().find_map(|l| l.strip_prefix("trunkline_watch_events_sent_total "));
+    line.and_then(|n| n.trim().parse().ok()).expect("a count")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r16_i09_a_reader_that_stalls_over_https_is_written_a_bounded_part_and_others_everything() {
+    const CALLS: usize = 120;
+    const PEOPLE: usize = 64;
+    let fleet = quick(1, true, &[]).await;
+    let lines: Vec<Value> = (0..CALLS * PEOPLE).map(|n| join("g", n / PEOPLE, n, 1)).collect();
+    let gateway = Gateway::over_tls(&fleet, "gw-1", true);
+    all_done(&gateway.say(&lines).await);
+    until("placements", || async { gateway.status().await["placed"] == CALLS }).await;
+    let before = events_sent(&fleet, &gateway).await;
+
+    // Opens a watch and does not read it: ~3 MB of news, and a window of 64 KiB.
+    let ca = std::fs::read(fleet.dir.path().join("api-ca.pem")).expect("written");
+    let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
+    let narrow = Client::builder().tls_certs_only([ca]).http2_initial_stream_window_size(64 * 1024);
+    let narrow = narrow.http2_initial_connection_window_size(64 * 1024).build().expect("a client");
+    let watch = |client: &Client| client.get(fleet.url(0, "/v1/watch")).bearer_auth("gw-1");
+    let mut stalled = Events::open(watch(&narrow)).await;
+    until("the first events", || async { events_sent(&fleet, &gateway).await > before }).await;
+
+    // Two others read all of theirs meanwhile, one by each version of HTTP.
+    for h2 in [false, true] {
+        let reader = Gateway::over_tls(&fleet, "gw-1", h2);
+        let mut events = Events::open(watch(&reader.client)).await;
+        let mut credentials = 0;
+        while credentials < CALLS * PEOPLE {
+            credentials += events.next().await.data["credentials"].as_array().expect("a list").len();
+        }
+    }
+    let to_stalled = events_sent(&fleet, &gateway).await - before - 2 * CALLS as u64;
+    assert!(to_stalled < CALLS as u64 / 2, "{to_stalled} events wait for one that does not read");
+    // It reads again, and lacks nothing.
+    let mut credentials = 0;
+    while credentials < CALLS * PEOPLE {
+        credentials += stalled.next().await.data["credentials"].as_array().expect("a list").len();
+    }
+}
