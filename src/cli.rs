@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::configuration::ConfigArgs;
 use crate::dev::DevArgs;
 use crate::logging::LogArgs;
-use crate::operator::{calls, limits, members, sfus, status};
+use crate::operator::{calls, limits, members, recovery, sfus, status};
 use crate::output::Format;
 use crate::serve::SyncerArgs;
 
@@ -43,7 +43,7 @@ Exit codes:
   70 a bug   75 stopped before the drain ended   78 the configuration cannot be used
 
 Environment:
-  TRUNKLINE_URL, TRUNKLINE_TOKEN, TRUNKLINE_CA   for status, sfus, calls, limits, members
+  TRUNKLINE_URL, TRUNKLINE_TOKEN, TRUNKLINE_CA   for status, recovery, sfus, calls, limits, members
   TRUNKLINE_<KEY>, with __ for a dot             settings of a syncer (see `trunkline config sample`)
   RUST_LOG                                       what is logged, as with --log
   NO_COLOR                                       no colours";
@@ -85,6 +85,8 @@ pub(crate) enum Command {
     Drill(drill::Args),
     /// Show how a fleet is doing
     Status(status::StatusArgs),
+    /// Show what waits for a place, how fast it gets one and how long it will take
+    Recovery(recovery::RecoveryArgs),
     /// List SFUs, or take one out of service
     Sfus(sfus::SfusArgs),
     /// List calls, or explain where one is placed and why

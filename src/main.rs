@@ -68,6 +68,7 @@ async fn run(cli: Cli, stop: CancellationToken) -> Result<(), Failure> {
         Command::Drill(arguments) => serve::drill(arguments, stop).await,
         Command::Config(arguments) => configuration::run(&arguments, &output),
         Command::Status(arguments) => operator::status::run(arguments, &output).await,
+        Command::Recovery(arguments) => operator::recovery::run(arguments, &output).await,
         Command::Sfus(arguments) => operator::sfus::run(arguments, &output).await,
         Command::Calls(arguments) => operator::calls::run(arguments, &output).await,
         Command::Limits(arguments) => operator::limits::run(arguments, &output).await,

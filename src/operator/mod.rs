@@ -8,6 +8,7 @@ pub(crate) mod calls;
 mod client;
 pub(crate) mod limits;
 pub(crate) mod members;
+pub(crate) mod recovery;
 pub(crate) mod sfus;
 pub(crate) mod status;
 

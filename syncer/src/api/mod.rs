@@ -22,6 +22,7 @@ mod metrics;
 mod openapi;
 mod ops;
 mod participants;
+mod recovery;
 mod route;
 mod sfus;
 mod state;
@@ -87,6 +88,7 @@ pub(crate) fn router(app: Arc<App>, operators: bool) -> Router {
         .route("/v1/audit", get(audit::list))
         .route("/v1/levers", get(levers::list).patch(levers::change))
         .route("/v1/status", get(ops::status))
+        .route("/v1/recovery", get(recovery::recovery))
         .route("/v1/members", get(ops::members))
         .route("/.well-known/jwks.json", get(ops::jwks))
         .route("/openapi.json", get(ops::openapi))

@@ -27,6 +27,7 @@ use utoipa::{Modify, OpenApi};
         super::levers::list,
         super::levers::change,
         super::ops::status,
+        super::recovery::recovery,
         super::ops::members,
         super::debug::pool,
         super::ops::jwks,

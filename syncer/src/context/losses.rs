@@ -52,6 +52,12 @@ impl Losses {
         self.inner.lock().entry(passing.sfu).or_insert(passing);
     }
 
+    /// The SFUs whose calls are not all told.
+    #[must_use]
+    pub fn sfus(&self) -> Vec<SfuIdx> {
+        self.inner.lock().keys().copied().collect()
+    }
+
     /// Whether every call has been told.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -7,6 +7,7 @@ mod announce;
 mod levers;
 mod losses;
 mod metrics;
+mod pace;
 mod releases;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ pub use self::announce::{Announcement, Announcer};
 pub use self::levers::EngineLevers;
 pub use self::losses::{Losses, Passing};
 pub use self::metrics::{AttemptEnd, Metrics};
+pub use self::pace::Pace;
 pub use self::releases::{RELEASES_MAX, Releases};
 
 /// Shards of call state. More than cores, so that two busy guilds rarely share one; few enough
@@ -62,6 +64,8 @@ pub struct Context {
     pub registry: Levers,
     /// Attempts in flight.
     pub window: Window,
+    /// How fast placements go.
+    pub pace: Pace,
     /// SFUs whose calls are being told that they lost their rooms.
     pub losses: Losses,
     /// Rooms to be ended.
@@ -113,6 +117,7 @@ impl Context {
             levers,
             registry,
             window: Window::new(SYNCER_WINDOW),
+            pace: Pace::default(),
             losses: Losses::default(),
             releases: Releases::default(),
             presence: Mutex::default(),

@@ -4,8 +4,11 @@
 //! pressure on admission, under a watchdog each; the rest are plain functions that lock one shard for
 //! microseconds.
 
+mod explain;
 mod gateways;
+mod gauges;
 mod pressure;
+mod recovery;
 mod sfus;
 mod types;
 mod views;
@@ -32,8 +35,10 @@ use crate::ownership::slot_of;
 use crate::reconcile::{Mover, Reconciler};
 use crate::state::{Adds, Left, Limits, SeqCheck, SfuIdx};
 
+use self::gauges::Gauges;
 pub use self::gateways::GatewayStream;
 use self::pressure::Pressure;
+pub use self::recovery::{BlockedCalls, ClassRecovery, Recovery};
 pub(crate) use self::sfus::DRAIN_MAX;
 pub use self::types::{
     CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
@@ -88,7 +93,7 @@ impl Engine {
         let now = Instant::now();
         let ctx = Arc::new(Context::new(id, levers, announcer, seed, stop, now));
         let reconciling = ctx.clone();
-        watched(&ctx, "reconciler", move || Reconciler::new(reconciling.clone()).run());
+        watched(&ctx, "reconciler", move || Reconciler::new(reconciling.clone(), Instant::now()).run());
         let moving = ctx.clone();
         watched(&ctx, "mover", move || Mover::new(moving.clone(), Instant::now()).run());
         let observing = ctx.clone();
@@ -258,6 +263,7 @@ impl Engine {
     /// Names the engine's metrics in `registry`.
     pub fn register_metrics(&self, registry: &mut prometheus_client::registry::Registry) {
         self.ctx.metrics.register(registry);
+        registry.register_collector(Box::new(Gauges::new(&self.ctx)));
         self.ctx.admission.sheds.register(registry);
         self.ctx.admission.felt.register(registry);
     }

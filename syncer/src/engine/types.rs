@@ -138,6 +138,11 @@ pub struct Explanation {
     pub decision: Option<String>,
     /// What the call waits for, when it awaits an endpoint.
     pub waiting_for: Option<String>,
+    /// Seconds until the last call of its class that waits now is placed, when it awaits an endpoint; null:
+    /// it does not, or never, as things are.
+    pub eta_s: Option<f64>,
+    /// Where it would go if it were placed anew now; null: nowhere.
+    pub would_go: Option<String>,
     /// What would happen if its SFU died now.
     pub if_sfu_died: String,
     /// Candidates as they stand now, best score first (at most 10).

@@ -2,27 +2,23 @@
 
 use std::collections::BinaryHeap;
 
-use sfu_api::{CallId, GatewayId, GuildId, RegionId};
+use sfu_api::{CallId, GatewayId, GuildId};
 use tokio::time::Instant;
 
 use super::sfus::drain_view;
 use super::{
-    Announcement, CallFilter, CallPage, CallState, CallView, CandidateView, Engine, EngineStatus, Explanation,
-    NewsCursor, SfuCounts, SfuView,
+    Announcement, CallFilter, CallPage, CallState, CallView, Engine, EngineStatus, NewsCursor, SfuCounts, SfuView,
 };
 use crate::health::Verdict;
 use crate::ownership::slot_of;
 use crate::select::Sfu;
-use crate::state::{Call, How, Place, SfuIdx, Shard, Why};
+use crate::state::{Call, SfuIdx, Shard};
 
 /// Calls in a page at most: ~300 KiB of JSON.
 const PAGE_MAX: usize = 1_000;
 
 /// Calls in a page of news.
 const NEWS_PAGE_MAX: usize = 64;
-
-/// Candidates shown by an explanation.
-const CANDIDATES_MAX: usize = 10;
 
 impl Engine {
     /// The call, if this syncer has it.
@@ -63,92 +59,6 @@ impl Engine {
         // One that ended meanwhile is not shown.
         let calls = page.into_sorted_vec().iter().take(limit).filter_map(|(g, c)| self.call(g, c)).collect();
         CallPage { calls, more, total }
-    }
-
-    /// Why the call is where it is, and what would happen if its SFU died now.
-    #[must_use]
-    pub fn explain(&self, guild: &GuildId, call: &CallId, now: Instant) -> Option<Explanation> {
-        let (view, decision, place) = {
-            let shard = self.ctx.shard(slot_of(guild)).lock();
-            let found = find(&shard, guild, call)?;
-            (self.view(found, now), found.decision, found.place().clone())
-        };
-        let candidates = self.candidates(&view, now);
-        let fit = candidates.iter().filter(|c| c.excluded.is_none()).count();
-        let pace = self.ctx.budget.overall().quota().rate_per_s;
-        let if_sfu_died = match (&view.sfu, self.neighbours(&view)) {
-            (Some(sfu), calls) if fit > 0 => format!(
-                "this syncer's {calls} calls on {sfu} would get a null, then a new endpoint, at {pace:.0} per second"
-            ),
-            (Some(sfu), calls) => {
-                format!("this syncer's {calls} calls on {sfu} would await an endpoint: no other SFU is fit now")
-            }
-            (None, _) => "it is on no SFU".to_owned(),
-        };
-        let waiting_for = match place {
-            Place::Clean => None,
-            Place::InFlight => Some("the SFU's answer".to_owned()),
-            Place::Ready(_) if self.ctx.levers.paused.get() => Some("placements are paused by a lever".to_owned()),
-            Place::Ready(_) => Some("its turn: the budget of placements is used by more urgent calls".to_owned()),
-            Place::Waiting(at) => Some(match view.state {
-                CallState::Ending => "its end, unless someone joins".to_owned(),
-                _ => format!("{} ms after a failed attempt", at.saturating_duration_since(now).as_millis()),
-            }),
-            Place::Blocked(..) => Some("an SFU that is fit; the candidates say what is against each".to_owned()),
-        };
-        let call = view;
-        Some(Explanation {
-            decision: decision.map(|why| self.words(why, call.region.as_ref())),
-            call,
-            waiting_for,
-            if_sfu_died,
-            candidates,
-        })
-    }
-
-    /// A decision in words, with its figures.
-    fn words(&self, why: Why, region: Option<&RegionId>) -> String {
-        let name = |idx| self.ctx.catalogue.get(idx).map_or_else(|| "an SFU".to_owned(), |s| s.id.to_string());
-        let sfu = name(why.sfu);
-        let How::Drawn { score, rival, among, any_region } = why.how else {
-            return format!("its room is made again in place on {sfu}");
-        };
-        let ladder = match region {
-            Some(region) if !any_region => format!("region {region}"),
-            _ => "any region".to_owned(),
-        };
-        match rival {
-            Some((rival, other)) => format!(
-                "{sfu} with score {score:.4} won against {} with {other:.4}, drawn from {among} in {ladder}",
-                name(rival)
-            ),
-            None => format!("{sfu} with score {score:.4} was the only fit one of {among} in {ladder}"),
-        }
-    }
-
-    fn neighbours(&self, view: &CallView) -> usize {
-        let snapshot = self.ctx.catalogue.now();
-        let Some(sfu) = view.sfu.as_ref().and_then(|id| snapshot.by_id.get(id)) else { return 0 };
-        self.ctx.shards.iter().map(|s| s.lock().calls_on(sfu.idx)).sum()
-    }
-
-    fn candidates(&self, view: &CallView, now: Instant) -> Vec<CandidateView> {
-        let snapshot = self.ctx.catalogue.now();
-        let own = view.region.as_ref().and_then(|r| snapshot.by_region.get(r));
-        let mut list: Vec<CandidateView> = own
-            .unwrap_or(&snapshot.all)
-            .iter()
-            .filter(|s| Some(&s.id) != view.sfu.as_ref())
-            .map(|s| CandidateView {
-                sfu: s.id.clone(),
-                region: s.entry().spec.region.clone(),
-                score: s.score(),
-                excluded: s.fit(now).err().map(|e| e.to_string()),
-            })
-            .collect();
-        list.sort_by(|a, b| (a.excluded.is_some()).cmp(&b.excluded.is_some()).then(a.score.total_cmp(&b.score)));
-        list.truncate(CANDIDATES_MAX);
-        list
     }
 
     /// Every SFU of the catalogue, by id.
@@ -261,7 +171,7 @@ impl Engine {
         Some(self.ctx.to_announcement(news))
     }
 
-    fn view(&self, call: &Call, now: Instant) -> CallView {
+    pub(super) fn view(&self, call: &Call, now: Instant) -> CallView {
         let seat = call.placement.seated().map(|(_, _, seat)| seat);
         let (room, endpoint) =
             seat.map(|seat| (seat.room(&call.guild, &call.id), seat.endpoint(&call.guild, &call.id))).unzip();
@@ -294,6 +204,6 @@ fn state(call: &Call) -> CallState {
     }
 }
 
-fn find<'a>(shard: &'a Shard, guild: &GuildId, call: &CallId) -> Option<&'a Call> {
+pub(super) fn find<'a>(shard: &'a Shard, guild: &GuildId, call: &CallId) -> Option<&'a Call> {
     shard.find(guild, call).and_then(|k| shard.get(k))
 }

@@ -57,6 +57,7 @@ impl Attempt {
             last => sfu.driver().ensure_rooms(specs.into_iter().chain(last).collect(), deadline).await,
         };
         let now = Instant::now();
+        ctx.pace.attempt(now.saturating_duration_since(asked));
         // What failed as a whole is one piece of evidence, not one for each call.
         let blamed = results.as_ref().err().cloned();
         let results = results.unwrap_or_else(|error| vec![Err(error); attempts.len()]);
@@ -136,6 +137,7 @@ impl Attempt {
                     ctx.metrics.moves.inc();
                 }
                 if let Some(awaited) = awaited {
+                    ctx.pace.placed(class, now);
                     ctx.metrics.awaited(class, awaited.as_secs_f64());
                 }
                 if let Some(news) = news {

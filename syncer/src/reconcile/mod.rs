@@ -10,6 +10,7 @@
 //! every new call wait for minutes.
 
 mod attempt;
+mod estimate;
 mod losses;
 mod mover;
 mod placer;
@@ -26,12 +27,13 @@ use sfu_api::BATCH_OPERATIONS_MAX;
 use tokio::time::Instant;
 
 use self::attempt::Attempt;
+pub use self::estimate::{Estimate, Flow, Limit, RegionSupply, Supply};
 pub use self::mover::Mover;
 use self::placer::{Barren, SelectPlacer};
 use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};
 use crate::health::{Evidence, Failure};
-use crate::state::{Blocker, Class, Next, SfuIdx};
+use crate::state::{Blocker, Class, Demand, Next, SfuIdx};
 
 /// Longest sleep of the loop: levers are read again at least this often (R20 wants < 1 s).
 const NAP_MAX: Duration = Duration::from_millis(250);
@@ -60,6 +62,8 @@ pub struct Reconciler {
     barren: Barren,
     /// Placements started, to know whose turn it is.
     started: u64,
+    /// When the pace is looked at again.
+    look_at: Instant,
     releasing: Arc<AtomicU64>,
 }
 
@@ -68,8 +72,8 @@ pub struct Reconciler {
 impl Reconciler {
     /// A reconciler of `ctx`.
     #[must_use]
-    pub fn new(ctx: Arc<Context>) -> Self {
-        Self { ctx, barren: Barren::default(), started: 0, releasing: Arc::default() }
+    pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
+        Self { ctx, barren: Barren::default(), started: 0, look_at: now, releasing: Arc::default() }
     }
 
     /// Runs until the context stops. Attempts under way go on, on the context's tracker.
@@ -99,6 +103,7 @@ impl Reconciler {
     /// One round; returns when the next one is due unless something wakes it earlier.
     fn round(&mut self, now: Instant) -> Instant {
         self.adjust_budget(now);
+        self.look(now);
         let passing = losses::pass(&self.ctx, now);
         let due = self.tick_shards(now);
         let released = release::start(&self.ctx, &self.releasing, now);
@@ -111,9 +116,23 @@ impl Reconciler {
         let moved = ctx.budget.set_fleet(ctx.levers.quotas(), now) | ctx.budget.tick(now);
         let share = ctx.budget.sfu_share();
         if moved {
+            ctx.pace.forget(now);
             ctx.apply_shares(now);
             tracing::info!(syncers = ctx.budget.parts(), sfu_rate_per_s = share.rate_per_s, "shares of limits changed");
         }
+    }
+
+    /// Notes what waits, so that the measured pace is known to be one of work and not of idleness.
+    fn look(&mut self, now: Instant) {
+        if now < self.look_at {
+            return;
+        }
+        self.look_at = now + NAP_MAX;
+        let mut demand = Demand::default();
+        for shard in &self.ctx.shards {
+            demand.merge(shard.lock().demand());
+        }
+        self.ctx.pace.look(&demand, now);
     }
 
     /// Calls whose moment has come, and blocked ones when what blocks them may be gone.
@@ -157,7 +176,8 @@ impl Reconciler {
         let mut attempts = Vec::new();
         let next = self.decide(now, &mut attempts);
         start(&self.ctx, attempts);
-        next
+        let found = self.barren.values().copied();
+        next.into_iter().chain(found).min()
     }
 
     fn decide(&mut self, now: Instant, attempts: &mut Vec<Attempt>) -> Option<Instant> {

@@ -65,17 +65,11 @@ impl<'a> SelectPlacer<'a> {
         }
     }
 
-    #[allow(clippy::cast_possible_truncation, reason = "scores are shown with four digits")]
     fn among(&mut self, sfus: &[Arc<Sfu>], any_region: bool) -> Option<Decision> {
         let now = self.now;
         let choice = choose(sfus.len(), &mut self.rng, |i| sfus[i].fit(now).ok())?;
-        let how = How::Drawn {
-            score: choice.score as f32,
-            rival: choice.rival.map(|(rival, score)| (sfus[rival].idx, score as f32)),
-            among: u32::try_from(sfus.len()).unwrap_or(u32::MAX),
-            any_region,
-        };
-        self.reserve(&sfus[choice.index], how)
+        let why = choice.why(sfus.len(), any_region, |i| sfus[i].idx);
+        self.reserve(&sfus[choice.index], why.how)
     }
 
     fn reserve(&mut self, sfu: &Arc<Sfu>, how: How) -> Option<Decision> {

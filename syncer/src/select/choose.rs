@@ -2,6 +2,8 @@
 
 use rand::{Rng, RngExt as _};
 
+use crate::state::{How, SfuIdx, Why};
+
 /// Draws before the whole list is looked at. While half of the SFUs are fit, 16 draws find two
 /// different ones but for one time in ~4,000.
 const DRAWS: usize = 16;
@@ -15,6 +17,23 @@ pub struct Choice {
     pub score: f64,
     /// Position and score of the one it won against.
     pub rival: Option<(usize, f64)>,
+}
+
+// === impl Choice ===
+
+impl Choice {
+    /// The choice as it is remembered with a call: made from `among` SFUs, whose numbers `idx` knows.
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation, reason = "scores are shown with four digits")]
+    pub fn why(&self, among: usize, any_region: bool, idx: impl Fn(usize) -> SfuIdx) -> Why {
+        let how = How::Drawn {
+            score: self.score as f32,
+            rival: self.rival.map(|(rival, score)| (idx(rival), score as f32)),
+            among: u32::try_from(among).unwrap_or(u32::MAX),
+            any_region,
+        };
+        Why { sfu: idx(self.index), how }
+    }
 }
 
 /// Draws two different fit candidates of `0..n` at random and takes the one with the lower score.

@@ -319,12 +319,24 @@ impl Sfu {
     /// (reported load + reservations since that report) ÷ capacity. 1 is full.
     #[must_use]
     pub fn score(&self) -> f64 {
+        let (carried, capacity) = self.carried();
+        f64::from(carried) / f64::from(capacity.max(1))
+    }
+
+    /// Calls that it carries or is about to, and how many it can.
+    fn carried(&self) -> (u32, u32) {
         let load = self.load();
         let listed = self.entry.load().spec.capacity;
         let reported = load.map_or(0, |l| l.calls);
         let capacity = load.map(|l| l.capacity).filter(|c| *c > 0).map_or(listed, |c| c.min(listed));
-        let carried = f64::from(reported) + f64::from(self.reserved.load(Ordering::Relaxed));
-        carried / f64::from(capacity.max(1))
+        (reported.saturating_add(self.reserved.load(Ordering::Relaxed)), capacity)
+    }
+
+    /// Calls that it can still carry, as far as we know.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let (carried, capacity) = self.carried();
+        u64::from(capacity.saturating_sub(carried))
     }
 
     /// Whether it can be chosen now: its score, or why not.

@@ -302,6 +302,16 @@ impl Demand {
         }
     }
 
+    /// What it would be with one class alone.
+    #[must_use]
+    pub fn only(&self, class: Class) -> Self {
+        let mut only = Self::default();
+        for (region, calls) in self.regions() {
+            only.add(region, class, calls[class as usize]);
+        }
+        only
+    }
+
     /// Calls of a class.
     #[must_use]
     pub fn of(&self, class: Class) -> u64 {

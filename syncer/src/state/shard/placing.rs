@@ -298,7 +298,8 @@ impl Shard {
             on.into_iter().flat_map(|keys| keys.range((after, Bound::Unbounded))).take(max).copied().collect();
         *from = keys.last().copied().filter(|_| keys.len() == max);
         let of_loss = |shard: &Self, key: &CallKey| {
-            shard.get(*key).and_then(|c| c.placement.epoch()).is_some_and(|epoch| epoch.n <= loss.upto)
+            let seated = shard.get(*key).and_then(|c| c.placement.seated());
+            seated.is_some_and(|(on, epoch, _)| on == loss.sfu && epoch.n <= loss.upto)
         };
         let lost = keys.into_iter().filter(|key| of_loss(self, key)).collect::<Vec<_>>();
         lost.into_iter().filter_map(|key| self.lose(key, loss.sfu, loss.cause, loss.in_place, loss.at)).collect()

@@ -65,6 +65,18 @@ impl Shard {
         self.by_sfu.get(&sfu).map_or(0, BTreeSet::len)
     }
 
+    /// What the calls on `sfu` would ask for if it lost them. O(calls on it).
+    #[must_use]
+    pub fn demand_of(&self, sfu: SfuIdx) -> Demand {
+        let mut demand = Demand::default();
+        for call in self.by_sfu.get(&sfu).into_iter().flatten().filter_map(|key| self.get(*key)) {
+            if call.is_live() && call.placement.seated().is_some_and(|(on, ..)| on == sfu) {
+                demand.add(call.region.as_ref(), Class::Repair, 1);
+            }
+        }
+        demand
+    }
+
     /// The calls of one guild, in order of their ids, or all calls in no order.
     pub fn list(&self, guild: Option<&GuildId>) -> impl Iterator<Item = &Call> {
         let of_one = guild.and_then(|guild| self.guilds.get(guild)).into_iter().flatten();

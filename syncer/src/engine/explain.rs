@@ -1,0 +1,135 @@
+//! Why a call is where it is, what it waits for, and what would become of it.
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use sfu_api::{CallId, GuildId, RegionId};
+use tokio::time::Instant;
+
+use super::recovery::reason;
+use super::views::find;
+use super::{CallState, CallView, CandidateView, Engine, Explanation};
+use crate::ownership::slot_of;
+use crate::reconcile::Estimate;
+use crate::select::choose;
+use crate::state::{Class, How, Place, Why};
+
+/// Candidates shown by an explanation.
+const CANDIDATES_MAX: usize = 10;
+
+impl Engine {
+    /// Why the call is where it is, what it waits for, and what would happen if its SFU died now.
+    #[must_use]
+    pub fn explain(&self, guild: &GuildId, call: &CallId, now: Instant) -> Option<Explanation> {
+        let (view, decision, place, demand) = {
+            let shard = self.ctx.shard(slot_of(guild)).lock();
+            let found = find(&shard, guild, call)?;
+            (self.view(found, now), found.decision, found.place().clone(), found.demand())
+        };
+        let eta = demand.map(|class| self.eta(class, now));
+        Some(Explanation {
+            decision: decision.map(|why| self.words(why, view.region.as_ref())),
+            waiting_for: self.waiting_for(&view, &place, demand, eta.as_ref(), now),
+            eta_s: eta.and_then(|eta| eta.seconds),
+            would_go: self.would_go(&view, now),
+            if_sfu_died: self.if_sfu_died(&view, now),
+            candidates: self.candidates(&view, now),
+            call: view,
+        })
+    }
+
+    fn waiting_for(
+        &self,
+        view: &CallView,
+        place: &Place,
+        demand: Option<Class>,
+        eta: Option<&Estimate>,
+        now: Instant,
+    ) -> Option<String> {
+        let class = demand.map_or("its", Class::name);
+        let limit = eta.map_or_else(String::new, |eta| format!(": {}", eta.limit.words()));
+        Some(match place {
+            Place::Clean => return None,
+            Place::InFlight => "the SFU's answer".to_owned(),
+            Place::Ready(_) => format!("its turn among the calls of class {class}; what holds them back{limit}"),
+            Place::Waiting(at) => match view.state {
+                CallState::Ending => "its end, unless someone joins".to_owned(),
+                _ => format!("{} ms after a failed attempt", at.saturating_duration_since(now).as_millis()),
+            },
+            Place::Blocked(blocked) => {
+                format!("{}; the candidates say what is against each", reason(&self.ctx, &blocked.0))
+            }
+        })
+    }
+
+    fn if_sfu_died(&self, view: &CallView, now: Instant) -> String {
+        let snapshot = self.ctx.catalogue.now();
+        let Some(sfu) = view.sfu.as_ref() else { return "it is on no SFU".to_owned() };
+        let Some(known) = snapshot.by_idx.iter().find(|s| s.id == *sfu) else {
+            return format!("{sfu} has left the catalogue");
+        };
+        let calls = self.calls_on(known);
+        let Estimate { seconds, limit } = self.eta_without(known.idx, now);
+        let told = format!("this syncer's {calls} calls on {sfu} would get a null, then ");
+        match seconds {
+            Some(s) => {
+                format!("{told}a new endpoint, the last of them after about {s:.1} s; limited by {}", limit.words())
+            }
+            None => format!("{told}await an endpoint for as long as it takes: {}", limit.words()),
+        }
+    }
+
+    /// What selection would do with the call at this moment. Takes nothing.
+    fn would_go(&self, view: &CallView, now: Instant) -> Option<String> {
+        let snapshot = self.ctx.catalogue.now();
+        let of_region = view.region.as_ref().map(|r| snapshot.by_region.get(r).map_or(&[][..], Vec::as_slice));
+        let mut rng = StdRng::seed_from_u64(self.ctx.with_rng(|rng| rng.random()));
+        let mut draw = |sfus: &[std::sync::Arc<crate::select::Sfu>], any_region| {
+            let others: Vec<_> = sfus.iter().filter(|s| Some(&s.id) != view.sfu.as_ref()).collect();
+            let choice = choose(others.len(), &mut rng, |i| others[i].fit(now).ok())?;
+            Some(self.words(choice.why(others.len(), any_region, |i| others[i].idx), view.region.as_ref()))
+        };
+        of_region.and_then(|own| draw(own, false)).or_else(|| {
+            let may_leave = view.region.is_none() || self.ctx.levers.any_region.get();
+            may_leave.then(|| draw(&snapshot.all, true)).flatten()
+        })
+    }
+
+    /// A decision in words, with its figures.
+    fn words(&self, why: Why, region: Option<&RegionId>) -> String {
+        let name = |idx| self.ctx.catalogue.get(idx).map_or_else(|| "an SFU".to_owned(), |s| s.id.to_string());
+        let sfu = name(why.sfu);
+        let How::Drawn { score, rival, among, any_region } = why.how else {
+            return format!("its room is made again in place on {sfu}");
+        };
+        let ladder = match region {
+            Some(region) if !any_region => format!("region {region}"),
+            _ => "any region".to_owned(),
+        };
+        match rival {
+            Some((rival, other)) => format!(
+                "{sfu} with score {score:.4} won against {} with {other:.4}, drawn from {among} in {ladder}",
+                name(rival)
+            ),
+            None => format!("{sfu} with score {score:.4} was the only fit one of {among} in {ladder}"),
+        }
+    }
+
+    fn candidates(&self, view: &CallView, now: Instant) -> Vec<CandidateView> {
+        let snapshot = self.ctx.catalogue.now();
+        let own = view.region.as_ref().and_then(|r| snapshot.by_region.get(r));
+        let mut list: Vec<CandidateView> = own
+            .unwrap_or(&snapshot.all)
+            .iter()
+            .filter(|s| Some(&s.id) != view.sfu.as_ref())
+            .map(|s| CandidateView {
+                sfu: s.id.clone(),
+                region: s.entry().spec.region.clone(),
+                score: s.score(),
+                excluded: s.fit(now).err().map(|e| e.to_string()),
+            })
+            .collect();
+        list.sort_by(|a, b| (a.excluded.is_some()).cmp(&b.excluded.is_some()).then(a.score.total_cmp(&b.score)));
+        list.truncate(CANDIDATES_MAX);
+        list
+    }
+}
