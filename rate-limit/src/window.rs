@@ -102,6 +102,11 @@ impl Window {
         }
     }
 
+    /// Takes a sign of overload that no piece of work brought: the one who works is short of something.
+    pub fn press(&self, now: Instant) {
+        self.state.lock().cut(now);
+    }
+
     /// Changes the bounds; what was learnt is kept within them.
     pub fn set_limits(&self, limits: WindowLimits) {
         let state = &mut *self.state.lock();

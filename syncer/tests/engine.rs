@@ -54,6 +54,65 @@ async fn r13_r16_a_fifth_of_the_fleet_dies_and_only_its_calls_move() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r07_ten_thousand_allocations_on_stale_loads_exceed_no_bucket_and_stay_even() {
+    let (sfus, calls) = (200, 10_000);
+    let world = World::new(sfus, 2);
+    world.fleet.each(|_, n| n.stale = true);
+    world.set("admission.new_calls.burst", &json!(20_000));
+    for (level, rate, burst) in [("overall", 10_000.0, 500), ("region", 6_000.0, 300), ("sfu", 60.0, 20)] {
+        world.set(&format!("placement.{level}.rate"), &json!(rate));
+        world.set(&format!("placement.{level}.burst"), &json!(burst));
+    }
+    tokio::time::sleep(S(10)).await; // by now every load is as old as that
+    for call in 0..calls {
+        world.join_in(call, if call % 2 == 0 { "r0" } else { "r1" });
+    }
+    let took = world.wait("placing", S(60), |s| s.placed == calls as u64).await;
+    assert!(took <= Duration::from_millis(1_500), "10,000 allocations took {took:?}");
+    let mut made: Vec<usize> = Vec::new();
+    let mut by_region = [Vec::new(), Vec::new()];
+    world.fleet.each(|id, n| {
+        made.push(n.made.len());
+        assert_eq!(overdrawn(&n.made, 60.0, 20.0 + 1.0), 0, "{id}");
+        let number: usize = id.as_str().trim_start_matches("sfu-").parse().expect("a number");
+        by_region[number % 2].extend(n.made.iter().copied());
+    });
+    for region in &mut by_region {
+        region.sort();
+        assert_eq!(overdrawn(region, 6_000.0, 300.0 + 6.0), 0, "a region");
+    }
+    assert_eq!(overdrawn(&world.fleet.made(), 10_000.0, 500.0 + 10.0), 0, "overall");
+    let (most, mean) = (*made.iter().max().expect("some") as f64, calls as f64 / sfus as f64);
+    assert!(most / mean <= 1.5, "R7: {most} on the fullest, {mean} on average");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r15_a_thousand_requests_to_repair_a_call_make_one_allocation() {
+    let world = World::new(4, 1);
+    for session in 0..1_000 {
+        world.join(0, session);
+    }
+    world.wait("placing", S(10), |s| s.placed == 1).await;
+    assert_eq!(world.fleet.made().len(), 1);
+    let on = world.sfu_of(0).expect("placed");
+    // Everybody says that it is gone, over and over, while it is being placed anew.
+    for n in 0..1_000 {
+        world.engine.declare_dead(&on, Instant::now()).expect("known");
+        world.join(0, n);
+        if n % 50 == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    world.wait("the repair", S(10), |s| s.awaiting == 0 && s.moves_total == 1).await;
+    assert_eq!(world.fleet.made().len(), 2, "one allocation for a thousand requests");
+    assert_eq!(world.ear.of(&call_id(0)).iter().map(|(_, phase, _)| *phase).collect::<Vec<_>>(), [1, 2, 1]);
+    let mut rooms = Vec::new();
+    world.fleet.each(|id, n| rooms.extend(n.rooms.keys().map(|_| id.clone())));
+    rooms.retain(|id| *id != on);
+    assert_eq!(rooms, [world.sfu_of(0).expect("placed")], "hosted once, but for the one that is gone");
+}
+
+#[tokio::test(start_paused = true)]
 async fn i04_no_bucket_is_overdrawn_in_a_recovery() {
     let world = World::new(20, 2);
     world.set("placement.overall.rate", &json!(100.0));

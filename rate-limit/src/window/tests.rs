@@ -55,6 +55,19 @@ proptest! {
 }
 
 #[test]
+fn pressure_from_outside_cuts_like_a_failure_and_as_rarely() {
+    let window = Window::new(WindowLimits { floor: 8, start: 100, max: 100 });
+    let now = Instant::now();
+    window.press(now);
+    window.press(now + CUT_PERIOD / 2);
+    assert_eq!((window.limit(), window.in_flight()), (70, 0));
+    for n in 1..50 {
+        window.press(now + CUT_PERIOD * n);
+    }
+    assert_eq!(window.limit(), 8, "the floor holds");
+}
+
+#[test]
 fn a_burst_of_failures_cuts_once() {
     let window = Window::new(WindowLimits { floor: 1, start: 100, max: 100 });
     let now = Instant::now();

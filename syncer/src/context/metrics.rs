@@ -68,6 +68,7 @@ pub struct Metrics {
     pub restarts: Counter,
     ends: Family<EndLabel, Counter>,
     silences: Family<EndLabel, Counter>,
+    pressure: Family<EndLabel, Counter>,
     verdicts: Family<VerdictLabel, Counter>,
     awaited: Family<ClassLabel, Histogram>,
 }
@@ -93,6 +94,7 @@ impl Default for Metrics {
             restarts: Counter::default(),
             ends: Family::default(),
             silences: Family::default(),
+            pressure: Family::default(),
             verdicts: Family::default(),
             awaited: Family::new_with_constructor(|| Histogram::new(AWAITED_S)),
         }
@@ -110,6 +112,11 @@ impl Metrics {
     /// A probe or a digest brought no good sign.
     pub fn no_sign(&self, why: &'static str) {
         self.silences.get_or_create(&EndLabel { end: why }).inc();
+    }
+
+    /// This syncer was short of something.
+    pub fn pressed(&self, why: &'static str) {
+        self.pressure.get_or_create(&EndLabel { end: why }).inc();
     }
 
     /// A verdict changed.
@@ -146,6 +153,8 @@ impl Metrics {
         );
         counter("task_restarts", "Tasks that ended unexpectedly and were started again", &self.restarts);
         registry.register("attempt_ends", "Attempts by how they ended", self.ends.clone());
+        let help = "Signs that this syncer is short of something, by what";
+        registry.register("local_pressure", help, self.pressure.clone());
         registry.register("failed_looks", "Probes and digests without a good sign, by why", self.silences.clone());
         registry.register("sfu_verdicts", "Changes of verdict by the new one", self.verdicts.clone());
         registry.register_with_unit(

@@ -45,6 +45,18 @@ pub const SHARDS: usize = 16;
 /// 8; 512 attempts of ~4 KiB are nothing, and more in flight only queue at the pool.
 const SYNCER_WINDOW: WindowLimits = WindowLimits { floor: 8, start: 64, max: 512 };
 
+/// What this syncer is short of, so that it does less at once. Only what is short here counts: SFUs that do not answer have windows
+/// of their own, and must not slow the repair on the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// Requests wait long for a dial in our own pool.
+    PoolWait,
+    /// Loops come late: too little CPU.
+    LoopLag,
+    /// Memory is short.
+    Memory,
+}
+
 /// What the parts of one syncer share.
 #[derive(Debug)]
 pub struct Context {
@@ -165,6 +177,16 @@ impl Context {
     #[must_use]
     pub fn next_round(&self) -> Round {
         Round(self.round.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
+    /// This syncer is short of something: it does less at once.
+    pub fn press(&self, of: Shortage, now: Instant) {
+        self.metrics.pressed(match of {
+            Shortage::PoolWait => "pool_wait",
+            Shortage::LoopLag => "loop_lag",
+            Shortage::Memory => "memory",
+        });
+        self.window.press(now);
     }
 
     /// Draws from the syncer's generator.

@@ -35,8 +35,8 @@ use crate::ownership::slot_of;
 use crate::reconcile::{Mover, Reconciler};
 use crate::state::{Adds, Left, Limits, SeqCheck, SfuIdx};
 
-use self::gauges::Gauges;
 pub use self::gateways::GatewayStream;
+use self::gauges::Gauges;
 use self::pressure::Pressure;
 pub use self::recovery::{BlockedCalls, ClassRecovery, Recovery};
 pub(crate) use self::sfus::DRAIN_MAX;
@@ -44,7 +44,7 @@ pub use self::types::{
     CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
     EngineStatus, Explanation, GatewayCounts, NewsCursor, Refusal, SfuCounts, SfuView,
 };
-pub use crate::context::{Announcement, Announcer};
+pub use crate::context::{Announcement, Announcer, Shortage};
 pub use crate::state::{Cause, Join, Leave};
 
 /// When a caller of a syncer that drains comes back: by then another owns the guild.
@@ -252,6 +252,11 @@ impl Engine {
         let (sfu, room) = announcement.place.as_ref()?;
         let snapshot = self.ctx.catalogue.now();
         token(&*snapshot.by_id.get(sfu)?.driver(), session, room, announcement.epoch)
+    }
+
+    /// This syncer is short of something: fewer attempts are under way at once until it is not.
+    pub fn press(&self, of: Shortage, now: Instant) {
+        self.ctx.press(of, now);
     }
 
     /// The levers.

@@ -9,13 +9,20 @@ use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::admission::{Signals, memory_limit, memory_resident};
-use crate::context::Context;
+use crate::context::{Context, Shortage};
 
 /// How often the pressure is felt.
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// How often memory is: reading it makes the kernel add up, ~30 µs.
 const MEMORY_EVERY: Duration = Duration::from_secs(1);
+
+/// A loop that is woken so late is short of CPU, and more attempts at once would only make answers late
+/// too: a few of the scheduler's time slices.
+const LAG_MAX: Duration = Duration::from_millis(50);
+
+/// Part of the memory from which on every attempt's few KiB count.
+const MEMORY_MAX: f64 = 0.9;
 
 /// The loop.
 #[derive(Debug)]
@@ -72,6 +79,13 @@ impl Pressure {
             lag,
             memory: self.memory(now),
         };
+        // What is under way at once is ours to lessen, whoever is let in.
+        if lag > LAG_MAX {
+            ctx.press(Shortage::LoopLag, now);
+        }
+        if signals.memory > MEMORY_MAX {
+            ctx.press(Shortage::Memory, now);
+        }
         ctx.apply_admission(now);
         ctx.admission.tick(&signals, now);
     }

@@ -306,6 +306,9 @@ impl Sfu {
     /// but not for long, since clocks are set back and a wrong one must not blind us.
     pub fn report(&self, load: Load, now: Instant) {
         let mut last = self.load.lock();
+        if last.is_some_and(|(old, _)| old == load) {
+            return; // the same sample again: what was reserved since it was taken still is
+        }
         let newer = |(old, at): (Load, Instant)| {
             old.sampled_at <= load.sampled_at || now.saturating_duration_since(at) >= REORDER_MAX
         };

@@ -8,6 +8,7 @@ mod error;
 mod files;
 mod gateways;
 mod invariants;
+mod pressure;
 mod supervise;
 mod wiring;
 
@@ -403,6 +404,8 @@ impl Running {
         supervisor.run("catalogue", move || wiring::catalogue(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("invariants", move || invariants::watch(Arc::clone(&app)));
+        let app = Arc::clone(&self.app);
+        supervisor.run("pressure", move || pressure::watch(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("news", move || wiring::news(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
