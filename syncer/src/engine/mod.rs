@@ -135,11 +135,13 @@ impl Engine {
         let slot = slot_of(&join.guild);
         let draw = || ctx.with_rng(|rng| rng.random::<f64>());
         let admit = |guild: &GuildId, adds| {
-            if ctx.is_draining() {
-                return Err(Refusal::Draining { retry_after: ctx.admission.slot(now + DRAINED_AFTER, now, draw()) });
-            }
             let class = match adds {
                 Adds::Session => Class::Join,
+                Adds::Call(_) if ctx.is_draining() => {
+                    return Err(Refusal::Draining {
+                        retry_after: ctx.admission.slot(now + DRAINED_AFTER, now, draw()),
+                    });
+                }
                 Adds::Call(kind) => kind.into(),
             };
             ctx.admission.admit(guild, class, now, draw).map_err(Refusal::Limited)
