@@ -35,8 +35,17 @@ const CONNECTIONS: usize = 2_000;
 /// Far beyond what a run takes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-const CONTESTANTS: [&str; 7] =
-    ["raw_tls_4", "raw_tls_16", "raw_tls_64", "raw_http_4", "raw_http_16", "raw_http_64", "ours"];
+const CONTESTANTS: [&str; 9] = [
+    "raw_tls_4",
+    "raw_tls_16",
+    "raw_tls_64",
+    "raw_http_4",
+    "raw_http_16",
+    "raw_http_64",
+    "ours_16",
+    "ours_64",
+    "ours_all",
+];
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -77,8 +86,10 @@ fn contest(scenario: &str, name: &str, servers: &mut Fleet, report: &mut Report)
     let cpu_before = machine::cpu_s();
     let took = runtime.block_on(async {
         match name.rsplit_once('_') {
+            Some(("ours", "all")) => ours(&servers.ready, CONNECTIONS).await,
+            Some(("ours", callers)) => ours(&servers.ready, callers.parse()?).await,
             Some((kind, workers)) => raw(&servers.ready, workers.parse()?, kind == "raw_http").await,
-            None => ours(&servers.ready).await,
+            None => bail!("there is no contestant {name}"),
         }
     })?;
     let cpu_s = machine::cpu_s() - cpu_before;
@@ -123,7 +134,7 @@ async fn raw(ready: &fleet::Ready, workers: usize, http: bool) -> Result<Duratio
     Ok(took)
 }
 
-async fn ours(ready: &fleet::Ready) -> Result<Duration> {
+async fn ours(ready: &fleet::Ready, callers: usize) -> Result<Duration> {
     let limits = LaneLimits {
         connections_per_origin_max: CONNECTIONS,
         connections_max: 8 * CONNECTIONS,
@@ -131,14 +142,24 @@ async fn ours(ready: &fleet::Ready) -> Result<Duration> {
         ..LaneLimits::default()
     };
     let lane = Lane::builder("bench").tls(Arc::new(client::tls(&ready.ca_pem)?)).limits(limits).build()?;
+    let origins: Result<Vec<_>, _> =
+        ready.addrs.iter().map(|addr| Origin::parse(&format!("https://{addr}"))).collect();
+    let handles: Vec<_> = origins?.iter().map(|origin| lane.origin(origin)).collect();
+    let work: Arc<Mutex<VecDeque<_>>> = Arc::new(Mutex::new(handles.iter().cycle().take(CONNECTIONS).cloned().collect()));
     let mut running = JoinSet::new();
     let began = Instant::now();
-    for addr in ready.addrs.iter().cycle().take(CONNECTIONS) {
-        let handle = lane.origin(&Origin::parse(&format!("https://{addr}"))?);
-        running.spawn(async move { handle.probe_dial(began + DEADLINE).await });
+    for _ in 0..callers {
+        let work = Arc::clone(&work);
+        running.spawn(async move {
+            loop {
+                let next = work.lock().pop_front();
+                let Some(handle) = next else { return Ok(()) };
+                handle.probe_dial(began + DEADLINE).await?;
+            }
+        });
     }
     let dialled = running.join_all().await;
     let took = Instant::now().saturating_duration_since(began);
-    dialled.into_iter().collect::<Result<Vec<_>, _>>().context("our dials")?;
+    dialled.into_iter().collect::<Result<Vec<_>, pool::Error>>().context("our dials")?;
     Ok(took)
 }
