@@ -341,12 +341,13 @@ impl<C: Channel> Conns<C> {
         } else {
             channel.take()?
         };
-        match now {
-            Some(_) => conn.timeouts = 0,
-            None => conn.served = conn.served.saturating_sub(1),
+        // Who did not use it is replaced by the next one: nothing is to be written.
+        let before = if now.is_some() { conn.served } else { conn.served.saturating_sub(1) };
+        let (reused, sampled) = (before > 0, before % HOLD_SAMPLED_ONE_IN == 1);
+        if now.is_some() {
+            conn.timeouts = 0;
+            conn.served += 1;
         }
-        let (reused, sampled) = (conn.served > 0, conn.served % HOLD_SAMPLED_ONE_IN == 1);
-        conn.served += 1;
         Some(Taken { key, channel: next, reused, since: None, sampled })
     }
 

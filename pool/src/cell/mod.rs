@@ -457,7 +457,10 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         // A ring that is due is on its way, or was lost: nothing may rely on it.
         self.rings.retain(|ring| *ring > now);
         let armed = self.rings.last().copied();
-        let look_again = std::mem::take(&mut self.look_again);
+        let look_again = self.look_again;
+        if look_again {
+            self.look_again = false;
+        }
         if (look_again || armed.is_none_or(|armed| armed > now + self.tuning.idle_timeout.get()))
             && let Some(expiry) = self.conns.next_expiry()
         {

@@ -35,21 +35,23 @@ pub(crate) struct WaiterKey {
     pub(super) generation: u64,
 }
 
-/// First in, first out, with deadlines. `W` wakes a waiter, `A` is what it is told.
+/// First in, first out, with deadlines. `W` wakes a waiter, `A` is what it is told. What changes with each caller comes
+/// first and is together a cache line.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Waiters<W, A> {
     nodes: Slab<Node<W>>,
-    answers: Slab<A>,
     /// The first and the last in line.
     head: u32,
     tail: u32,
     /// The first in line who is not `early`, and the latest deadline of those.
     sorted: u32,
+    waiting: u32,
+    generation: u64,
+    answers: Slab<A>,
     latest: Option<Instant>,
     /// The deadlines of those who came with an earlier one than somebody before them.
     early: BinaryHeap<Reverse<(Instant, WaiterKey)>>,
-    waiting: usize,
-    generation: u64,
 }
 
 /// One cache line, for a line of thousands is left in any order.
@@ -120,7 +122,7 @@ impl<W, A> Waiters<W, A> {
 
     /// Those in line, without those who have been answered.
     pub(crate) fn len(&self) -> usize {
-        self.waiting
+        self.waiting as usize
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -151,7 +153,9 @@ impl<W, A> Waiters<W, A> {
         if early {
             self.early.push(Reverse((deadline, key)));
         } else {
-            self.latest = Some(deadline);
+            if self.latest != Some(deadline) {
+                self.latest = Some(deadline);
+            }
             if self.sorted == END {
                 self.sorted = index;
             }
@@ -245,26 +249,33 @@ impl<W, A> Waiters<W, A> {
     /// Takes a node out of the line.
     fn unlink(&mut self, index: u32) {
         let Some(&Node { prev, next, .. }) = self.nodes.get(index as usize) else { return };
-        match self.nodes.get_mut(prev as usize) {
-            Some(before) => before.next = next,
-            None => self.head = next,
+        // The first has nobody before it, whatever it says: so the one after it need not be touched when it goes.
+        if self.head == index {
+            self.head = next;
+        } else if let Some(before) = self.nodes.get_mut(prev as usize) {
+            before.next = next;
         }
-        match self.nodes.get_mut(next as usize) {
-            Some(after) => after.prev = prev,
-            None => self.tail = prev,
+        if self.tail == index {
+            self.tail = if self.head == END { END } else { prev };
+        } else if self.head != next
+            && let Some(after) = self.nodes.get_mut(next as usize)
+        {
+            after.prev = prev;
         }
         self.waiting -= 1;
         if self.sorted == index {
             self.sorted = next;
             // Nobody is passed over twice.
-            while let Some(node) = self.nodes.get(self.sorted as usize).filter(|node| node.early) {
+            while !self.early.is_empty()
+                && let Some(node) = self.nodes.get(self.sorted as usize).filter(|node| node.early)
+            {
                 self.sorted = node.next;
             }
             if self.sorted == END {
                 self.latest = None;
             }
         }
-        if self.early.len() > 2 * self.waiting + STALE_MAX {
+        if self.early.len() > 2 * self.len() + STALE_MAX {
             let nodes = &self.nodes;
             let waits = |key: &WaiterKey| nodes.get(key.index as usize).is_some_and(|node| node.is_waiting(*key));
             self.early.retain(|Reverse((_, key))| waits(key));
