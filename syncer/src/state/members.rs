@@ -1,22 +1,27 @@
 //! Who is in one call, packed.
 //!
 //! Almost every call has a handful of sessions and there are a million calls, so a few sessions are one
-//! allocation for all of them: record after record, looked through from the start. A call that grows
-//! beyond [`FEW_MAX`] gets a map, so that no look-up is ever long.
+//! allocation for all of them: record after record, looked through from the start. Ids are mostly
+//! hexadecimal digits, and gateways and `seq` mostly small, so each takes the bytes it needs. A call that
+//! grows beyond [`FEW_MAX`] gets a map, so that no look-up is ever long.
 
 use std::collections::BTreeMap;
 
 use sfu_api::SessionId;
+use smallvec::SmallVec;
 
 use super::GatewayIdx;
 
-/// Sessions that are looked through one by one: ~0.7 KiB in a row, which costs no more than the few
+/// Sessions that are looked through one by one: ~0.3 KiB in a row, which costs no more than the few
 /// scattered lines that a map would read.
 const FEW_MAX: usize = 16;
 /// A map that shrank to this is packed again; half of it, so that a call on the edge does not flap.
 const FEW_AGAIN: usize = FEW_MAX / 2;
-/// Bytes of a record besides the session's: gateway and `seq`.
-const TAIL_BYTES: usize = 4 + 8;
+/// Set in a record's first byte when the id is an even number of lower-case hexadecimal digits, kept two
+/// in a byte. The other seven bits are the id's length less one.
+const HEX: u8 = 0x80;
+/// Bytes of the longest gateway and `seq`, seven bits in each.
+const TAIL_BYTES_MAX: usize = 5 + 10;
 
 /// The sessions of one call.
 #[derive(Clone, Debug)]
@@ -24,7 +29,7 @@ pub struct Members(Kept);
 
 #[derive(Clone, Debug)]
 enum Kept {
-    /// For each: length of the session's id, the id, gateway, `seq`.
+    /// For each: kind and length of the session's id, the id, gateway, `seq`; see [`push`].
     Few(Box<[u8]>),
     Many(Box<Many>),
 }
@@ -38,10 +43,13 @@ struct Many {
 
 /// One packed session, and where its record is.
 struct Record<'a> {
+    head: u8,
     session: &'a [u8],
     gateway: GatewayIdx,
     seq: u64,
     from: usize,
+    /// Where the gateway begins.
+    tail: usize,
     to: usize,
 }
 
@@ -112,9 +120,7 @@ impl Members {
     pub(super) fn sessions(&self, of: Option<GatewayIdx>) -> Vec<(GatewayIdx, SessionId)> {
         let wanted = |gateway: GatewayIdx| of.is_none_or(|of| of == gateway);
         match &self.0 {
-            Kept::Few(bytes) => {
-                records(bytes).filter(|r| wanted(r.gateway)).map(|r| (r.gateway, id(r.session))).collect()
-            }
+            Kept::Few(bytes) => records(bytes).filter(|r| wanted(r.gateway)).map(|r| (r.gateway, r.id())).collect(),
             Kept::Many(many) => {
                 many.sessions.iter().filter(|(_, (g, _))| wanted(*g)).map(|(s, (g, _))| (*g, s.clone())).collect()
             }
@@ -125,19 +131,21 @@ impl Members {
     pub(super) fn put(&mut self, session: &SessionId, gateway: GatewayIdx, seq: u64) {
         match &mut self.0 {
             Kept::Few(bytes) => {
-                if let Some(to) = find(bytes, session).map(|r| r.to) {
-                    if let Some(kept) = bytes.get_mut(to - TAIL_BYTES..to) {
-                        kept.copy_from_slice(&tail(gateway, seq));
-                    }
+                let (tail, known) = (tail(gateway, seq), find(bytes, session).map(|r| r.tail..r.to));
+                if let Some(kept) = known.clone().and_then(|at| bytes.get_mut(at)).filter(|k| k.len() == tail.len()) {
+                    kept.copy_from_slice(&tail);
                     return;
                 }
                 let mut grown = std::mem::take(bytes).into_vec();
-                push(&mut grown, session, gateway, seq);
+                match known {
+                    Some(at) => drop(grown.splice(at, tail)),
+                    None => push(&mut grown, session, &tail),
+                }
                 *bytes = grown.into_boxed_slice();
                 if records(bytes).count() > FEW_MAX {
                     let mut many = Many::default();
                     for r in records(bytes) {
-                        many.put(&id(r.session), r.gateway, r.seq);
+                        many.put(&r.id(), r.gateway, r.seq);
                     }
                     self.0 = Kept::Many(Box::new(many));
                 }
@@ -162,7 +170,7 @@ impl Members {
                 if many.sessions.len() <= FEW_AGAIN {
                     let mut bytes = Vec::new();
                     for (session, (gateway, seq)) in &many.sessions {
-                        push(&mut bytes, session, *gateway, *seq);
+                        push(&mut bytes, session, &tail(*gateway, *seq));
                     }
                     self.0 = Kept::Few(bytes.into_boxed_slice());
                 }
@@ -197,13 +205,40 @@ impl<'a> Iterator for Records<'a> {
 
     fn next(&mut self) -> Option<Record<'a>> {
         let from = self.at;
-        let (len, rest) = self.bytes.get(from..)?.split_first()?;
-        let (session, rest) = rest.split_at_checked(usize::from(*len))?;
-        let (gateway, rest) = rest.split_first_chunk()?;
-        let (seq, _) = rest.split_first_chunk()?;
-        self.at = from + 1 + session.len() + TAIL_BYTES;
-        let (gateway, seq) = (GatewayIdx(u32::from_le_bytes(*gateway)), u64::from_le_bytes(*seq));
-        Some(Record { session, gateway, seq, from, to: self.at })
+        let (head, rest) = self.bytes.get(from..)?.split_first()?;
+        let digits = usize::from(head & !HEX) + 1;
+        let (session, rest) = rest.split_at_checked(if head & HEX == 0 { digits } else { digits / 2 })?;
+        let tail = self.bytes.len() - rest.len();
+        let (gateway, rest) = number(rest)?;
+        let (seq, rest) = number(rest)?;
+        self.at = self.bytes.len() - rest.len();
+        let gateway = GatewayIdx(u32::try_from(gateway).ok()?);
+        Some(Record { head: *head, session, gateway, seq, from, tail, to: self.at })
+    }
+}
+
+// === impl Record ===
+
+impl Record<'_> {
+    fn id(&self) -> SessionId {
+        let text = if self.head & HEX == 0 { self.session.to_vec() } else { self.digits().flatten().collect() };
+        let text = std::str::from_utf8(&text).expect("it was packed from an id");
+        SessionId::new(text).expect("it was packed from an id")
+    }
+
+    /// Whether it is this session's: what can be packed is, so no id has two forms.
+    fn is(&self, session: &[u8]) -> bool {
+        usize::from(self.head & !HEX) + 1 == session.len()
+            && if self.head & HEX == 0 {
+                self.session == session
+            } else {
+                self.digits().zip(session.as_chunks().0).all(|(kept, wanted)| kept == *wanted)
+            }
+    }
+
+    fn digits(&self) -> impl Iterator<Item = [u8; 2]> + '_ {
+        let digit = |n: u8| if n < 10 { b'0' + n } else { b'a' + n - 10 };
+        self.session.iter().map(move |byte| [digit(byte >> 4), digit(byte & 15)])
     }
 }
 
@@ -213,28 +248,55 @@ fn records(bytes: &[u8]) -> Records<'_> {
 
 fn find<'a>(bytes: &'a [u8], session: &SessionId) -> Option<Record<'a>> {
     let wanted = session.as_str().as_bytes();
-    records(bytes).find(|r| r.session == wanted)
+    records(bytes).find(|r| r.is(wanted))
 }
 
-fn push(bytes: &mut Vec<u8>, session: &SessionId, gateway: GatewayIdx, seq: u64) {
+/// Adds a record: kind and length of the id, the id, `tail`.
+fn push(bytes: &mut Vec<u8>, session: &SessionId, tail: &[u8]) {
     let text = session.as_str().as_bytes();
-    bytes.reserve_exact(1 + text.len() + TAIL_BYTES);
-    bytes.push(u8::try_from(text.len()).expect("an id has at most 128 bytes"));
-    bytes.extend_from_slice(text);
-    bytes.extend_from_slice(&tail(gateway, seq));
+    let head = u8::try_from(text.len() - 1).expect("an id has 1 to 128 bytes");
+    let (pairs, odd) = text.as_chunks::<2>();
+    if odd.is_empty() && text.iter().all(|byte| value(*byte).is_some()) {
+        bytes.reserve_exact(1 + pairs.len() + tail.len());
+        bytes.push(HEX | head);
+        let value = |byte| value(byte).unwrap_or_default();
+        bytes.extend(pairs.iter().map(|[high, low]| value(*high) << 4 | value(*low)));
+    } else {
+        bytes.reserve_exact(1 + text.len() + tail.len());
+        bytes.push(head);
+        bytes.extend_from_slice(text);
+    }
+    bytes.extend_from_slice(tail);
 }
 
-fn tail(gateway: GatewayIdx, seq: u64) -> [u8; TAIL_BYTES] {
-    let mut bytes = [0; TAIL_BYTES];
-    let (first, second) = bytes.split_at_mut(4);
-    first.copy_from_slice(&gateway.0.to_le_bytes());
-    second.copy_from_slice(&seq.to_le_bytes());
+const fn value(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}
+
+fn tail(gateway: GatewayIdx, seq: u64) -> SmallVec<[u8; TAIL_BYTES_MAX]> {
+    let mut bytes = SmallVec::new();
+    put_number(&mut bytes, u64::from(gateway.0));
+    put_number(&mut bytes, seq);
     bytes
 }
 
-fn id(bytes: &[u8]) -> SessionId {
-    let text = std::str::from_utf8(bytes).expect("it was packed from an id");
-    SessionId::new(text).expect("it was packed from an id")
+/// Seven bits in a byte, the lowest first; all bytes but the last have the eighth bit set.
+fn put_number(bytes: &mut SmallVec<[u8; TAIL_BYTES_MAX]>, mut n: u64) {
+    while n > 0x7f {
+        bytes.push(n.to_le_bytes()[0] | 0x80);
+        n >>= 7;
+    }
+    bytes.push(n.to_le_bytes()[0]);
+}
+
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let last = bytes.iter().position(|byte| byte & 0x80 == 0)?;
+    let (digits, rest) = bytes.split_at_checked(last + 1)?;
+    Some((digits.iter().rev().fold(0, |n, byte| n << 7 | u64::from(byte & 0x7f)), rest))
 }
 
 #[cfg(test)]
@@ -252,7 +314,14 @@ mod tests {
             let mut members = Members::new();
             let mut model: HashMap<SessionId, (GatewayIdx, u64)> = HashMap::new();
             for (seq, (who, gateway, joins)) in (0u64..).zip(writes) {
-                let session = SessionId::new(format!("{who}-{}", "é".repeat(usize::from(who)))).expect("valid");
+                let session = SessionId::new(match who % 4 {
+                    0 => format!("{who}-{}", "é".repeat(usize::from(who))),
+                    1 => format!("{who:0width$x}", width = 2 * usize::from(who)),
+                    2 => format!("{who:031x}"),
+                    _ => format!("{who:08X}FF"),
+                });
+                let session = session.expect("valid");
+                let seq = seq << (who % 8 * 7);
                 if joins {
                     members.put(&session, GatewayIdx(gateway), seq);
                     model.insert(session, (GatewayIdx(gateway), seq));
@@ -280,6 +349,6 @@ mod tests {
             members.put(&SessionId::new(format!("{n:032x}")).expect("valid"), GatewayIdx(0), 1);
         }
         let Kept::Few(bytes) = &members.0 else { panic!("three are few") };
-        assert_eq!((bytes.len(), size_of::<Members>()), (3 * (1 + 32 + TAIL_BYTES), 16));
+        assert_eq!((bytes.len(), size_of::<Members>()), (3 * (1 + 16 + 1 + 1), 16));
     }
 }

@@ -13,10 +13,16 @@ use sfu_api::{CallId, GuildId, RoomId};
 pub struct Seat {
     /// The endpoint, or what precedes the room in it.
     base: Arc<str>,
+    /// What is otherwise than with almost all.
+    other: Option<Box<Other>>,
+}
+
+/// What has to be kept where a room is not named `guild~call` or its endpoint does not end with its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Other {
+    room: RoomId,
     /// The endpoint ends with the room's name.
     with_room: bool,
-    /// The room, unless it is named `guild~call`.
-    room: Option<Box<RoomId>>,
 }
 
 // === impl Seat ===
@@ -37,15 +43,17 @@ impl Seat {
             Some(known) if **known == *base => known.clone(),
             _ => known.insert(base.into()).clone(),
         };
-        let room = (!is_named_after(room, guild, call)).then(|| Box::new(room.clone()));
-        Self { base, with_room: stripped.is_some(), room }
+        let with_room = stripped.is_some();
+        let plain = with_room && is_named_after(room, guild, call);
+        let other = (!plain).then(|| Box::new(Other { room: room.clone(), with_room }));
+        Self { base, other }
     }
 
     /// The room of this call.
     #[must_use]
     pub fn room(&self, guild: &GuildId, call: &CallId) -> RoomId {
-        match &self.room {
-            Some(room) => RoomId::clone(room),
+        match &self.other {
+            Some(other) => other.room.clone(),
             None => RoomId::new([guild.as_str(), "~", call.as_str()].concat()).expect("a room had this name"),
         }
     }
@@ -53,10 +61,10 @@ impl Seat {
     /// Where the clients of this call connect.
     #[must_use]
     pub fn endpoint(&self, guild: &GuildId, call: &CallId) -> Arc<str> {
-        match (&self.room, self.with_room) {
-            (_, false) => self.base.clone(),
-            (Some(room), true) => [&*self.base, room.as_str()].concat().into(),
-            (None, true) => [&*self.base, guild.as_str(), "~", call.as_str()].concat().into(),
+        match self.other.as_deref() {
+            Some(Other { with_room: false, .. }) => self.base.clone(),
+            Some(other) => [&*self.base, other.room.as_str()].concat().into(),
+            None => [&*self.base, guild.as_str(), "~", call.as_str()].concat().into(),
         }
     }
 }

@@ -28,7 +28,7 @@ pub(crate) type CallKey = (GuildId, CallId);
 /// The log of one gateway.
 #[derive(Debug)]
 pub(crate) struct Log {
-    ring: BTreeMap<u64, Kept>,
+    ring: BTreeMap<u64, Arc<Note>>,
     /// Number of each call's note.
     latest: HashMap<ByCall, u64>,
     /// Everything up to here may have been dropped: whoever stands below has missed news.
@@ -40,12 +40,6 @@ pub(crate) struct Log {
     closed: bool,
 }
 
-#[derive(Debug)]
-struct Kept {
-    at: Instant,
-    note: Arc<Note>,
-}
-
 /// A call came to this state. One for all gateways it concerns.
 #[derive(Debug)]
 pub(crate) struct Note {
@@ -54,6 +48,8 @@ pub(crate) struct Note {
     pub(crate) epoch: Epoch,
     pub(crate) phase: u8,
     pub(crate) cause: Cause,
+    /// When it was told to the logs.
+    pub(crate) at: Instant,
 }
 
 /// A note under its call's name.
@@ -74,18 +70,18 @@ impl Log {
 
     /// Takes a note under the next number. One that does not grow in (epoch, phase) is dropped: it was
     /// overtaken on its way here.
-    pub(crate) fn push(&mut self, seq: u64, note: Arc<Note>, now: Instant) -> bool {
+    pub(crate) fn push(&mut self, seq: u64, note: Arc<Note>) -> bool {
         let key = ByCall(Arc::clone(&note));
         if let Some(at) = self.latest.get(&key) {
-            if self.ring.get(at).is_some_and(|k| k.note.state() >= note.state()) {
+            if self.ring.get(at).is_some_and(|kept| kept.state() >= note.state()) {
                 return false;
             }
             self.ring.remove(at);
             self.latest.remove(&key); // with its note, which the map would keep as the name
         }
-        self.touched = now;
+        self.touched = note.at;
         self.latest.insert(key, seq);
-        self.ring.insert(seq, Kept { at: now, note });
+        self.ring.insert(seq, note);
         while self.ring.len() > self.events_max {
             self.drop_oldest();
         }
@@ -97,7 +93,7 @@ impl Log {
         if seq < self.floor {
             return Err(Behind);
         }
-        Ok(self.ring.range(seq.saturating_add(1)..).take(limit).map(|(n, k)| (*n, Arc::clone(&k.note))).collect())
+        Ok(self.ring.range(seq.saturating_add(1)..).take(limit).map(|(n, k)| (*n, Arc::clone(k))).collect())
     }
 
     /// Whether a watcher that has seen everything up to `seq` can go on.
@@ -117,7 +113,7 @@ impl Log {
 
     /// Lets news go that is as old as `age`.
     pub(crate) fn drop_older(&mut self, age: Duration, now: Instant) {
-        while self.ring.first_key_value().is_some_and(|(_, k)| now.saturating_duration_since(k.at) >= age) {
+        while self.ring.first_key_value().is_some_and(|(_, note)| now.saturating_duration_since(note.at) >= age) {
             self.drop_oldest();
         }
     }
@@ -151,22 +147,23 @@ impl Log {
     }
 
     fn drop_oldest(&mut self) {
-        let Some((seq, kept)) = self.ring.pop_first() else { return };
+        let Some((seq, note)) = self.ring.pop_first() else { return };
         self.floor = seq;
-        self.latest.remove(&ByCall(kept.note));
+        self.latest.remove(&ByCall(note));
     }
 }
 
 // === impl Note ===
 
 impl Note {
-    pub(crate) fn of(news: &Announcement) -> Self {
+    pub(crate) fn of(news: &Announcement, now: Instant) -> Self {
         Self {
             guild: news.guild.clone(),
             call: news.call.clone(),
             epoch: news.epoch,
             phase: news.phase,
             cause: news.cause,
+            at: now,
         }
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, RoomId, SessionId, Slot};
 use slab::Slab;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::dirty::smallness;
@@ -36,9 +37,6 @@ pub struct CallKey {
     index: u32,
     generation: u32,
 }
-
-/// Up to so many calls a guild's list has no spare room.
-const FEW_CALLS: usize = 8;
 
 /// Size limits, all of them levers.
 #[derive(Clone, Copy, Debug)]
@@ -110,9 +108,9 @@ pub struct Demand(HashMap<Option<RegionId>, [u64; Class::ALL.len()]>);
 #[derive(Debug, Default)]
 pub struct Shard {
     pub(super) calls: Slab<(u32, Call)>,
-    /// The calls of each guild, in order of their ids. Most guilds have one or two, so a list of keys is
-    /// all they get; a look-up among ten thousand is 14 comparisons.
-    pub(super) guilds: HashMap<GuildId, Vec<CallKey>>,
+    /// The calls of each guild, in order of their ids. Most guilds have one or two, whose keys stand in the
+    /// map itself; a look-up among ten thousand is 14 comparisons.
+    pub(super) guilds: HashMap<GuildId, SmallVec<[CallKey; 2]>>,
     /// Calls placed, reserving or moving, by SFU, so that one notice finds them in one pass.
     pub(super) by_sfu: HashMap<SfuIdx, BTreeSet<CallKey>>,
     pub(super) gateways: Gateways,
@@ -205,13 +203,8 @@ impl Shard {
         self.generation = self.generation.wrapping_add(1);
         let (guild, id) = (call.guild.clone(), call.id.clone());
         let key = CallKey { index: index(self.calls.insert((self.generation, call))), generation: self.generation };
-        let mut keys = self.guilds.remove(&guild).unwrap_or_default();
-        let at = self.search(&keys, &id).unwrap_or_else(|at| at);
-        if keys.len() < FEW_CALLS {
-            keys.reserve_exact(1);
-        }
-        keys.insert(at, key);
-        self.guilds.insert(guild, keys);
+        let at = self.guilds.get(&guild).map_or(0, |keys| self.search(keys, &id).unwrap_or_else(|at| at));
+        self.guilds.entry(guild).or_default().insert(at, key);
         self.counts.ending += 1; // a call begins empty
         key
     }

@@ -86,6 +86,7 @@ impl Shard {
     ) -> Result<Joined, E> {
         let Join { guild, call: id, session, gateway, seq, kind, region } = join;
         if let Some(seq) = seq
+            && !self.gone.is_empty()
             && self.gone.is_late(&(guild.clone(), id.clone(), session.clone()), seq)
         {
             let call = self.find(&guild, &id).and_then(|key| self.get(key));
@@ -105,7 +106,7 @@ impl Shard {
                 key
             }
             None => {
-                let calls = self.guilds.get(&guild).map_or(0, Vec::len) as u64;
+                let calls = self.guilds.get(&guild).map_or(0, SmallVec::len) as u64;
                 if calls >= limits.calls_per_guild_max {
                     return Err(too_many("calls in the guild", limits.calls_per_guild_max));
                 }

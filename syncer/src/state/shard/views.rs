@@ -1,6 +1,5 @@
 //! What operators, digests and watchers read.
 
-use smallvec::SmallVec;
 
 use super::*;
 
