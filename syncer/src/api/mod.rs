@@ -13,6 +13,7 @@ mod clock;
 pub(crate) mod connection;
 mod debug;
 mod error;
+mod evidence;
 mod extract;
 mod gateways;
 mod head;
@@ -42,6 +43,8 @@ use futures_util::FutureExt as _;
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{StatusCode, Version};
 use tokio::time::{Instant, timeout};
+
+use crate::peer::EVIDENCE_PATH;
 
 pub(crate) use self::audit::Audit;
 pub(crate) use self::auth::{Auth, Caller, Connected};
@@ -86,6 +89,7 @@ pub(crate) fn router(app: Arc<App>, operators: bool) -> Router {
         .route("/v1/sfus", get(sfus::list))
         .route("/v1/sfus/{sfu}", get(sfus::get).post(sfus::act))
         .route("/v1/audit", get(audit::list))
+        .route(EVIDENCE_PATH, post(evidence::hear))
         .route("/v1/levers", get(levers::list).patch(levers::change))
         .route("/v1/status", get(ops::status))
         .route("/v1/recovery", get(recovery::recovery))

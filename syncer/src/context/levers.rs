@@ -5,7 +5,7 @@ use std::time::Duration;
 use rate_limit::{Lever, LeverSpec, Levers, Quota};
 
 use crate::admission;
-use crate::health::Rules;
+use crate::health::{FlapRules, Rules};
 use crate::presence;
 use crate::select::Quotas;
 use crate::state::Limits;
@@ -122,6 +122,15 @@ levers! {
         /// Share of the fleet that may be suspect before silence stops counting as death: then it is
         /// probably us. Hard evidence still moves calls.
         freeze_share: f64 = "health.freeze_share" ["share"] 0.5, 0.0 => 1.0;
+        /// Ends a freeze by hand: silence counts as death again, however much of the fleet is silent.
+        freeze_lifted: bool = "health.freeze_lifted" [""] false, false => true;
+        /// How long an SFU that fell for the second time is kept out of selection when it is back; twice as
+        /// long after each further fall; 0 means never.
+        flap_hold: Duration = "health.flap_hold" ["duration"] S(5), S(0) => S(3_600);
+        /// The longest time an SFU is kept out of selection for falling again and again.
+        flap_hold_max: Duration = "health.flap_hold_max" ["duration"] S(600), S(0) => S(86_400);
+        /// How long an SFU must not fall for one of its falls to be forgotten.
+        flap_forget: Duration = "health.flap_forget" ["duration"] S(600), S(1) => S(86_400);
         /// An answer that takes longer is late; three late ones make an SFU slow.
         slow_after: Duration = "health.slow_after" ["duration"] S(1), MS(10) => S(30);
         /// How often rooms are compared with each SFU.
@@ -197,7 +206,7 @@ impl EngineLevers {
         quota(rate, (rate / 10.0).ceil() as u64)
     }
 
-    /// The rules of the verdicts.
+    /// The rules of the verdicts, as far as they are levers.
     #[must_use]
     pub fn rules(&self) -> Rules {
         Rules {
@@ -205,6 +214,12 @@ impl EngineLevers {
             dead_window: self.dead_window.get(),
             suspect_max: self.suspect_max.get(),
             slow_after: self.slow_after.get(),
+            flaps: FlapRules {
+                hold: self.flap_hold.get(),
+                hold_max: self.flap_hold_max.get(),
+                forget: self.flap_forget.get(),
+            },
+            ..Rules::default()
         }
     }
 }

@@ -12,7 +12,7 @@ mod releases;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use rand::SeedableRng as _;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
-use crate::health::{Change, Evidence, Reason, Verdict};
+use crate::health::{Change, Evidence, Freeze, Health, Reason, Rules, Verdict};
 use crate::presence::Presence;
 use crate::select::{Budget, Catalogue, Sfu};
 use crate::state::{Cause, News, Release, Round, Shard};
@@ -96,6 +96,11 @@ pub struct Context {
     pub tracker: TaskTracker,
     /// Ends every task of the engine.
     pub stop: CancellationToken,
+    /// Whether silence proves anything.
+    pub freeze: Mutex<Freeze>,
+    frozen: AtomicBool,
+    /// Peers that could confirm what we see of an SFU.
+    pub witnesses: AtomicU32,
     draining: AtomicBool,
     /// The last round of any gateway.
     round: AtomicU64,
@@ -139,6 +144,9 @@ impl Context {
             fenced: watch::Sender::default(),
             tracker: TaskTracker::new(),
             stop,
+            freeze: Mutex::default(),
+            frozen: AtomicBool::new(false),
+            witnesses: AtomicU32::new(0),
             draining: AtomicBool::new(false),
             // Elsewhere in each life, so that a round of the last one is not taken for one of this; and
             // below 2^53, so that every JSON reader keeps it exact.
@@ -214,20 +222,39 @@ impl Context {
         }
     }
 
-    /// Whether so much of the fleet is suspect at once that silence proves nothing: it is probably us.
+    /// Whether so much of the fleet is silent at once that silence proves nothing: it is probably us.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
+        self.frozen.load(Ordering::Relaxed)
+    }
+
+    /// Looks at the whole fleet: how much of it is silent, and whether that proves anything.
+    pub fn look_at_fleet(&self, now: Instant) {
         let snapshot = self.catalogue.now();
-        let suspect = snapshot.all.iter().filter(|s| s.verdict() == Verdict::Suspect).count();
-        let share = suspect as f64 / snapshot.all.len().max(1) as f64;
-        share > self.levers.freeze_share.get()
+        // One that refuses is no matter of opinion.
+        let is_silent = |sfu: &&Arc<Sfu>| sfu.verdict() == Verdict::Suspect && !sfu.with_health(Health::is_refusing);
+        let silent = snapshot.all.iter().filter(is_silent).count();
+        let mut freeze = self.freeze.lock();
+        let (share_max, lifted) = (self.levers.freeze_share.get(), self.levers.freeze_lifted.get());
+        freeze.look(silent, snapshot.all.len(), share_max, lifted, now);
+        let frozen = freeze.is_frozen(now);
+        drop(freeze);
+        if self.frozen.swap(frozen, Ordering::Relaxed) != frozen {
+            let sfus = snapshot.all.len();
+            tracing::warn!(frozen, silent, sfus, "whether silence counts as death has changed");
+        }
+    }
+
+    /// The rules of the verdicts, now.
+    #[must_use]
+    pub fn rules(&self) -> Rules {
+        Rules { witnesses: self.witnesses.load(Ordering::Relaxed), ..self.levers.rules() }
     }
 
     /// Takes evidence of an SFU and acts on the change of verdict it leads to: one notice, one
     /// pass over its calls; the reconciler paces the rest.
     pub fn observe(&self, sfu: &Arc<Sfu>, evidence: &Evidence, now: Instant) {
-        let rules = self.levers.rules();
-        let Some(change) = sfu.observe(evidence, &rules, now) else { return };
+        let Some(change) = sfu.observe(evidence, &self.rules(), now) else { return };
         self.metrics.verdict(change);
         let Change { from, to, reason } = change;
         if to.takes_new() && from == Verdict::Slow || to == Verdict::Slow && from.takes_new() {

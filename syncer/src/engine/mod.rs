@@ -10,6 +10,7 @@ mod gauges;
 mod pressure;
 mod recovery;
 mod sfus;
+mod sights;
 mod types;
 mod views;
 
@@ -188,8 +189,8 @@ impl Engine {
         Ok(shard.leave(leave, &ctx.levers.limits(), now) == Left::Removed)
     }
 
-    /// A gateway says that media failed in a call. Counted as a hint; a gateway alone moves nothing.
-    /// Returns whether the call exists here.
+    /// A gateway says that media failed in a call. It counts against the SFU only while that cannot be
+    /// reached, and one gateway alone moves nothing. Returns whether the call exists here.
     pub fn report(&self, guild: &GuildId, call: &CallId, gateway: &GatewayId, now: Instant) -> bool {
         let slot = slot_of(guild);
         let sfu = {
@@ -199,7 +200,7 @@ impl Engine {
         };
         if let Some(sfu) = sfu.and_then(|idx| self.ctx.catalogue.get(idx)) {
             tracing::debug!(sfu = %sfu.id, %gateway, "media failure reported");
-            self.ctx.observe(&sfu, &Evidence::Tick, now);
+            self.ctx.observe(&sfu, &Evidence::MediaFailed { gateway: gateway.clone() }, now);
         }
         true
     }
@@ -214,6 +215,11 @@ impl Engine {
         if result.added + result.removed > 0 {
             let sfus = self.ctx.catalogue.now().all.len();
             tracing::info!(sfus, added = result.added, removed = result.removed, "catalogue changed");
+        }
+        let snapshot = self.ctx.catalogue.now();
+        for sfu in &snapshot.by_idx {
+            let listed = snapshot.by_id.get(&sfu.id).is_some_and(|s| s.idx == sfu.idx);
+            self.ctx.observe(sfu, &Evidence::Listed(listed), now);
         }
         self.ctx.apply_shares(now);
         self.ctx.wake.notify_one();

@@ -8,7 +8,7 @@ use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId};
 
 use crate::admission::{AdmissionView, Denied};
 use crate::drivers::DriverKind;
-use crate::health::Verdict;
+use crate::health::{FreezeView, Verdict};
 use crate::select::DrainState;
 use crate::state::CallKey;
 
@@ -177,6 +177,8 @@ pub struct SfuView {
     pub verdict: Verdict,
     /// Whether an operator took it out of selection.
     pub cordoned: bool,
+    /// For how long it is still kept out of selection because it fell too often, in milliseconds.
+    pub flapping_ms: Option<u64>,
     /// Whether it is out of service for debugging.
     pub quarantined: bool,
     /// The drain under way, or the last one.
@@ -247,6 +249,10 @@ pub struct EngineStatus {
     pub attempts_in_flight: u32,
     /// So many SFUs are suspect that silence proves nothing: see `health.freeze_share`.
     pub frozen: bool,
+    /// What that is based on.
+    pub freeze: FreezeView,
+    /// Other syncers that could confirm what this one sees of an SFU.
+    pub witnesses: u32,
     /// Placements that put a call on another SFU than before.
     pub moves_total: u64,
     /// Planned moves, of those.

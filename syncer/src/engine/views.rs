@@ -81,6 +81,7 @@ impl Engine {
             }
         });
         let entry = sfu.entry();
+        let flapping = sfu.flapping_for(Instant::now());
         SfuView {
             id: sfu.id.clone(),
             region: entry.spec.region.clone(),
@@ -88,6 +89,7 @@ impl Engine {
             driver: entry.spec.driver,
             verdict: sfu.verdict(),
             cordoned: sfu.is_cordoned(),
+            flapping_ms: flapping.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
             quarantined: sfu.is_quarantined(),
             drain: drain_view(sfu, calls as u64, Instant::now()),
             accepting: sfu.is_accepting(),
@@ -109,6 +111,8 @@ impl Engine {
             first_attempts_total: metrics.first_attempts.get(),
             attempts_in_flight: self.ctx.window.in_flight(),
             frozen: self.ctx.is_frozen(),
+            freeze: self.ctx.freeze.lock().view(Instant::now()),
+            witnesses: self.ctx.witnesses.load(std::sync::atomic::Ordering::Relaxed),
             moves_total: metrics.moves.get(),
             planned_moves_total: metrics.planned_moves.get(),
             notices_total: metrics.notices.get(),

@@ -3,22 +3,34 @@
 //! A control path that times out says little: media may be flowing. So a time-out only stops new
 //! placements, and calls move on hard evidence alone (R17). Hard means that the machine itself
 //! said no: connections refused or reset, on several *fresh* connections, over some seconds; or
-//! an operator's word; or, at the very end, `suspect_max` without a single good sign.
+//! an operator's word; or, at the very end, `suspect_max` without a single good sign. A refusal that
+//! only we see may be our own network's, so a peer has to see it too, if there is one to ask.
+//! Unreachable and gone from the catalogue is hard as well, and so is unreachable while the clients of
+//! two gateways have lost their media.
 //!
 //! [`Health::observe`] is a pure function of (state, evidence, now). One change of verdict is one
 //! notice, whatever the number of calls and participants on the SFU (R13).
 
+mod flaps;
+mod freeze;
 mod machine;
+mod share;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
 use serde::Serialize;
-use sfu_api::BootId;
+use sfu_api::{BootId, GatewayId, SyncerId};
 use tokio::time::Instant;
 
+pub use self::flaps::{FlapRules, Flaps};
+pub use self::freeze::{Freeze, FreezeView};
 pub use self::machine::Health;
+pub use self::share::{
+    EVIDENCE_TTL, EvidenceAnswer, EvidenceMessage, GATEWAYS_NAMED_MAX, Outbox, SIGHTS_MAX, SfuSight, Sight, WIRE,
+    Witnesses,
+};
 
 /// What we believe of an SFU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
@@ -99,8 +111,26 @@ pub enum Evidence {
     },
     /// An operator declared the SFU dead.
     DeclaredDead,
+    /// A peer says what it sees. It counts for a while.
+    Witnessed {
+        /// Which peer.
+        by: SyncerId,
+        /// What it sees.
+        sight: Sight,
+    },
+    /// A gateway says that its clients have lost their media. It counts for a while, and until the SFU
+    /// answers.
+    MediaFailed {
+        /// Which gateway.
+        gateway: GatewayId,
+    },
+    /// The catalogue has it, or no longer.
+    Listed(bool),
     /// Time has passed.
-    Tick,
+    Tick {
+        /// Whether silence proves anything now.
+        silence_counts: bool,
+    },
 }
 
 /// Why a verdict changed.
@@ -127,6 +157,10 @@ pub enum Reason {
     SuspectTooLong,
     /// Its incarnation changed.
     NewIncarnation,
+    /// It cannot be reached and is gone from the catalogue.
+    Unlisted,
+    /// It cannot be reached, and clients of two gateways have lost their media.
+    MediaFailed,
     /// An operator said so.
     Operator,
 }
@@ -153,6 +187,10 @@ pub struct Rules {
     pub suspect_max: Duration,
     /// An answer that takes longer is late.
     pub slow_after: Duration,
+    /// Peers that could confirm what we see; with none, our own eyes have to do.
+    pub witnesses: u32,
+    /// How long an SFU that falls again and again is kept out of selection.
+    pub flaps: FlapRules,
 }
 
 impl Default for Rules {
@@ -162,6 +200,8 @@ impl Default for Rules {
             dead_window: Duration::from_secs(2),
             suspect_max: Duration::from_secs(600),
             slow_after: Duration::from_secs(1),
+            witnesses: 0,
+            flaps: FlapRules::default(),
         }
     }
 }

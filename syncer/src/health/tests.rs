@@ -56,9 +56,12 @@ fn r17_suspect_max_moves_at_last_and_zero_never_does() {
     see(&mut h, &failed(Failure::TimedOut, true), t + ms(10));
     assert_eq!(h.verdict(), Verdict::Suspect);
     let never = Rules { suspect_max: Duration::ZERO, ..Rules::default() };
-    assert_eq!(h.observe(&Evidence::Tick, &never, t + Duration::from_secs(1_000_000)), None);
-    assert_eq!(see(&mut h, &Evidence::Tick, t + Duration::from_secs(599)), None);
-    assert_eq!(see(&mut h, &Evidence::Tick, t + Duration::from_secs(600)), Some(Verdict::Dead));
+    assert_eq!(h.observe(&Evidence::Tick { silence_counts: true }, &never, t + Duration::from_secs(1_000_000)), None);
+    assert_eq!(see(&mut h, &Evidence::Tick { silence_counts: true }, t + Duration::from_secs(599)), None);
+    assert_eq!(
+        see(&mut h, &Evidence::Tick { silence_counts: true }, t + Duration::from_secs(600)),
+        Some(Verdict::Dead)
+    );
 }
 
 #[test]
@@ -127,6 +130,118 @@ fn late_answers_make_slow_and_prompt_ones_heal() {
     assert_eq!(see(&mut h, &answered("a", t), t), Some(Verdict::Healthy));
 }
 
+fn peer(id: &str) -> SyncerId {
+    SyncerId::new(id).expect("valid id")
+}
+
+fn witnessed(by: &str, sight: Sight) -> Evidence {
+    Evidence::Witnessed { by: peer(by), sight }
+}
+
+fn reported(gateway: &str) -> Evidence {
+    Evidence::MediaFailed { gateway: GatewayId::new(gateway).expect("valid id") }
+}
+
+const TWO_EYES: fn() -> Rules = || Rules { witnesses: 1, ..Rules::default() };
+
+fn refused_for(h: &mut Health, rules: &Rules, from: Instant) -> Option<Verdict> {
+    let all = (0..4).map(|i| h.observe(&failed(Failure::Unreachable, true), rules, from + ms(i * 700)));
+    all.flatten().last().map(|c| c.to)
+}
+
+#[test]
+fn r17_a_refusal_needs_a_second_pair_of_eyes_while_there_is_one() {
+    let (t, rules) = (Instant::now(), TWO_EYES());
+    let mut h = Health::default();
+    assert_eq!(refused_for(&mut h, &rules, t), Some(Verdict::Suspect), "it may be our own network");
+    assert_eq!(h.sight(&rules), Sight::Refused);
+    let now = t + ms(2_200);
+    assert_eq!(h.observe(&witnessed("b", Sight::Doubted), &rules, now), None, "a doubt confirms nothing");
+    let change = h.observe(&witnessed("b", Sight::Refused), &rules, now).expect("a change");
+    assert_eq!((change.to, change.reason), (Verdict::Dead, Reason::UnreachableConfirmed));
+    assert_eq!(h.observe(&witnessed("c", Sight::Refused), &rules, now), None, "one notice");
+}
+
+#[test]
+fn r17_a_peers_word_alone_kills_nobody_and_does_not_last() {
+    let (t, rules) = (Instant::now(), TWO_EYES());
+    let mut h = Health::default();
+    assert_eq!(h.observe(&witnessed("b", Sight::Refused), &rules, t), None);
+    assert!(h.is_asked_to_look() && h.wants_fresh_probe(), "but it makes us look");
+    assert_eq!(see(&mut h, &answered("a", t), t + ms(10)), None);
+    assert!(!h.is_asked_to_look());
+    assert_eq!(refused_for(&mut h, &rules, t + EVIDENCE_TTL), Some(Verdict::Suspect), "what b saw has expired");
+    h.observe(&witnessed("b", Sight::Refused), &rules, t + EVIDENCE_TTL).expect("both, at last");
+}
+
+#[test]
+fn r13_when_the_last_witness_is_gone_our_own_eyes_do() {
+    let t = Instant::now();
+    let mut h = Health::default();
+    refused_for(&mut h, &TWO_EYES(), t);
+    let tick = Evidence::Tick { silence_counts: false };
+    assert_eq!(h.observe(&tick, &TWO_EYES(), t + ms(2_300)), None);
+    assert_eq!(see(&mut h, &tick, t + ms(2_400)), Some(Verdict::Dead), "hard evidence waits for no thaw");
+}
+
+#[test]
+fn r17_two_gateways_without_media_and_silence_are_hard_evidence_and_one_is_not() {
+    let t = Instant::now();
+    let mut h = Health::default();
+    for i in 0..3 {
+        see(&mut h, &failed(Failure::TimedOut, true), t + ms(i));
+    }
+    for _ in 0..10 {
+        assert_eq!(see(&mut h, &reported("gw-1"), t + ms(10)), None, "one gateway, however often");
+    }
+    let change = h.observe(&reported("gw-2"), &Rules::default(), t + ms(20)).expect("a change");
+    assert_eq!((change.to, change.reason), (Verdict::Dead, Reason::MediaFailed));
+}
+
+#[test]
+fn r17_reports_of_lost_media_move_nothing_while_the_sfu_answers() {
+    let t = Instant::now();
+    let mut h = Health::default();
+    for gateway in ["a", "b", "c", "d"] {
+        assert_eq!(see(&mut h, &reported(gateway), t), None);
+    }
+    see(&mut h, &answered("a", t), t);
+    for i in 0..3 {
+        see(&mut h, &failed(Failure::TimedOut, true), t + ms(i));
+    }
+    assert_eq!(h.verdict(), Verdict::Suspect, "it has answered since they were made");
+    see(&mut h, &reported("a"), t + ms(10));
+    assert_eq!(see(&mut h, &reported("b"), t + ms(10) + EVIDENCE_TTL), None, "the other one's has expired");
+}
+
+#[test]
+fn r17_unreachable_and_gone_from_the_catalogue_is_hard_evidence() {
+    let t = Instant::now();
+    let mut h = Health::default();
+    assert_eq!(see(&mut h, &Evidence::Listed(false), t), None, "an entry may be gone by mistake");
+    assert_eq!(see(&mut h, &answered("a", t), t), None);
+    assert_eq!(see(&mut h, &failed(Failure::Unreachable, true), t), Some(Verdict::Dead));
+    let mut h = Health::default();
+    see(&mut h, &failed(Failure::TimedOut, true), t);
+    assert_eq!(see(&mut h, &Evidence::Listed(false), t), None, "one time-out is not unreachable");
+    assert_eq!(see(&mut h, &failed(Failure::TimedOut, true), t), Some(Verdict::Dead));
+}
+
+#[test]
+fn r17_an_sfu_that_dies_again_and_again_is_held_back_and_forgiven_by_an_operator() {
+    let mut t = Instant::now();
+    let mut h = Health::default();
+    for n in 0..3_u32 {
+        assert_eq!(refused_for(&mut h, &Rules::default(), t), Some(Verdict::Dead));
+        t += Duration::from_secs(5);
+        see(&mut h, &answered("a", t), t);
+        let held = h.held_until().map(|until| until - t);
+        assert_eq!(held, (n > 0).then(|| Duration::from_secs(5) * n));
+    }
+    h.forgive();
+    assert_eq!(h.held_until(), None);
+}
+
 fn soft() -> impl Strategy<Value = Evidence> {
     prop_oneof![
         Just(failed(Failure::TimedOut, true)),
@@ -135,7 +250,9 @@ fn soft() -> impl Strategy<Value = Evidence> {
         Just(failed(Failure::Garbage, true)),
         Just(failed(Failure::ServerError, true)),
         Just(failed(Failure::Unreachable, false)),
-        Just(Evidence::Tick),
+        Just(Evidence::Tick { silence_counts: true }),
+        Just(witnessed("b", Sight::Refused)),
+        Just(reported("gw-1")),
         Just(Evidence::Answered { boot_id: None, asked: Instant::now(), took: Duration::from_secs(9) }),
     ]
 }
@@ -168,6 +285,50 @@ proptest! {
             let change = h.observe(&failed(Failure::Unreachable, true), &rules, now);
             if change.is_some_and(|c| c.to == Verdict::Dead) {
                 prop_assert!(n >= rules.dead_failures && now - start >= rules.dead_window);
+            }
+        }
+    }
+
+    /// With a witness to ask, `Dead` by refusal always had our own evidence and a fresh one of a peer.
+    #[test]
+    fn r17_death_by_refusal_was_seen_by_two(
+        events in prop::collection::vec((prop_oneof![
+            4 => Just(failed(Failure::Unreachable, true)),
+            1 => Just(failed(Failure::Unreachable, false)),
+            1 => Just(failed(Failure::TimedOut, true)),
+            1 => Just(answered("a", Instant::now())),
+            1 => (0..3_u8).prop_map(|by| witnessed(&format!("p{by}"), Sight::Refused)),
+            1 => (0..3_u8).prop_map(|by| witnessed(&format!("p{by}"), Sight::Doubted)),
+            1 => (0..3_u8).prop_map(|by| witnessed(&format!("p{by}"), Sight::Fine)),
+            1 => Just(Evidence::Tick { silence_counts: false }),
+        ], 0u64..3_000), 0..120),
+    ) {
+        let rules = TWO_EYES();
+        let mut now = Instant::now();
+        let mut h = Health::default();
+        // A second opinion of the rule: our run of refusals, and who said what until when.
+        let (mut run, mut count): (Option<(Instant, Instant)>, u32) = (None, 0);
+        let mut peers: std::collections::HashMap<SyncerId, Instant> = std::collections::HashMap::new();
+        for (event, gap) in events {
+            now += ms(gap);
+            match &event {
+                Evidence::Failed { failure: Failure::Unreachable, fresh: true } => {
+                    run = Some((run.map_or(now, |r| r.0), now));
+                    count += 1;
+                }
+                Evidence::Failed { failure: Failure::TimedOut, .. } | Evidence::Answered { .. } => (run, count) = (None, 0),
+                Evidence::Witnessed { by, sight: Sight::Refused } => { peers.insert(by.clone(), now + EVIDENCE_TTL); }
+                Evidence::Witnessed { by, .. } => { peers.remove(by); }
+                _ => {}
+            }
+            let change = h.observe(&event, &rules, now);
+            let ours = count >= rules.dead_failures && run.is_some_and(|(first, last)| last - first >= rules.dead_window);
+            let theirs = peers.values().any(|until| *until > now);
+            if change.is_some_and(|c| c.to == Verdict::Dead) {
+                prop_assert!(ours && theirs, "ours {ours}, theirs {theirs}");
+            }
+            if ours && theirs {
+                prop_assert_eq!(h.verdict(), Verdict::Dead);
             }
         }
     }

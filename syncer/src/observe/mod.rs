@@ -126,6 +126,7 @@ impl Observer {
         if sfus.is_empty() {
             return;
         }
+        self.ctx.look_at_fleet(now);
         if self.ctx.is_frozen() {
             let levers = &self.ctx.levers;
             let look = levers.suspect_probe_interval.get() * SILENCE_FACTOR_MAX + levers.probe_timeout.get();
@@ -135,9 +136,7 @@ impl Observer {
         let start = self.next % sfus.len();
         for i in (start..sfus.len()).chain(0..start) {
             let sfu = &sfus[i];
-            if !frozen {
-                self.ctx.observe(sfu, &Evidence::Tick, now);
-            }
+            self.ctx.observe(sfu, &Evidence::Tick { silence_counts: !frozen }, now);
             if self.look_at(sfu, now) {
                 self.next = i + 1;
             }
@@ -220,6 +219,9 @@ impl Schedule {
         let steady = ctx.levers.probe_interval.get();
         let eager = ctx.levers.suspect_probe_interval.get().min(steady);
         let since = now.saturating_duration_since(self.probed);
+        if sfu.with_health(Health::is_asked_to_look) {
+            return true; // a peer waits for what we see
+        }
         if since < eager {
             return false;
         }

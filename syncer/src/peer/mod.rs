@@ -30,6 +30,9 @@ pub(crate) const GATEWAY_HEADER: HeaderName = HeaderName::from_static("trunkline
 /// Says what the forwarded caller may do.
 pub(crate) const ROLE_HEADER: HeaderName = HeaderName::from_static("trunkline-role");
 
+/// Where peers take what we see of the SFUs.
+pub(crate) const EVIDENCE_PATH: &str = "/v1/peers/evidence";
+
 /// How long the owner may take to answer. Joins answer from memory; a gateway's own time-out is
 /// longer, so that it learns of ours.
 pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);

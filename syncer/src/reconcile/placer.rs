@@ -65,9 +65,10 @@ impl<'a> SelectPlacer<'a> {
         }
     }
 
-    fn among(&mut self, sfus: &[Arc<Sfu>], any_region: bool) -> Option<Decision> {
+    fn among(&mut self, sfus: &[Arc<Sfu>], any_region: bool, at_last: bool) -> Option<Decision> {
         let now = self.now;
-        let choice = choose(sfus.len(), &mut self.rng, |i| sfus[i].fit(now).ok())?;
+        let fit = |i: usize| if at_last { sfus[i].fit_at_last(now) } else { sfus[i].fit(now) };
+        let choice = choose(sfus.len(), &mut self.rng, |i| fit(i).ok())?;
         let why = choice.why(sfus.len(), any_region, |i| sfus[i].idx);
         self.reserve(&sfus[choice.index], why.how)
     }
@@ -90,11 +91,11 @@ impl<'a> SelectPlacer<'a> {
     /// merely busy: a recovery must not spill over to the other side of the world to save a second.
     fn down_the_ladder(&mut self, region: Option<&RegionId>) -> Option<Decision> {
         let snapshot = self.snapshot.clone();
-        let Some(region) = region else { return self.among(&snapshot.all, true) };
+        let Some(region) = region else { return self.among(&snapshot.all, true, false) };
         let own = snapshot.by_region.get(region).map_or(&[][..], Vec::as_slice);
-        self.among(own, false).or_else(|| {
+        self.among(own, false, false).or_else(|| {
             let gone = own.iter().all(|sfu| sfu.fit(self.now).is_err_and(|why| !why.is_passing()));
-            (gone && self.ctx.levers.any_region.get()).then(|| self.among(&snapshot.all, true)).flatten()
+            (gone && self.ctx.levers.any_region.get()).then(|| self.among(&snapshot.all, true, false)).flatten()
         })
     }
 }
@@ -119,6 +120,8 @@ impl Placer for SelectPlacer<'_> {
         let able = |sfu: &Arc<Sfu>| sfu.fit(self.now).err().is_none_or(Excluded::is_passing);
         if own.iter().any(able) {
             self.find(Blocker::Limits(work.region.clone()), own)
+        } else if let Some(decision) = self.among(own, work.region.is_none(), true) {
+            decision // those that fall again and again are better than none
         } else {
             self.find(Blocker::NoCandidate(work.region.clone()), &[])
         }

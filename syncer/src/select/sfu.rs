@@ -49,6 +49,8 @@ pub struct Sfu {
     load: Mutex<Option<(Load, Instant)>>,
     /// It asked not to be bothered before then.
     held_until: Mutex<Option<Instant>>,
+    /// It fell too often lately: out of selection before then.
+    flapping_until: Mutex<Option<Instant>>,
     /// Reservations since the last load report.
     reserved: AtomicU32,
     /// Attempts in a row that it did not serve.
@@ -77,6 +79,8 @@ pub enum Excluded {
     Verdict(Verdict),
     /// An operator took it out.
     Cordoned,
+    /// It falls and gets up again and again.
+    Flapping,
     /// It is kept for debugging.
     Quarantined,
     /// It is being drained.
@@ -108,6 +112,7 @@ impl fmt::Display for Excluded {
         match self {
             Self::Verdict(v) => write!(f, "it is {}", v.name()),
             Self::Cordoned => f.write_str("it is cordoned"),
+            Self::Flapping => f.write_str("it fell too often lately"),
             Self::Quarantined => f.write_str("it is in quarantine"),
             Self::Draining => f.write_str("it is being drained"),
             Self::NotAccepting => f.write_str("it takes no new rooms"),
@@ -147,6 +152,7 @@ impl Sfu {
             accepting: AtomicBool::new(true),
             load: Mutex::new(None),
             held_until: Mutex::new(None),
+            flapping_until: Mutex::new(None),
             reserved: AtomicU32::new(0),
             failures: AtomicU32::new(0),
             losses: AtomicU64::new(0),
@@ -207,6 +213,9 @@ impl Sfu {
         let mut health = self.health.lock();
         let change = health.observe(evidence, rules, now);
         self.verdict.store(health.verdict() as u8, Ordering::Relaxed);
+        if change.is_some() {
+            *self.flapping_until.lock() = health.held_until();
+        }
         change
     }
 
@@ -226,8 +235,15 @@ impl Sfu {
     pub fn set_cordoned(&self, cordoned: bool) {
         if !cordoned {
             self.health.lock().forgive();
+            *self.flapping_until.lock() = None;
         }
         self.cordoned.store(cordoned, Ordering::Relaxed);
+    }
+
+    /// For how much longer it is kept out of selection because it fell too often lately.
+    #[must_use]
+    pub fn flapping_for(&self, now: Instant) -> Option<Duration> {
+        self.flapping_until.lock().map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero())
     }
 
     /// Whether it is kept for debugging: nothing new is placed there, and what is there is not swept.
@@ -348,6 +364,18 @@ impl Sfu {
     ///
     /// The first reason against it, in the order in which an operator would fix them.
     pub fn fit(&self, now: Instant) -> Result<f64, Excluded> {
+        if self.flapping_for(now).is_some() && self.verdict().takes_new() {
+            return Err(Excluded::Flapping);
+        }
+        self.fit_at_last(now)
+    }
+
+    /// As [`Self::fit`], for when nobody else is left: one that fell often is better than none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::fit`].
+    pub fn fit_at_last(&self, now: Instant) -> Result<f64, Excluded> {
         let verdict = self.verdict();
         let score = self.score();
         if !verdict.takes_new() {

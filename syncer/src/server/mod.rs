@@ -5,6 +5,7 @@
 //! them and say who is left. Critical tasks are restarted when they fail, and counted.
 
 mod error;
+mod evidence;
 mod files;
 mod gateways;
 mod invariants;
@@ -406,6 +407,8 @@ impl Running {
         supervisor.run("invariants", move || invariants::watch(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("pressure", move || pressure::watch(Arc::clone(&app)));
+        let app = Arc::clone(&self.app);
+        supervisor.run("evidence", move || evidence::tell(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("news", move || wiring::news(Arc::clone(&app)));
         let app = Arc::clone(&self.app);

@@ -12,5 +12,6 @@ mod pool;
 mod security;
 mod start;
 mod support;
+mod verdicts;
 mod watch;
 mod wire;
