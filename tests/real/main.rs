@@ -7,6 +7,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `conformance.rs` | the driver against one Janus: rooms, restarts, hangs, draining, wrong secrets |
+//! | `suite.rs` | the suite that every driver passes (`docs/drivers.md`) |
 //! | `fleet.rs` | the whole system: a real syncer and three Janus, killed, frozen and restarted |
 //! | `audio.rs` | two participants hear one another through a room the driver made |
 //! | `janus.rs`, `pki.rs` | starting, killing, freezing and restarting Janus processes |
@@ -24,5 +25,6 @@ mod fleet;
 mod janus;
 mod phone;
 mod pki;
+mod suite;
 mod syncer;
 mod tone;

@@ -1,0 +1,48 @@
+//! The suite that every driver passes, against Janus itself.
+
+use std::sync::Arc;
+
+use syncer::drivers::{JanusPlugin, SfuDriver};
+
+use self::checks::{Stand, conformance};
+use crate::janus::Janus;
+use crate::pki::Authority;
+
+#[path = "../../syncer/tests/driver_support/conformance.rs"]
+mod checks;
+
+struct Real {
+    janus: Janus,
+    plugin: JanusPlugin,
+    _authority: Authority,
+}
+
+impl Real {
+    async fn start(plugin: JanusPlugin) -> Self {
+        let authority = Authority::new();
+        Self { janus: Janus::start("sfu-1", &authority).await, plugin, _authority: authority }
+    }
+}
+
+impl Stand for Real {
+    fn driver(&self) -> Arc<dyn SfuDriver> {
+        self.janus.driver(self.plugin)
+    }
+
+    async fn restart(&mut self) {
+        self.janus.start_again().await;
+    }
+
+    async fn dead(&mut self) -> Arc<dyn SfuDriver> {
+        self.janus.kill();
+        self.driver()
+    }
+
+    async fn hung(&mut self) -> Arc<dyn SfuDriver> {
+        self.janus.freeze();
+        self.driver()
+    }
+}
+
+conformance!(videoroom, Real::start(JanusPlugin::Videoroom), crate::suite::checks);
+conformance!(audiobridge, Real::start(JanusPlugin::Audiobridge), crate::suite::checks);
