@@ -200,7 +200,7 @@ impl Engine {
         };
         if let Some(sfu) = sfu.and_then(|idx| self.ctx.catalogue.get(idx)) {
             tracing::debug!(sfu = %sfu.id, %gateway, "media failure reported");
-            self.ctx.observe(&sfu, &Evidence::MediaFailed { gateway: gateway.clone() }, now);
+            self.ctx.observe(&sfu, &Evidence::MediaFailed { gateway: gateway.clone(), here: true }, now);
         }
         true
     }

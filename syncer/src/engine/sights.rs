@@ -38,7 +38,7 @@ impl Engine {
             let Some(sfu) = snapshot.by_id.get(&heard.sfu).cloned().or_else(|| known(&heard)) else { continue };
             self.ctx.observe(&sfu, &Evidence::Witnessed { by: from.clone(), sight: heard.sight }, now);
             for gateway in heard.gateways.into_iter().take(GATEWAYS_NAMED_MAX) {
-                self.ctx.observe(&sfu, &Evidence::MediaFailed { gateway }, now);
+                self.ctx.observe(&sfu, &Evidence::MediaFailed { gateway, here: false }, now);
             }
         }
     }

@@ -42,9 +42,18 @@ pub struct Health {
     peers: Vec<(SyncerId, Sight, Instant)>,
     /// A peer has a doubt that we did not look into yet.
     asked_to_look: bool,
-    /// Gateways whose clients lost media since it last answered, and until when that counts.
-    reports: Vec<(GatewayId, Instant)>,
+    /// Gateways whose clients lost media since it last answered.
+    reports: Vec<Report>,
     flaps: Flaps,
+}
+
+/// A gateway's word that its clients have lost their media.
+#[derive(Clone, Debug)]
+struct Report {
+    gateway: GatewayId,
+    /// Given to us. What a peer heard is its own to tell, or two of us would remind each other for ever.
+    here: bool,
+    until: Instant,
 }
 
 /// A run of refused or reset fresh connections.
@@ -100,9 +109,9 @@ impl Health {
         }
     }
 
-    /// Gateways that told us of lost media, since it last answered.
+    /// Gateways that told us, and not a peer, of lost media since it last answered.
     pub fn reporters(&self, now: Instant) -> impl Iterator<Item = &GatewayId> {
-        self.reports.iter().filter(move |(_, until)| *until > now).map(|(gateway, _)| gateway)
+        self.reports.iter().filter(move |r| r.here && r.until > now).map(|r| &r.gateway)
     }
 
     /// When it last answered as it should.
@@ -146,13 +155,7 @@ impl Health {
                 self.become_verdict(Verdict::Dead, Reason::Operator, rules, now)
             }
             Evidence::Witnessed { by, sight } => self.witnessed(by, *sight, rules, now),
-            Evidence::MediaFailed { gateway } => {
-                self.reports.retain(|(known, until)| known != gateway && *until > now);
-                self.reports.push((gateway.clone(), now + EVIDENCE_TTL));
-                let surplus = self.reports.len().saturating_sub(REMEMBERED_MAX);
-                self.reports.drain(..surplus);
-                self.judge(rules, now)
-            }
+            Evidence::MediaFailed { gateway, here } => self.reported(gateway, *here, rules, now),
             Evidence::Listed(listed) => {
                 self.unlisted = !listed;
                 self.judge(rules, now)
@@ -166,6 +169,17 @@ impl Health {
         if sight != Sight::Fine && self.peers.len() < REMEMBERED_MAX {
             self.peers.push((by.clone(), sight, now + EVIDENCE_TTL));
             self.asked_to_look |= self.bad_since.is_none();
+        }
+        self.judge(rules, now)
+    }
+
+    fn reported(&mut self, gateway: &GatewayId, here: bool, rules: &Rules, now: Instant) -> Option<Change> {
+        // What was said to us is not replaced by what we are told of it.
+        self.reports.retain(|r| r.until > now && (r.gateway != *gateway || r.here && !here));
+        if self.reports.iter().all(|r| r.gateway != *gateway) {
+            self.reports.push(Report { gateway: gateway.clone(), here, until: now + EVIDENCE_TTL });
+            let surplus = self.reports.len().saturating_sub(REMEMBERED_MAX);
+            self.reports.drain(..surplus);
         }
         self.judge(rules, now)
     }
@@ -188,7 +202,7 @@ impl Health {
             Reason::UnreachableConfirmed
         } else if unreachable && self.unlisted {
             Reason::Unlisted
-        } else if unreachable && self.reporters(now).count() >= REPORTS_TO_DEAD {
+        } else if unreachable && self.reports.iter().filter(|r| r.until > now).count() >= REPORTS_TO_DEAD {
             Reason::MediaFailed
         } else {
             return None;

@@ -123,6 +123,8 @@ pub enum Evidence {
     MediaFailed {
         /// Which gateway.
         gateway: GatewayId,
+        /// It said so to us, not to a peer who told us.
+        here: bool,
     },
     /// The catalogue has it, or no longer.
     Listed(bool),

@@ -139,7 +139,7 @@ fn witnessed(by: &str, sight: Sight) -> Evidence {
 }
 
 fn reported(gateway: &str) -> Evidence {
-    Evidence::MediaFailed { gateway: GatewayId::new(gateway).expect("valid id") }
+    Evidence::MediaFailed { gateway: GatewayId::new(gateway).expect("valid id"), here: true }
 }
 
 const TWO_EYES: fn() -> Rules = || Rules { witnesses: 1, ..Rules::default() };
@@ -212,6 +212,25 @@ fn r17_reports_of_lost_media_move_nothing_while_the_sfu_answers() {
     assert_eq!(h.verdict(), Verdict::Suspect, "it has answered since they were made");
     see(&mut h, &reported("a"), t + ms(10));
     assert_eq!(see(&mut h, &reported("b"), t + ms(10) + EVIDENCE_TTL), None, "the other one's has expired");
+}
+
+#[test]
+fn r17_peers_do_not_remind_each_other_of_reports_for_ever() {
+    let mut t = Instant::now();
+    let heard = Evidence::MediaFailed { gateway: GatewayId::new("gw-1").expect("valid id"), here: false };
+    let (mut ours, mut theirs) = (Health::default(), Health::default());
+    see(&mut ours, &reported("gw-1"), t);
+    for _ in 0..20 {
+        t += ms(1_000);
+        let told = [&ours, &theirs].map(|h| h.reporters(t).next().is_some());
+        for (_, to) in told.into_iter().zip([&mut theirs, &mut ours]).filter(|(told, _)| *told) {
+            see(to, &heard, t);
+        }
+    }
+    assert_eq!((ours.reporters(t).count(), theirs.reporters(t).count()), (0, 0));
+    see(&mut theirs, &failed(Failure::TimedOut, true), t);
+    see(&mut theirs, &failed(Failure::TimedOut, true), t);
+    assert_eq!(see(&mut theirs, &reported("gw-2"), t), None, "the first has expired");
 }
 
 #[test]

@@ -6,14 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sfu_api::{BootId, CallId, CallKind, Epoch, GuildId, OpId, OwnerTerm, RoomRef, SessionId, Slot, SlotTerm, room_set_hash};
-use syncer::drivers::{
-    CredentialRequest, DigestOutcome, DigestSpec, EndSpec, Ended, ErrorKind, RoomSpec, SfuDriver,
+use sfu_api::{
+    BootId, CallId, CallKind, Epoch, GuildId, OpId, OwnerTerm, RoomRef, SessionId, Slot, SlotTerm, room_set_hash,
 };
+use syncer::drivers::{CredentialRequest, DigestOutcome, DigestSpec, EndSpec, Ended, ErrorKind, RoomSpec, SfuDriver};
 use tokio::time::Instant;
 
 /// An SFU to try a driver on. It starts well and without rooms.
-pub trait Stand {
+pub(crate) trait Stand {
     /// A driver for it, as another syncer would have one.
     fn driver(&self) -> Arc<dyn SfuDriver>;
     /// Ends its process and starts it again: its rooms are gone.
@@ -89,7 +89,7 @@ async fn boot(driver: &dyn SfuDriver) -> BootId {
     driver.probe(false, soon()).await.expect("alive").boot_id.expect("every kind has an incarnation")
 }
 
-pub async fn names_tell_calls_apart(stand: &mut impl Stand) {
+pub(crate) async fn names_tell_calls_apart(stand: &mut impl Stand) {
     let driver = stand.driver();
     let name = |guild: &str, call: &str, n| {
         let (guild, call) = (GuildId::new(guild).expect("valid"), CallId::new(call).expect("valid"));
@@ -102,7 +102,7 @@ pub async fn names_tell_calls_apart(stand: &mut impl Stand) {
     assert_eq!(name("g", "c", 1), name("g", "c", 1));
 }
 
-pub async fn rooms_come_and_go(stand: &mut impl Stand) {
+pub(crate) async fn rooms_come_and_go(stand: &mut impl Stand) {
     let driver = stand.driver();
     let spec = spec(&*driver, "c", 3, Some(boot(&*driver).await));
     let ready = driver.ensure_room(spec.clone(), soon()).await.expect("made");
@@ -119,7 +119,7 @@ pub async fn rooms_come_and_go(stand: &mut impl Stand) {
     assert!(driver.list_rooms(soon()).await.expect("listed").rooms.is_empty());
 }
 
-pub async fn an_incarnation_lasts_until_a_restart(stand: &mut impl Stand) {
+pub(crate) async fn an_incarnation_lasts_until_a_restart(stand: &mut impl Stand) {
     let (one, two) = (stand.driver(), stand.driver());
     let first = boot(&*one).await;
     assert_eq!((boot(&*one).await, boot(&*two).await), (first.clone(), first.clone()), "two syncers disagree");
@@ -132,7 +132,7 @@ pub async fn an_incarnation_lasts_until_a_restart(stand: &mut impl Stand) {
     assert_eq!(two.participants(spec.room, soon()).await.expect("asked"), None, "rooms do not outlive it");
 }
 
-pub async fn a_request_meant_for_another_incarnation_is_refused(stand: &mut impl Stand) {
+pub(crate) async fn a_request_meant_for_another_incarnation_is_refused(stand: &mut impl Stand) {
     let driver = stand.driver();
     let first = boot(&*driver).await;
     driver.ensure_room(spec(&*driver, "c", 1, Some(first.clone())), soon()).await.expect("made");
@@ -145,7 +145,7 @@ pub async fn a_request_meant_for_another_incarnation_is_refused(stand: &mut impl
     assert!(driver.ensure_room(fresh, soon()).await.expect("made again").created);
 }
 
-pub async fn an_older_epoch_harms_no_newer_one(stand: &mut impl Stand) {
+pub(crate) async fn an_older_epoch_harms_no_newer_one(stand: &mut impl Stand) {
     let driver = stand.driver();
     let boot = Some(boot(&*driver).await);
     let (old, new) = (spec(&*driver, "c", 3, boot.clone()), spec(&*driver, "c", 5, boot));
@@ -163,7 +163,7 @@ pub async fn an_older_epoch_harms_no_newer_one(stand: &mut impl Stand) {
     assert_eq!(driver.participants(new.room, soon()).await.expect("asked"), Some(0), "the newer room is gone");
 }
 
-pub async fn r13_a_crash_is_evidence_of_death(stand: &mut impl Stand) {
+pub(crate) async fn r13_a_crash_is_evidence_of_death(stand: &mut impl Stand) {
     let driver = stand.dead().await;
     let error = driver.probe(true, soon()).await.expect_err("dead");
     assert!(error.is_dead_evidence(), "{:?}: {error}", error.kind());
@@ -171,7 +171,7 @@ pub async fn r13_a_crash_is_evidence_of_death(stand: &mut impl Stand) {
     assert!(!error.is_time_out() && !error.room_may_exist(), "{:?}: {error}", error.kind());
 }
 
-pub async fn r17_a_hang_is_not(stand: &mut impl Stand) {
+pub(crate) async fn r17_a_hang_is_not(stand: &mut impl Stand) {
     let driver = stand.hung().await;
     for fresh in [false, true] {
         let error = driver.probe(fresh, shortly()).await.expect_err("hung");
@@ -181,7 +181,7 @@ pub async fn r17_a_hang_is_not(stand: &mut impl Stand) {
     assert!(error.is_time_out(), "{:?}: {error}", error.kind());
 }
 
-pub async fn r14_draining_refuses_new_rooms_only(stand: &mut impl Stand) {
+pub(crate) async fn r14_draining_refuses_new_rooms_only(stand: &mut impl Stand) {
     let driver = stand.driver();
     let boot = Some(boot(&*driver).await);
     let there = spec(&*driver, "there", 1, boot.clone());
@@ -198,7 +198,7 @@ pub async fn r14_draining_refuses_new_rooms_only(stand: &mut impl Stand) {
     assert!(driver.ensure_room(again, soon()).await.expect("made").created);
 }
 
-pub async fn credentials_are_secret(stand: &mut impl Stand) {
+pub(crate) async fn credentials_are_secret(stand: &mut impl Stand) {
     let driver = stand.driver();
     let spec = spec(&*driver, "c", 1, None);
     let made = ["a", "b"].map(|session| {
@@ -213,7 +213,7 @@ pub async fn credentials_are_secret(stand: &mut impl Stand) {
     assert_eq!(made[0] != made[1], driver.capabilities().credential_per_session);
 }
 
-pub async fn what_is_there_can_be_compared(stand: &mut impl Stand) {
+pub(crate) async fn what_is_there_can_be_compared(stand: &mut impl Stand) {
     let driver = stand.driver();
     let boot = boot(&*driver).await;
     let spec = spec(&*driver, "c", 1, Some(boot.clone()));
@@ -237,7 +237,7 @@ pub async fn what_is_there_can_be_compared(stand: &mut impl Stand) {
     assert!(!nothing.matches && surplus.iter().map(|r| &r.room).eq([&spec.room]), "{surplus:?}");
 }
 
-pub async fn many_rooms_are_answered_in_order(stand: &mut impl Stand) {
+pub(crate) async fn many_rooms_are_answered_in_order(stand: &mut impl Stand) {
     let driver = stand.driver();
     let boot = Some(boot(&*driver).await);
     let specs: Vec<RoomSpec> = (0..10).map(|n| spec(&*driver, &format!("c{n}"), n + 1, boot.clone())).collect();
@@ -252,7 +252,7 @@ pub async fn many_rooms_are_answered_in_order(stand: &mut impl Stand) {
     }
 }
 
-pub async fn r19_a_dropped_request_does_no_harm(stand: &mut impl Stand) {
+pub(crate) async fn r19_a_dropped_request_does_no_harm(stand: &mut impl Stand) {
     let driver = stand.driver();
     let boot = Some(boot(&*driver).await);
     for (n, wait_us) in (1..=8).zip([0, 50, 100, 200, 400, 800, 1_600, 3_200]) {
