@@ -55,8 +55,13 @@ pub(crate) fn run(bench: &Bench) -> anyhow::Result<()> {
 fn known() -> anyhow::Result<Vec<String>> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../benches/src/bin");
     let entries = fs::read_dir(folder).with_context(|| format!("reading {folder}"))?;
-    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
-    let mut names = names.collect::<anyhow::Result<Vec<_>>>()?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
     names.sort();
     Ok(names)
 }

@@ -177,8 +177,10 @@ pub(crate) async fn r17_a_hang_is_not(stand: &mut impl Stand) {
         let error = driver.probe(fresh, shortly()).await.expect_err("hung");
         assert!(error.is_time_out() && !error.is_dead_evidence(), "{:?}: {error}", error.kind());
     }
+    // A probe that timed out before it was sent makes the next one fail at once: it is not asked twice.
     let error = driver.ensure_room(spec(&*driver, "c", 1, None), shortly()).await.expect_err("hung");
-    assert!(error.is_time_out(), "{:?}: {error}", error.kind());
+    let known = error.is_time_out() || error.kind() == ErrorKind::FailFast;
+    assert!(known && !error.is_dead_evidence(), "{:?}: {error}", error.kind());
 }
 
 pub(crate) async fn r14_draining_refuses_new_rooms_only(stand: &mut impl Stand) {

@@ -1,7 +1,8 @@
 //! `handshake`: how many connections a second, next to a loop that does nothing else.
 //!
 //! The raw loop has no pool: so many workers each connect to the next host. It is run with a few numbers
-//! of workers, because fewer handshakes at once finish sooner; the best one is the bar.
+//! of workers, because it depends on the machine how many finish soonest; the best one is the bar. Our pool is asked by as
+//! many callers, who also take the next host when they have a connection, and by all of them at once.
 //!
 //! There are two kinds. `raw_http` ends with what a pool must have in hand, a connection on which a request can be
 //! sent, and is the fair one: the bar is judged by it. `raw_tls` stops after TLS and is shown for what HTTP/2's
@@ -73,9 +74,10 @@ fn main() -> Result<()> {
                 contest(scenario, name, &mut servers, &mut report)?;
             }
         }
-        let raw = ["raw_http_4", "raw_http_16", "raw_http_64"];
-        let (ours, raw) = (report.median(scenario, "ours", "us_per_conn"), report.best(scenario, &raw, "us_per_conn"));
-        report.judge(scenario, "time per connection to the best raw_http (rate ≥ 0.9)", ours, raw, 1.0 / 0.9);
+        let best = |names: [&str; 3]| report.best(scenario, &names, "us_per_conn");
+        let (ours, raw) =
+            (best(["ours_16", "ours_64", "ours_all"]), best(["raw_http_4", "raw_http_16", "raw_http_64"]));
+        report.judge(scenario, "time per connection, best of ours to best raw_http (rate ≥ 0.9)", ours, raw, 1.0 / 0.9);
     }
     report.finish("us_per_conn")
 }
@@ -142,10 +144,10 @@ async fn ours(ready: &fleet::Ready, callers: usize) -> Result<Duration> {
         ..LaneLimits::default()
     };
     let lane = Lane::builder("bench").tls(Arc::new(client::tls(&ready.ca_pem)?)).limits(limits).build()?;
-    let origins: Result<Vec<_>, _> =
-        ready.addrs.iter().map(|addr| Origin::parse(&format!("https://{addr}"))).collect();
+    let origins: Result<Vec<_>, _> = ready.addrs.iter().map(|addr| Origin::parse(&format!("https://{addr}"))).collect();
     let handles: Vec<_> = origins?.iter().map(|origin| lane.origin(origin)).collect();
-    let work: Arc<Mutex<VecDeque<_>>> = Arc::new(Mutex::new(handles.iter().cycle().take(CONNECTIONS).cloned().collect()));
+    let work: Arc<Mutex<VecDeque<_>>> =
+        Arc::new(Mutex::new(handles.iter().cycle().take(CONNECTIONS).cloned().collect()));
     let mut running = JoinSet::new();
     let began = Instant::now();
     for _ in 0..callers {

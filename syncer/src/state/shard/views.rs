@@ -1,6 +1,5 @@
 //! What operators, digests and watchers read.
 
-
 use super::*;
 
 /// Calls looked at in each line for the age of the oldest: ten times a second in each shard, ~2 µs.
