@@ -19,6 +19,10 @@ use super::event::{Action, Actions, Answer, Awaited, Back, Intake, Joined, Refus
 use super::waiters::{Left, Look, WaiterKey, Waiters};
 use crate::fault::{self, Point};
 
+/// Callers who gave up that are counted together: a counter that is short by less than so many for each line is true
+/// enough while callers are leaving it.
+const GAVE_UP_TOGETHER: u64 = 64;
+
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// A connection at once, unless others wait for one.
     pub(crate) fn checkout(&mut self, closed: &mut impl FnMut(C)) -> Option<Taken<C>> {
@@ -105,6 +109,13 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.places.fit(self.callers());
         fault::point(Point::Leave);
         (left, self.draining.is_none() && (!first || self.rests()))
+    }
+
+    /// One more caller gave up. Returns how many of them are to be counted now: a counter that others share costs as much
+    /// as the rest of a leave, so while there is a line they are counted together.
+    pub(crate) fn gave_up(&mut self) -> u64 {
+        self.gave_up += 1;
+        if self.callers() > 0 && self.gave_up < GAVE_UP_TOGETHER { 0 } else { std::mem::take(&mut self.gave_up) }
     }
 
     /// A request is done with a connection that is well. If anybody waits, it is the next one's; else it falls

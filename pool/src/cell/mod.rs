@@ -106,6 +106,8 @@ pub(crate) struct CellState<C, W, E> {
     rings: SmallVec<[Instant; 1]>,
     /// A connection expires sooner than `rings` knows.
     look_again: bool,
+    /// Callers who gave up and are not counted yet.
+    gave_up: u64,
     estimates: Estimates,
     /// Since when there has always been somebody in line.
     line_since: Option<Instant>,
@@ -143,6 +145,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             draining: None,
             rings: SmallVec::new(),
             look_again: false,
+            gave_up: 0,
             estimates: Estimates::default(),
             line_since: None,
             opened_at: None,
@@ -157,6 +160,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     pub(crate) fn renew(&mut self) -> Self {
         let mut renewed = Self::of_life(self.life.wrapping_add(1), Arc::clone(&self.tuning));
         renewed.draining = self.draining;
+        renewed.gave_up = self.gave_up;
         std::mem::replace(self, renewed)
     }
 

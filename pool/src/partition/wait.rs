@@ -123,7 +123,6 @@ impl Future for Acquire<'_> {
 impl Drop for Acquire<'_> {
     fn drop(&mut self) {
         if let Step::Waits { ticket, .. } = self.step {
-            self.cell.partition().metrics.gave_up.inc();
             self.cell.leave(ticket);
         }
     }
@@ -191,12 +190,16 @@ impl Cell {
 
     /// A caller in line gives up. What it was given in the same moment goes on.
     fn leave(self: &Arc<Self>, ticket: Ticket) {
-        let mut left = Left::Gone;
+        let (mut left, mut gave_up) = (Left::Gone, 0);
         let settled = self.locked(|state| {
             let (leaves, settled) = state.leave(ticket);
             left = leaves;
+            gave_up = state.gave_up();
             settled
         });
+        if gave_up > 0 {
+            self.partition().metrics.gave_up.inc_by(gave_up);
+        }
         match left {
             Left::Waiting(waker) => drop(waker),
             Left::Answered(answer) => drop(self.told(answer)),

@@ -33,6 +33,10 @@ const HOSTS: u32 = 250;
 /// Connections to make; 8 to each of many hosts.
 const CONNECTIONS: usize = 2_000;
 
+/// Dials that our pool may have under way. One host may have most of a partition's eighth of them: more than the raw loop
+/// has workers, so that it is the handshakes that are measured and not a limit that keeps one host from taking all.
+const DIALS: usize = 1_024;
+
 /// Far beyond what a run takes.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -140,6 +144,7 @@ async fn ours(ready: &fleet::Ready, callers: usize) -> Result<Duration> {
     let limits = LaneLimits {
         connections_per_origin_max: CONNECTIONS,
         connections_max: 8 * CONNECTIONS,
+        dials_max: DIALS,
         dial_timeout: DEADLINE,
         ..LaneLimits::default()
     };
