@@ -7,7 +7,8 @@
 //! its turn comes.
 //!
 //! A *fresh* dial, a health probe, has a line and some slots and connections of its own: whether a host is back must be
-//! found out while the ordinary slots are full of dead ones. Beyond its own slots it counts as unproven.
+//! found out while the ordinary slots are full of dead ones. Beyond its own slots it counts as unproven, and takes
+//! turns with those: dead hosts that are probed all the time must not keep a new host from its first dial.
 //!
 //! Turns are a deficit round robin: each time an origin comes to the front it earns one unit, and it dials
 //! when it has earned what its dials cost in slot time. An origin whose dials are slow thus dials more
@@ -72,6 +73,8 @@ pub(crate) struct Scheduler<T> {
     unproven: VecDeque<Flow<T>>,
     fresh: VecDeque<Flow<T>>,
     unproven_next: bool,
+    /// Of the probes beyond their own slots and the unproven, the probes are next.
+    fresh_next: bool,
 }
 
 /// An origin in line.
@@ -116,6 +119,7 @@ impl<T> Scheduler<T> {
             unproven: VecDeque::new(),
             fresh: VecDeque::new(),
             unproven_next: false,
+            fresh_next: false,
         }
     }
 
@@ -143,35 +147,57 @@ impl<T> Scheduler<T> {
     /// The next origin that may dial, if `rate` allows one now. Takes a slot and a connection for it.
     pub(crate) fn next(&mut self, now: Instant, rate: impl FnOnce() -> Result<(), Instant>) -> Turn<T> {
         fault::point(Point::Scheduler);
-        let own = self.slots.div_ceil(FRESH_ONE_FOR);
-        let beyond = self.in_flight_fresh.saturating_sub(own);
-        let free = self.in_flight + beyond < self.slots;
-        let free_unproven = free && self.in_flight_unproven + beyond < self.slots - self.reserved;
-        let proven = free && !self.proven.is_empty();
-        let unproven = free_unproven && !self.unproven.is_empty();
-        let fresh = (self.in_flight_fresh < own || free_unproven) && !self.fresh.is_empty();
+        let own = self.fresh_own();
+        let (free, free_unproven) = self.free();
+        let proven = free > 0 && !self.proven.is_empty();
+        let unproven = free_unproven > 0 && !self.unproven.is_empty();
+        let fresh = (self.in_flight_fresh < own || free_unproven > 0) && !self.fresh.is_empty();
         if !proven && !unproven && !fresh {
             return Turn::NoSlot;
         }
         let fresh = fresh && self.connections < self.connections_max + own;
-        if !fresh && self.connections >= self.connections_max {
+        let room = self.connections < self.connections_max;
+        if !fresh && !room {
             return Turn::NoRoom;
         }
         if let Err(at) = rate() {
             return Turn::NotYet(at);
         }
-        let class = match (fresh, unproven && (self.unproven_next || !proven)) {
-            (true, _) => Class::Fresh,
-            (false, true) => Class::Unproven,
-            (false, false) => Class::Proven,
-        };
-        self.unproven_next = class == Class::Proven;
+        let class = self.whose_turn(proven && room, unproven && room, fresh);
         let Some(flow) = turn(self.line(class)) else { return Turn::NoSlot };
         self.connections += 1;
         self.in_flight += usize::from(class != Class::Fresh);
         self.in_flight_unproven += usize::from(class == Class::Unproven);
         self.in_flight_fresh += usize::from(class == Class::Fresh);
         Turn::Granted { item: flow.item, class, waited: now.saturating_duration_since(flow.since) }
+    }
+
+    /// Which of those who may dial is next; there is one.
+    fn whose_turn(&mut self, proven: bool, unproven: bool, fresh: bool) -> Class {
+        if fresh && self.in_flight_fresh < self.fresh_own() {
+            return Class::Fresh;
+        }
+        if proven && !(self.unproven_next && (unproven || fresh)) {
+            self.unproven_next = true;
+            return Class::Proven;
+        }
+        self.unproven_next = false;
+        let class = if fresh && (self.fresh_next || !unproven) { Class::Fresh } else { Class::Unproven };
+        self.fresh_next = class == Class::Unproven;
+        class
+    }
+
+    /// Slots, and connections beyond the budget, that only fresh dials get.
+    fn fresh_own(&self) -> usize {
+        self.slots.div_ceil(FRESH_ONE_FOR)
+    }
+
+    /// Free slots, and how many of them somebody unproven may take.
+    fn free(&self) -> (usize, usize) {
+        let beyond = self.in_flight_fresh.saturating_sub(self.fresh_own());
+        let free = self.slots.saturating_sub(self.in_flight + beyond);
+        let free_unproven = (self.slots - self.reserved).saturating_sub(self.in_flight_unproven + beyond);
+        (free, free.min(free_unproven))
     }
 
     /// A dial is over. Cannot panic: it runs where a dial unwinds.
@@ -193,9 +219,21 @@ impl<T> Scheduler<T> {
         lines.into_iter().flat_map(|line| line.drain(..)).map(|flow| flow.item).collect()
     }
 
-    /// Connections that would be dialled now if there were room for them.
+    /// Connections that must end before all those can dial who have a slot: as many as they are, and what a larger
+    /// budget or probes have left beyond this one.
     pub(crate) fn wants_room(&self) -> usize {
-        self.queued().min(self.slots.saturating_sub(self.in_flight))
+        let (free, free_unproven) = self.free();
+        let ordinary = (self.proven.len() + self.unproven.len().min(free_unproven)).min(free);
+        if ordinary > 0 {
+            return self.surplus() + ordinary;
+        }
+        let slots = self.fresh_own().saturating_sub(self.in_flight_fresh) + free_unproven;
+        self.surplus().saturating_sub(self.fresh_own()) + self.fresh.len().min(slots)
+    }
+
+    /// Connections beyond the budget.
+    pub(crate) fn surplus(&self) -> usize {
+        self.connections.saturating_sub(self.connections_max)
     }
 
     /// Origins in line.
@@ -295,6 +333,41 @@ mod tests {
         assert_eq!(grants(&mut scheduler).len(), 8, "two of their own and what the unproven may have");
         (100..110).for_each(|proven| scheduler.enqueue(proven, Class::Proven, 1, Instant::now()));
         assert_eq!(grants(&mut scheduler), [100, 101]);
+    }
+
+    #[test]
+    fn r01_probes_of_dead_hosts_do_not_keep_a_new_host_from_its_first_dial() {
+        let mut scheduler = Scheduler::new(8, 100);
+        let now = Instant::now();
+        (0..50).for_each(|probe| scheduler.enqueue(probe, Class::Fresh, 1, now));
+        let mut probing = grants(&mut scheduler).len();
+        (100..103).for_each(|new| scheduler.enqueue(new, Class::Unproven, 1, now));
+        let mut dialled = Vec::new();
+        for _ in 0..8 {
+            // A probe ends beyond those that have slots of their own, and the next ones are always there.
+            scheduler.release_slot(Class::Fresh);
+            probing -= 1;
+            for item in grants(&mut scheduler) {
+                probing += usize::from(item < 100);
+                dialled.extend((item >= 100).then_some(item));
+            }
+        }
+        assert_eq!(dialled, [100, 101, 102], "{probing} probes under way");
+        assert_eq!(probing, 5, "what probes have of their own, and what nobody else wants");
+    }
+
+    #[test]
+    fn i09_room_is_made_for_those_who_have_a_slot_and_for_what_is_too_much_already() {
+        let mut scheduler = Scheduler::new(8, 3);
+        let now = Instant::now();
+        (0..3).for_each(|n| scheduler.enqueue(n, Class::Unproven, 1, now));
+        assert_eq!(grants(&mut scheduler).len(), 3);
+        (10..30).for_each(|n| scheduler.enqueue(n, Class::Unproven, 1, now));
+        assert_eq!(scheduler.wants_room(), 3, "the others have no slot");
+        scheduler.enqueue(30, Class::Proven, 1, now);
+        assert_eq!(scheduler.wants_room(), 4);
+        scheduler.set_limits(8, 1);
+        assert_eq!((scheduler.surplus(), scheduler.wants_room()), (2, 6), "two must go before there is room for one");
     }
 
     proptest! {
