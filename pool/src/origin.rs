@@ -59,10 +59,16 @@ impl Origin {
         };
         let authority = uri.authority().map_or("", Authority::as_str);
         let host = uri.host().unwrap_or_default();
+        let not_plain = || Error::config(format!("not a plain host and port: {uri}"));
         if host.is_empty() || authority.contains('@') {
-            return Err(Error::config(format!("not a plain host and port: {uri}")));
+            return Err(not_plain());
         }
-        let port = uri.port_u16().unwrap_or(scheme.port_default());
+        let port = match authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.ends_with(']')) {
+            None | Some("") => scheme.port_default(),
+            // A port that is none must not become the default one: that is another server.
+            Some(port) if !port.bytes().all(|digit| digit.is_ascii_digit()) => return Err(not_plain()),
+            Some(port) => port.parse().map_err(|_beyond| not_plain())?,
+        };
         let origin = Self { scheme, host: host.to_ascii_lowercase().into(), port };
         if scheme == Scheme::Https {
             origin.server_name().map_err(Error::config)?;
@@ -162,6 +168,16 @@ mod tests {
             ["", "sfu", "/path", "ftp://sfu", "https://", "https://user@sfu", "https://sfu/path", "https://s fu"]
         {
             assert!(Origin::parse(text).is_err(), "{text} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_not_taken_for_the_default_one() {
+        for text in ["https://sfu:99999", "https://sfu:+80", "https://sfu:7443x", "http://[::1]:65536"] {
+            assert!(Origin::parse(text).is_err(), "{text} was accepted");
+        }
+        for (text, port) in [("https://sfu:", 443), ("http://[::1]", 80), ("http://[::1]:", 80), ("http://sfu:0", 0)] {
+            assert_eq!(Origin::parse(text).expect("valid").port(), port, "{text}");
         }
     }
 }
