@@ -146,6 +146,15 @@ impl RegistryLane {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Changes certificate, key or trusted authorities. Other than by [`Lane::set_tls`](crate::Lane::set_tls), idle
+    /// connections are closed, and those in use when their requests are over: here they have no age at which to go.
+    pub fn set_tls(&self, config: &ClientConfig) {
+        self.inner.dialer.tls.store(Some(tls::with_own_sessions(config, ORIGINS_MAX)));
+        // Dropped outside the lock: who still uses a connection of theirs keeps its pool until then.
+        let outdated = std::mem::take(&mut *self.inner.pools.lock());
+        drop(outdated);
+    }
+
     /// Runs a task on the lane's thread until it ends or the lane does.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.inner.spawner.spawn(task);

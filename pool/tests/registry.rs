@@ -88,6 +88,24 @@ async fn a_closed_connection_is_not_handed_out_again() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn r05_new_authorities_count_from_the_next_request_on_and_cut_none_that_runs() {
+    let (ca, stranger) = (Ca::new(), Ca::new());
+    let trusts = |ca: &Ca| pool::tls::client_config(ca.pem().as_bytes(), None).expect("tls");
+    let (server, lane) = (Server::https(&ca, &["h2"]).await, lane(&ca));
+    let running = lane.send(&server.origin, get("/drip/40"), soon()).await.expect("a head").into_body();
+    lane.send(&server.origin, get("/ok"), soon()).await.expect("answered").into_body().bytes(64).await.expect("body");
+    assert_eq!(lane.connections(), 2);
+    lane.set_tls(&trusts(&stranger));
+    until("the idle one is closed", || lane.connections() == 1).await;
+    let error = lane.send(&server.origin, get("/ok"), soon()).await.expect_err("a stranger's");
+    assert!(error.is_tls(), "{error:?}");
+    assert_eq!(running.bytes(1024).await.expect("it goes on").len(), 40 * 4);
+    until("and closes after its request", || lane.connections() == 0).await;
+    lane.set_tls(&trusts(&ca));
+    lane.send(&server.origin, get("/ok"), soon()).await.expect("trusted again");
+}
+
 /// A member that takes connections and never says a word, and callers who leave long before a dial gives up.
 #[tokio::test(flavor = "multi_thread")]
 async fn r04_a_silent_member_costs_so_many_sockets_and_no_more() {
