@@ -99,12 +99,13 @@ impl HttpBody for Body {
     }
 }
 
-/// A response body that holds its connection until it ends or is dropped.
+/// A response body that holds its connection until it ends or is dropped. It does not hold the lane: when the last
+/// handle of that is dropped, its connections are cut, and a body that is being read breaks.
 ///
 /// Reading it is bounded by the request's deadline, unless [`ResponseBody::idle_limited`] says otherwise.
 #[derive(Debug)]
 pub struct ResponseBody {
-    /// `None` once the time was up.
+    /// `None` once the time was up or the body broke.
     inner: Option<Incoming>,
     lease: Option<Hold>,
     limit: TimeLimit,
@@ -269,6 +270,7 @@ impl HttpBody for ResponseBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
+                this.inner = None; // HTTP/2 would say so again with each poll.
                 this.lease.take().into_iter().for_each(|mut lease| lease.broken());
                 let error = Error::in_body(error).with_reused(this.reused);
                 Poll::Ready(Some(Err(error)))

@@ -131,7 +131,7 @@ impl OriginHandle {
     ///
     /// # Cancel safety
     ///
-    /// The dial goes on and its connection is pooled.
+    /// A dial that has begun goes on, and its connection is pooled.
     pub async fn probe_dial(&self, deadline: Instant) -> Result<(), Error> {
         let lease = self.acquire(true, deadline).await?;
         drop(lease);
@@ -276,7 +276,9 @@ impl tower::Service<Request<Body>> for OriginHandle {
     }
 }
 
-/// The origin is taken from the request's absolute URI.
+/// The origin is taken from the request's absolute URI. Each origin stays known until it is
+/// [forgotten](Lane::forget): of more than [`LaneLimits::origins_max`](crate::LaneLimits::origins_max), the last to come
+/// are refused as when a line is full.
 impl tower::Service<Request<Body>> for Lane {
     type Response = Response<ResponseBody>;
     type Error = Error;

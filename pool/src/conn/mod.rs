@@ -29,10 +29,8 @@ use crate::cell::Channel;
 use crate::dial::connect::{Alpn, BoxIo};
 use crate::error::{Error, Stage};
 
-/// Headers of a response: 64 are four times what the largest control API sends.
-const HEADERS_MAX: usize = 64;
-
-/// Bytes of a response's header block.
+/// Bytes of a response's header block on HTTP/2. On HTTP/1.1 it is bounded by [`H1_BUFFER_BYTES_MAX`] and by hyper's
+/// own limit of 100 headers: another one would cost an allocation per response.
 const HEADER_BYTES_MAX: u32 = 16 * 1024;
 
 /// hyper's read buffer per HTTP/1.1 connection; its lower bound is 8 KiB and it must hold the headers.
@@ -65,7 +63,6 @@ pub(crate) async fn handshake(
     match alpn {
         Alpn::Http1 => {
             let (sender, conn) = http1::Builder::new()
-                .max_headers(HEADERS_MAX)
                 .max_buf_size(H1_BUFFER_BYTES_MAX)
                 .handshake(TokioIo::new(io))
                 .await

@@ -85,11 +85,19 @@ impl Progress {
         }
     }
 
-    /// How long each stage took, as of now.
+    /// How long each stage took, as of now; one that was interrupted, by waits in front of the gate, as a whole.
     pub(crate) fn stages(&self, now: Instant) -> SmallVec<[(Stage, Duration); 6]> {
         let marks = self.marks.lock();
         let ends = marks.iter().skip(1).map(|(_, at)| *at).chain([now]);
-        marks.iter().zip(ends).map(|((stage, began), end)| (*stage, end.saturating_duration_since(*began))).collect()
+        let mut stages: SmallVec<[(Stage, Duration); 6]> = SmallVec::new();
+        for ((stage, began), end) in marks.iter().zip(ends) {
+            let took = end.saturating_duration_since(*began);
+            match stages.iter_mut().find(|(known, _)| known == stage) {
+                Some((_, whole)) => *whole += took,
+                None => stages.push((*stage, took)),
+            }
+        }
+        stages
     }
 
     /// What the dial is waiting for: our own turn to dial, if we could not look after it.
@@ -103,5 +111,30 @@ impl Progress {
     /// How far the dial is, whoever is to blame for the time it took.
     pub(super) fn reached(&self) -> Stage {
         STAGES.get(usize::from(self.stage.load(Ordering::Relaxed))).copied().unwrap_or(Stage::DialSlot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn r21_a_handshake_that_waits_for_its_turn_is_still_one_handshake() {
+        let progress = Progress::of_dial(Arc::default());
+        let ms = Duration::from_millis;
+        progress.set(Stage::Tcp);
+        advance(ms(1)).await;
+        progress.set(Stage::Tls);
+        for _ in 0..3 {
+            advance(ms(2)).await;
+            progress.gated(true);
+            advance(ms(5)).await;
+            progress.gated(false);
+        }
+        advance(ms(4)).await;
+        let stages = progress.stages(Instant::now()).to_vec();
+        assert_eq!(stages, [(Stage::Tcp, ms(1)), (Stage::Tls, ms(10)), (Stage::DialSlot, ms(15))]);
     }
 }

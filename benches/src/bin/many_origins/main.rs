@@ -181,6 +181,8 @@ async fn watch(run: Arc<Run>, over: CancellationToken, fds_max: Arc<AtomicUsize>
 fn counter(registry: &Registry, name: &str) -> Result<f64> {
     let mut text = String::new();
     encode(&mut text, registry)?;
-    let lines = text.lines().filter(|line| !line.starts_with('#') && line.contains(name));
+    // By the whole name: labels may have the same word in them.
+    let of_name = format!("pool_{name}_total{{");
+    let lines = text.lines().filter(|line| line.starts_with(&of_name));
     Ok(lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
 }
