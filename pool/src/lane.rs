@@ -78,6 +78,9 @@ pub struct LaneSnapshot {
     pub live: usize,
     /// Open connections without a request.
     pub idle: usize,
+    /// Connections and dials that count against the budget: also those of origins that were forgotten and still have
+    /// requests.
+    pub connections: usize,
     /// Requests on connections.
     pub in_use: usize,
     /// Permits that are neither a live connection nor a dial; must be 0.
@@ -107,7 +110,7 @@ pub struct DrainReport {
 // === impl Lane ===
 
 impl Lane {
-    /// Starts building a lane. The name is its label in metrics.
+    /// Starts building a lane. The name is its label in metrics, so lanes that share [`Metrics`] need a name each.
     pub fn builder(name: impl Into<Arc<str>>) -> LaneBuilder {
         LaneBuilder {
             name: name.into(),
@@ -155,6 +158,7 @@ impl Lane {
             sum.dialling += part.dialling;
             sum.live += part.live;
             sum.idle += part.idle;
+            sum.connections += part.connections;
             sum.in_use += part.in_use;
             sum.permits_off += part.permits_off;
         }
@@ -169,7 +173,8 @@ impl Lane {
 
     /// Changes any limit but the number of partitions. Takes effect at once: whoever waits is looked at
     /// again, what is beyond a smaller limit finishes. Ages, idle times and PING times count for connections
-    /// opened from now on. For levers: [`Lane::register_levers`].
+    /// opened from now on. Idle connections beyond a smaller budget or cap are closed. A lane with levers
+    /// ([`Lane::register_levers`]) is set to what they say whenever one of them changes.
     ///
     /// # Errors
     ///

@@ -346,7 +346,7 @@ impl fmt::Debug for PartitionMetrics {
 type Read = fn(&PartitionSnapshot) -> i64;
 
 /// Every gauge: name, help, and how to read it.
-const GAUGES: [(&str, &str, Read); 8] = [
+const GAUGES: [(&str, &str, Read); 9] = [
     ("origins", "Origins with state", |p| count(p.origins)),
     ("waiters", "Callers in line", |p| count(p.waiters)),
     ("dial_queue", "Origins in line for a dial slot", |p| count(p.dial_queue)),
@@ -354,6 +354,7 @@ const GAUGES: [(&str, &str, Read); 8] = [
     ("live", "Open connections", |p| count(p.live)),
     ("idle", "Open connections without a request", |p| count(p.idle)),
     ("in_use", "Requests on connections", |p| count(p.in_use)),
+    ("connections", "Connections and dials that count against the budget", |p| count(p.connections)),
     ("permits_off", "Permits without a connection or dial; must be 0", |p| p.permits_off),
 ];
 

@@ -178,6 +178,38 @@ async fn r20_every_limit_is_a_lever_that_bites_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r20_a_smaller_budget_closes_what_is_beyond_it_idle_now_and_in_use_when_it_is_done() {
+    for alpn in [Alpn::Http1, Alpn::Http2] {
+        let lane = Network::default().lane(alpn, LaneLimits { partitions: 1, ..LaneLimits::default() });
+        for n in 0..20 {
+            ask(&lane, n, "/").await.expect("answered");
+        }
+        let (sfu, callers) = (lane.origin(&origin(20)), TaskTracker::new());
+        for _ in 0..6 {
+            sfu.probe_dial(soon()).await.expect("dialled");
+        }
+        for n in 0..6 {
+            let lane = lane.clone();
+            callers.spawn(async move { ask(&lane, n, "/5000").await.expect("nobody is cut off") });
+        }
+        until("six are in use", || lane.snapshot().in_use == 6).await;
+        let started = Instant::now();
+        lane.set_limits(LaneLimits { connections_per_origin_max: 2, ..lane.limits() }).expect("limits");
+        until("an origin keeps to its cap", || lane.snapshot().live == 22).await;
+        lane.set_limits(LaneLimits { connections_max: 3, ..lane.limits() }).expect("limits");
+        until("what is idle is closed", || lane.snapshot().live == 6).await;
+        assert!(Instant::now().saturating_duration_since(started) < Duration::from_secs(4), "nobody had to ask");
+        callers.close();
+        callers.wait().await;
+        until("and the rest after its request", || lane.snapshot().live == 3).await;
+        assert!(sum(&metrics(&lane), "pool_closed_total{lane=\"net\",partition=\"0\",outcome=\"surplus\"") >= 4);
+        ask(&lane, 30, "/").await.expect("there is still room for one more in turn");
+        assert!(lane.snapshot().live <= 3);
+        settled(&lane).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn r04_dials_keep_to_their_rate() {
     let network = Network::default();
     let limits = LaneLimits { partitions: 1, dial_rate_per_s: 100.0, dial_burst: 10, ..LaneLimits::default() };

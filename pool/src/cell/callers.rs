@@ -20,7 +20,7 @@ use super::waiters::{Left, Look, WaiterKey, Waiters};
 use crate::fault::{self, Point};
 
 /// Callers who gave up that are counted together: a counter that is short by less than so many for each line is true
-/// enough while callers are leaving it.
+/// enough while callers are leaving it. The rest is counted within a second.
 const GAVE_UP_TOGETHER: u64 = 64;
 
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
@@ -115,7 +115,12 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// as the rest of a leave, so while there is a line they are counted together.
     pub(crate) fn gave_up(&mut self) -> u64 {
         self.gave_up += 1;
-        if self.callers() > 0 && self.gave_up < GAVE_UP_TOGETHER { 0 } else { std::mem::take(&mut self.gave_up) }
+        if self.callers() > 0 && self.gave_up < GAVE_UP_TOGETHER { 0 } else { self.uncounted() }
+    }
+
+    /// Callers who gave up and are not counted yet.
+    pub(crate) fn uncounted(&mut self) -> u64 {
+        std::mem::take(&mut self.gave_up)
     }
 
     /// A request is done with a connection that is well. If anybody waits, it is the next one's; else it falls

@@ -264,6 +264,8 @@ impl<C: Channel> Conns<C> {
             conn.channel = channel;
         }
         let why = match conn.channel.as_ref() {
+            // The answer was whole, and the peer did not keep the connection.
+            None if verdict == Verdict::Answered => Some(CloseReason::Draining),
             None => Some(CloseReason::Abandoned),
             Some(channel) if !channel.is_open() => Some(CloseReason::Draining),
             Some(_) if conn.timeouts >= TIMEOUTS_MAX => Some(CloseReason::Suspect),
@@ -409,9 +411,9 @@ impl<C: Channel> Conns<C> {
     }
 
     /// Retires the connection that has been idle longest.
-    pub(crate) fn retire_oldest_idle(&mut self) -> Option<C> {
+    pub(crate) fn retire_oldest_idle(&mut self, why: CloseReason) -> Option<C> {
         let (key, _) = self.idle_keys().min_by_key(|(_, expiry)| *expiry)?;
-        self.retire(key, CloseReason::Spilled)
+        self.retire(key, why)
     }
 
     /// Retires this connection if it has no request.

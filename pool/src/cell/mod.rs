@@ -68,6 +68,9 @@ const RING_EARLY_MIN: Duration = Duration::from_millis(2);
 /// longer than any process; 2^24 panics are more than one survives.
 const LIFE_SHIFT: u32 = 40;
 
+/// How late a ring may be before it is taken for lost.
+pub(crate) const RING_LATE_MAX: Duration = Duration::from_secs(1);
+
 /// From here on a deadline that is noticed late was noticed by a busy process, which may not have noticed the answer
 /// either. A fraction of callers' usual deadlines, and more than a calm loop is ever late.
 pub(crate) const LATE_MIN: Duration = Duration::from_millis(50);
@@ -193,7 +196,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 self.given_back(key, channel, verdict, keep_alive, held, now, out);
             }
             Event::Returning(key) => self.conns.set_returning(key, true),
-            Event::Heard | Event::Retune | Event::Settle => {}
+            Event::Heard | Event::Settle => {}
+            Event::Retune => self.shrink(out),
             Event::Closed(key) => {
                 if let Some((channel, reason)) = self.conns.remove(key) {
                     self.permits -= 1;
@@ -201,7 +205,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                     out.extend(channel.map(Action::Close));
                 }
             }
-            Event::EvictIdle => out.extend(self.conns.retire_oldest_idle().map(Action::Evict)),
+            Event::EvictIdle => out.extend(self.conns.retire_oldest_idle(CloseReason::Spilled).map(Action::Evict)),
             Event::Tick { at } => self.tick(at, now, out),
             Event::Drain(intake) => self.drain(intake, out),
         }
@@ -292,6 +296,15 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     fn keep_to_cap(&mut self, key: ConnKey, out: &mut Actions<C, W, E>) {
         if self.conns.usable() > self.tuning.connections_max() {
             out.extend(self.conns.retire_unused(key, CloseReason::Surplus).map(Action::Close));
+        }
+    }
+
+    /// The cap may have been lowered: what is idle beyond it goes now, what is in use when it comes back.
+    fn shrink(&mut self, out: &mut Actions<C, W, E>) {
+        while self.conns.usable() > self.tuning.connections_max()
+            && let Some(channel) = self.conns.retire_oldest_idle(CloseReason::Surplus)
+        {
+            out.push(Action::Close(channel));
         }
     }
 
@@ -458,8 +471,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
         // A connection that falls idle now expires after `idle_timeout` at the earliest: with a ring before
         // that, looking is left to the tick.
-        // A ring that is due is on its way, or was lost: nothing may rely on it.
-        self.rings.retain(|ring| *ring > now);
+        // A ring that is due is on its way: it must not be asked for with every event until it comes. In the end it was
+        // lost.
+        self.rings.retain(|ring| now < *ring + RING_LATE_MAX);
         let armed = self.rings.last().copied();
         let look_again = self.look_again;
         if look_again {

@@ -34,7 +34,7 @@ impl Leaving {
             }
             return reached;
         }
-        self.cell.tick_if_overdue(now);
+        self.cell.sweep(now);
         self.cell.counts().waiters == 0
     }
 }
@@ -62,6 +62,12 @@ impl Partition {
         for gone in leaving.iter().filter(|leaving| leaving.look(now)) {
             self.leaving.lock().retain(|leaving| !Arc::ptr_eq(&leaving.cell, &gone.cell));
         }
+    }
+
+    /// Those that were drained and still serve their line. The lock of a stuck one might not come back.
+    pub(super) fn drained_cells(&self) -> Vec<Arc<Cell>> {
+        let leaving = self.leaving.lock();
+        leaving.iter().filter(|leaving| !leaving.stuck).map(|leaving| Arc::clone(&leaving.cell)).collect()
     }
 
     pub(super) fn leaving_cells(&self) -> Vec<Arc<Cell>> {

@@ -118,6 +118,9 @@ pub struct PartitionSnapshot {
     pub live: usize,
     /// Open connections without a request.
     pub idle: usize,
+    /// Connections and dials that count against the budget: also those of origins that were forgotten and still have
+    /// requests.
+    pub connections: usize,
     /// Requests on connections.
     pub in_use: usize,
     /// Permits that are neither a live connection nor a dial; must be 0.
@@ -211,7 +214,8 @@ impl Partition {
     /// Refuses new requests, answers or serves waiters, closes idle connections. Returns how many waited.
     pub(crate) fn begin_drain(&self, intake: Intake) -> usize {
         self.draining.store(true, Ordering::Release);
-        let cells = self.cells.lock().list.clone();
+        let mut cells = self.cells.lock().list.clone();
+        cells.extend(self.drained_cells());
         let waiting = cells.iter().map(|cell| cell.counts().waiters).sum();
         cells.iter().for_each(|cell| cell.apply(Event::Drain(intake)));
         waiting
@@ -224,10 +228,9 @@ impl Partition {
             cell.apply(Event::Drain(intake));
             self.note_drained(&cell);
         }
-        let cells = [cell];
-        let report = self.drain_cells(&cells, intake, deadline).await;
-        self.room.forget(&cells[0]);
-        report
+        // Now, for the drain may be dropped half-way.
+        self.room.forget(&cell);
+        self.drain_cells(&[cell], intake, deadline).await
     }
 
     /// Drains every origin; the partition takes none afterwards.
@@ -286,7 +289,7 @@ impl Partition {
     /// Looks after cells whose ring was lost.
     fn sweep(&self, now: Instant) {
         let cells = self.cells.lock().list.clone();
-        cells.iter().for_each(|cell| cell.tick_if_overdue(now));
+        cells.iter().for_each(|cell| cell.sweep(now));
         self.sweep_leaving(now);
     }
 
@@ -317,17 +320,20 @@ impl Partition {
         self.dial_rate.set_quota(limits.dial_quota().unwrap_or(Quota::CLOSED), Instant::now());
         self.scheduler.lock().set_limits(slots, limits.share(limits.connections_max));
         let cells = self.cells.lock().list.clone();
-        for cell in cells.iter().filter(|cell| cell.counts().waiters > 0) {
+        let concerned = |counts: CellCounts| counts.waiters > 0 || counts.live > limits.connections_per_origin_max;
+        for cell in cells.iter().filter(|cell| concerned(cell.counts())) {
             cell.apply(Event::Retune);
         }
+        self.shrink();
         // A ring that was set under the old rate may be a minute away.
         self.paced.store(false, Ordering::Release);
         self.pump();
     }
 
     pub(crate) fn snapshot(&self) -> PartitionSnapshot {
-        let cells = self.cells.lock().list.clone();
+        let mut cells = self.cells.lock().list.clone();
         let mut sum = PartitionSnapshot { origins: cells.len(), ..PartitionSnapshot::default() };
+        cells.extend(self.drained_cells());
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         for cell in &cells {
             let counts = cell.counts();
@@ -345,6 +351,7 @@ impl Partition {
         sum.cell_panics = self.metrics.cell_panics.get();
         sum.rebuilds = self.metrics.rebuilds.get();
         let scheduler = self.scheduler.lock();
+        sum.connections = scheduler.connections();
         sum.dial_queue = scheduler.queued();
         sum.dial_queue_oldest_ms = ms(scheduler.oldest(now));
         sum

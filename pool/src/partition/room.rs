@@ -31,6 +31,8 @@ pub(super) struct Room {
     listed: Mutex<Listed>,
     /// Somebody could dial if only there were room.
     starved: AtomicBool,
+    /// The budget was lowered below what is open: idle connections close until it is kept.
+    shrinks: AtomicBool,
     /// Connections that were evicted and have not ended.
     closing: AtomicUsize,
     /// The timer will look whether they have.
@@ -83,6 +85,11 @@ impl Room {
         drop(listed);
     }
 
+    /// A connection is about to be evicted. Noted before it is, for it may have ended a moment later.
+    pub(super) fn closing(&self) {
+        self.closing.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// An evicted connection has ended.
     pub(super) fn closed(&self) {
         let one_less = |closing: usize| closing.checked_sub(1);
@@ -92,6 +99,7 @@ impl Room {
     /// Forgets everything.
     pub(super) fn clear(&self) {
         self.starved.store(false, Ordering::Release);
+        self.shrinks.store(false, Ordering::Release);
         self.looks.store(false, Ordering::Release);
         self.closing.store(0, Ordering::Release);
         while self.draw().is_some() {}
@@ -105,22 +113,40 @@ impl Partition {
     pub(super) fn note_idle(self: &Arc<Self>, cell: &Arc<Cell>) {
         self.room.list(cell);
         if self.room.starved.load(Ordering::SeqCst) && self.room.starved.swap(false, Ordering::SeqCst) {
+            if self.room.shrinks.load(Ordering::Acquire) {
+                self.shrink();
+            }
             self.pump();
+        }
+    }
+
+    /// Closes idle connections until the budget is kept; those in use now go when they fall idle. Probes may open more
+    /// than it allows, so only a change of the budget asks for this.
+    pub(super) fn shrink(&self) {
+        let surplus = self.scheduler.lock().surplus();
+        self.room.shrinks.store(surplus > 0, Ordering::Release);
+        if surplus > 0 {
+            self.close_idle(surplus);
         }
     }
 
     /// Sees to it that connections close for so many who could dial. The end of each pumps.
     pub(super) fn make_room(&self, wanted: usize) {
+        if self.close_idle(wanted) && !self.room.looks.swap(true, Ordering::AcqRel) {
+            self.timers.push(Instant::now() + CLOSING_MAX, Whom::Room);
+        }
+    }
+
+    /// Has so many connections on their way out; `false` if there are not enough that are idle.
+    fn close_idle(&self, wanted: usize) -> bool {
         // Before the search: a connection that falls idle behind its back says so.
         self.room.starved.store(true, Ordering::SeqCst);
         while self.room.closing.load(Ordering::Acquire) < wanted {
             if !self.evict_one() {
-                return;
+                return false;
             }
         }
-        if !self.room.looks.swap(true, Ordering::AcqRel) {
-            self.timers.push(Instant::now() + CLOSING_MAX, Whom::Room);
-        }
+        true
     }
 
     /// What has not closed by now does not count any longer.
@@ -134,7 +160,6 @@ impl Partition {
     pub(super) fn evict_one(&self) -> bool {
         while let Some(cell) = self.room.draw() {
             if cell.evict_idle() {
-                self.room.closing.fetch_add(1, Ordering::AcqRel);
                 self.metrics.spilled.inc();
                 if cell.counts().idle > 0 {
                     self.room.list(&cell);

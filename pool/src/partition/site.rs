@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use super::timers::RING_LATE_MAX;
 use super::{Grant, Holding, Partition};
 use crate::cell::{
-    Action, Actions, Back, BreakerState, CellCounts, CellState, CloseReason, ConnKey, Event, Intake, Tuning, Verdict,
+    Action, Actions, Back, BreakerState, CellCounts, CellState, CloseReason, ConnKey, Event, Intake, RING_LATE_MAX,
+    Tuning, Verdict,
 };
 use crate::conn::{Driver, Lease, Link, Pulse, TaskExecutor};
 use crate::debug::{self, OriginDebug, Rank};
@@ -114,12 +114,21 @@ impl Cell {
         self.state.lock().oldest_wait(now)
     }
 
-    /// Makes up for a ring that should have come by now, and long ago.
-    pub(super) fn tick_if_overdue(self: &Arc<Self>, now: Instant) {
-        let Some(then) = now.checked_sub(RING_LATE_MAX) else { return };
-        if self.locked(|state| state.is_overdue(then)) == Some(true) {
+    /// Counts those who gave up, and makes up for a ring that should have come by now, and long ago.
+    pub(super) fn sweep(self: &Arc<Self>, now: Instant) {
+        let then = now.checked_sub(RING_LATE_MAX);
+        let looked = self.locked(|state| (state.uncounted(), then.is_some_and(|then| state.is_overdue(then))));
+        let Some((gave_up, overdue)) = looked else { return };
+        self.count_gave_up(gave_up);
+        if overdue {
             tracing::warn!(origin = %self.origin, "a ring is overdue");
             self.apply(Event::Tick { at: now });
+        }
+    }
+
+    pub(super) fn count_gave_up(&self, gave_up: u64) {
+        if gave_up > 0 {
+            self.partition.metrics.gave_up.inc_by(gave_up);
         }
     }
 
@@ -357,7 +366,11 @@ impl Cell {
                 Action::Wake(waker) => wake(waker),
                 Action::SlotUnused => drop(self.partition.metrics.elided.inc()),
                 Action::Dial { .. } | Action::Opened(_) | Action::WantSlot { .. } | Action::Arm(_) => {}
-                Action::Close(link) | Action::Evict(link) => drop(link),
+                Action::Close(link) => drop(link),
+                Action::Evict(link) => {
+                    self.partition.room.closing();
+                    drop(link);
+                }
                 Action::Discard(error) => drop(error),
                 Action::Ended(reason) => {
                     self.partition.metrics.closed(reason);
@@ -368,6 +381,13 @@ impl Cell {
             }
         }
         pump
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        let gave_up = self.state.get_mut().uncounted();
+        self.count_gave_up(gave_up);
     }
 }
 

@@ -235,7 +235,48 @@ async fn r04_a_lost_ring_is_made_up_for() {
     let told = timeout(PATIENCE, waits).await.expect("told soon").expect("no panic").expect_err("late");
     assert!(told.is_timeout() && told.is_retry_safe(), "{told:?}");
     let late = Instant::now().saturating_duration_since(began + Duration::from_secs(5));
-    assert!(late <= 2 * timers::RING_LATE_MAX, "{late:?} after its deadline");
+    assert!(late <= 2 * crate::cell::RING_LATE_MAX, "{late:?} after its deadline");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r21_who_gave_up_is_counted_though_others_stay_in_line() {
+    let lane = lane(Alpn::Http1);
+    let callers: Vec<_> = (0..4).map(|_| stuck_caller(&lane, Instant::now() + PATIENCE)).collect();
+    sleep(Duration::from_millis(20)).await;
+    callers.iter().skip(1).for_each(tokio::task::JoinHandle::abort);
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!((lane.snapshot().waiters, partition(&lane).metrics.gave_up.get()), (1, 3));
+    callers.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_of_the_lane_answers_the_line_of_an_origin_that_was_drained_before() {
+    let lane = lane(Alpn::Http1);
+    let told = stuck_caller(&lane, Instant::now() + 2 * PATIENCE);
+    sleep(Duration::from_millis(20)).await;
+    let deadline = Instant::now() + PATIENCE;
+    let hole = origin("hole");
+    let drain = lane.drain_origin(&hole, crate::Waiting::Serve, deadline);
+    assert!(timeout(Duration::from_millis(1), drain).await.is_err(), "somebody is in line");
+    let report = lane.drain(Instant::now() + Duration::from_secs(1)).await;
+    let told = timeout(Duration::from_secs(2), told).await.expect("told").expect("no panic").expect_err("drained");
+    assert!(told.is_draining() && report.waiters_refused == 1, "{told:?} {report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_that_is_dropped_leaves_no_memory_behind() {
+    let lane = lane(Alpn::Http2);
+    let cell = Arc::downgrade(&partition(&lane).cell(&origin("a")));
+    once(&lane.origin(&origin("a")), 2).await.expect("answered");
+    let held = lane.origin(&origin("a")).hold(Instant::now() + PATIENCE).await.expect("a connection");
+    let name = origin("a");
+    let drain = lane.drain_origin(&name, crate::Waiting::Refuse, Instant::now() + PATIENCE);
+    assert!(timeout(Duration::from_millis(1), drain).await.is_err(), "one is in use");
+    let now = lane.snapshot();
+    assert_eq!((now.live, now.connections), (0, 1), "it is forgotten, and counts");
+    drop(held);
+    sleep(PATIENCE).await;
+    assert_eq!(cell.strong_count(), 0, "something keeps it");
 }
 
 #[tokio::test(start_paused = true)]

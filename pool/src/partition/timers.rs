@@ -28,9 +28,6 @@ use crate::fault::{self, Point};
 /// a lane of eight partitions wakes eight times a second.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How late a ring may be before it is taken for lost.
-pub(super) const RING_LATE_MAX: Duration = Duration::from_secs(1);
-
 #[derive(Debug, Default)]
 pub(crate) struct Timers {
     heap: Mutex<BinaryHeap<Reverse<Entry>>>,

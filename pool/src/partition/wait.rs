@@ -197,9 +197,7 @@ impl Cell {
             gave_up = state.gave_up();
             settled
         });
-        if gave_up > 0 {
-            self.partition().metrics.gave_up.inc_by(gave_up);
-        }
+        self.count_gave_up(gave_up);
         match left {
             Left::Waiting(waker) => drop(waker),
             Left::Answered(answer) => drop(self.told(answer)),

@@ -448,3 +448,28 @@ async fn demand_is_read_again_when_a_slot_is_free() {
     assert!(model.dials.is_empty(), "dialled for somebody who left");
     model.check();
 }
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_timer_that_is_late_is_asked_once() {
+    let mut model = Model::new();
+    model.wait(10);
+    model.now += Duration::from_millis(50); // The timer does not come to its turn.
+    (0..100).for_each(|_| model.step(Event::Settle, None));
+    assert_eq!(model.armed.iter().filter(|at| **at <= model.now).count(), 1, "{:?}", model.armed);
+    model.now += RING_LATE_MAX;
+    model.step(Event::Settle, None);
+    assert_eq!(model.armed.len(), 2, "it was lost");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r21_a_server_that_closes_after_its_answer_abandons_nothing() {
+    for (verdict, reason) in [(Verdict::Answered, CloseReason::Draining), (Verdict::Abandoned, CloseReason::Abandoned)]
+    {
+        let mut model = Model::proven(5, 1);
+        let (key, ..) = model.leases.remove(0);
+        let (keep_alive, held) = (None, None);
+        model.cell.step(Event::Return { key, channel: None, verdict, keep_alive, held }, model.now);
+        let actions = model.cell.step(Event::Closed(key), model.now);
+        assert!(matches!(actions.as_slice(), [Action::Ended(why)] if *why == reason), "{verdict:?}: {actions:?}");
+    }
+}
