@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use common::{after, get, settled, soon};
+use common::{Callers, after, get, settled, soon};
 use http_body_util::StreamBody;
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::service::service_fn;
@@ -144,7 +144,7 @@ async fn i08_giving_up_at_any_moment_loses_no_permit_and_blocks_nobody() {
                     let pipes = Pipes::new(alpn, at, manner);
                     let lane = pipes.lane();
                     let sfu = lane.origin(&origin(0));
-                    let callers = TaskTracker::new();
+                    let callers = Callers::new();
                     for n in 0..4 {
                         let sfu = sfu.clone();
                         callers.spawn(async move {
@@ -180,7 +180,7 @@ async fn r04_one_failed_dial_answers_a_thousand_callers_and_one_of_them_first_ha
     let pipes = Pipes::new(Alpn::Http2, At::Connect, Manner::Never);
     let lane = pipes.lane();
     let sfu = lane.origin(&origin(0));
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     let (own, shared) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     for _ in 0..1_000 {
         let (sfu, own, shared) = (sfu.clone(), Arc::clone(&own), Arc::clone(&shared));
@@ -209,7 +209,7 @@ async fn r04_no_wait_outlasts_its_deadline_and_lines_are_bounded() {
     };
     let pipes = Pipes::new(Alpn::Http1, At::Connect, Manner::Never);
     let lane = Lane::builder("pipes").limits(limits).connector(pipes.clone()).build().expect("lane");
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     let (late, shed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     for n in 0..40 {
         let (sfu, late, shed) = (lane.origin(&origin(n % 2)), Arc::clone(&late), Arc::clone(&shed));
@@ -251,7 +251,7 @@ async fn r01_a_lane_full_of_black_holes_does_not_delay_another_origin() {
     let lane = Lane::builder("mixed").limits(limits).connector(connector).build().expect("lane");
     let good = lane.origin(&Origin::parse("https://good.test").expect("origin"));
     good.send(get("/"), soon()).await.expect("proves itself").into_body().bytes(64).await.expect("body");
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     for n in 0..100 {
         let sfu = lane.origin(&origin(n));
         callers.spawn(async move { drop(sfu.send(get("/"), after(Duration::from_secs(50))).await) });
@@ -333,7 +333,7 @@ async fn r01_a_full_partition_and_a_full_lane_take_nothing_from_the_others() {
         probe.snapshot().partitions.iter().position(|partition| partition.origins == 1).expect("one has it")
     };
     let full = partition_of(&origin(0));
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     for hole in (0..100).map(origin).filter(|origin| partition_of(origin) == full) {
         let sfu = lane.origin(&hole);
         callers.spawn(async move { drop(sfu.send(get("/"), after(Duration::from_secs(50))).await) });

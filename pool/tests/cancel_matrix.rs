@@ -17,7 +17,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use common::{Ca, PATIENCE, Server, after, reset, settled_after, soon, until};
+use common::{Ca, Callers, PATIENCE, Server, after, reset, settled_after, soon, until};
 use futures_util::{Stream, StreamExt, stream};
 use http::{Request, Response};
 use http_body_util::{BodyExt, StreamBody};
@@ -33,7 +33,6 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 /// How long a slow stage takes.
 const SLOW: Duration = Duration::from_millis(30);
@@ -316,7 +315,7 @@ impl Case {
         let tls = pool::tls::client_config(ca.pem().as_bytes(), None).expect("tls");
         let lane = Lane::builder("matrix").tls(tls).limits(self.limits()).connector(connector).build().expect("lane");
         let sfu = lane.origin(&origin);
-        let helpers = TaskTracker::new();
+        let helpers = Callers::new();
         obstruct(&lane, &sfu, &stops, &helpers).await;
 
         let answer = {
@@ -351,7 +350,7 @@ impl Case {
 }
 
 /// Puts into the caller's way what it is to wait for, and takes it away when the stage is passed.
-async fn obstruct(lane: &Lane, sfu: &OriginHandle, stops: &Arc<Stops>, helpers: &TaskTracker) {
+async fn obstruct(lane: &Lane, sfu: &OriginHandle, stops: &Arc<Stops>, helpers: &Callers) {
     let (case, lane, sfu, stops) = (stops.case, lane.clone(), sfu.clone(), Arc::clone(stops));
     if case.way == Way::Line {
         let held = sfu.hold(soon()).await.expect("the only connection");

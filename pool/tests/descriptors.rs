@@ -6,9 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Ca, Server, after, get, settled, soon, until};
+use common::{Ca, Callers, Server, after, get, settled, soon, until};
 use pool::{LaneLimits, Waiting};
-use tokio_util::task::TaskTracker;
 
 fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("procfs").count()
@@ -33,7 +32,7 @@ async fn r02_the_end_of_a_partition_gives_its_descriptors_back_and_the_others_ne
     assert_eq!(descriptors(), before + 2 * 24, "both ends of every connection");
 
     // The others are asked all the time, and one request is under way in the partition that ends.
-    let (stop, asked, traffic) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), TaskTracker::new());
+    let (stop, asked, traffic) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Callers::new());
     for server in &servers {
         let row = rows.iter().find(|row| row.origin == server.origin.to_string()).expect("a row for each");
         let (sfu, stop, asked) = (lane.origin(&server.origin), Arc::clone(&stop), Arc::clone(&asked));

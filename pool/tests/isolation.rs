@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Ca, PATIENCE, Server, after, get, soon};
+use common::{Ca, Callers, PATIENCE, Server, after, get, soon};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -86,7 +86,7 @@ async fn r01_a_hundred_thousand_requests_to_a_black_holed_partition_leave_the_ot
     let quiet = p99(&lane, &origins(&lane, "early", 400, 0, false)).await;
     assert!(quiet >= WORK, "{quiet:?}");
 
-    let storm = TaskTracker::new();
+    let storm = Callers::new();
     let failed = Arc::new(AtomicUsize::new(0));
     for n in 0..100_000_usize {
         let (sfu, failed) = (lane.origin(&holes[n % holes.len()]), Arc::clone(&failed));
@@ -148,7 +148,7 @@ async fn r05_no_lease_is_lost_while_the_lane_of_the_sfus_is_in_a_storm() {
     });
 
     let (sfus, lane) = (storm_hosts(&ca).await, ca.lane(LaneLimits { dials_max: 64, ..LaneLimits::default() }));
-    let (end, storm, asked) = (after(STORM), TaskTracker::new(), Arc::new(AtomicUsize::new(0)));
+    let (end, storm, asked) = (after(STORM), Callers::new(), Arc::new(AtomicUsize::new(0)));
     for n in 0..CALLERS {
         let (sfu, asked) = (lane.origin(&sfus[n % sfus.len()].origin), Arc::clone(&asked));
         storm.spawn(async move {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use common::{settled, soon, until};
+use common::{Callers, settled, soon, until};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -161,12 +161,14 @@ async fn r14_what_may_have_been_seen_is_never_sent_again() {
         let lane = host.lane(alpn);
         let sfu = lane.origin(&origin());
         post(&sfu, "/first").await.expect("answered");
-        let (watched, cutter) = (host.clone(), TaskTracker::new());
+        let (watched, cutter) = (host.clone(), Callers::new());
         cutter.spawn(async move {
             until("the host has seen it", || watched.times("/second") == 1).await;
             watched.cut();
         });
         let error = post(&sfu, "/second").await.expect_err("cut in the middle");
+        cutter.close();
+        cutter.wait().await;
         assert!(error.sent() == Sent::Maybe && !error.is_retry_safe(), "{alpn:?} {error:?}");
         sleep(Duration::from_secs(60)).await;
         assert_eq!((host.times("/second"), replayed(&lane)), (1, 0), "{alpn:?}");

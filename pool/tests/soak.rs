@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Ca, Server, after, get, reset, serve, settled_after, soon, until};
+use common::{Ca, Callers, Server, after, get, reset, serve, settled_after, soon, until};
 use futures_util::FutureExt;
 use http::Request;
 use parking_lot::Mutex;
@@ -29,7 +29,6 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
-use tokio_util::task::TaskTracker;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -211,7 +210,7 @@ impl World {
     /// Half of the time: callers and an operator, until `end`.
     async fn rage(self: &Arc<Self>, seed: u64, lanes: &[Lane; 2], origins: &[Origin], end: Instant) {
         self.healed.store(0, Ordering::SeqCst);
-        let tasks = TaskTracker::new();
+        let tasks = Callers::new();
         for caller in 0..CALLERS {
             let (this, lanes, origins) = (Arc::clone(self), lanes.clone(), origins.to_vec());
             let mut dice = dice(seed, caller);

@@ -12,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::duplex;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
@@ -102,7 +103,7 @@ async fn once(sfu: &crate::OriginHandle, n: usize) -> Result<(), crate::Error> {
 /// Sends eight requests each to two origins. Returns how many failed, by origin.
 async fn crowd(lane: &Lane) -> [usize; 2] {
     let failed: [Arc<AtomicUsize>; 2] = std::array::from_fn(|_| Arc::default());
-    let callers = TaskTracker::new();
+    let mut callers = JoinSet::new();
     for n in 0..16 {
         let (sfu, failed) = (lane.origin(&origin(["a", "b"][n % 2])), Arc::clone(&failed[n % 2]));
         callers.spawn(async move {
@@ -119,8 +120,8 @@ async fn crowd(lane: &Lane) -> [usize; 2] {
         let sfu = lane.origin(&origin(name));
         callers.spawn(async move { drop(timeout(Duration::from_millis(3), once(&sfu, 2)).await) });
     }
-    callers.close();
-    callers.wait().await;
+    // A panic of one of them is the test's.
+    callers.join_all().await;
     assert_eq!(lane.snapshot().waiters, 0, "a place in line outlived its caller");
     assert_eq!(partition(lane).tuning().places.taken(), 0, "a place in the partition outlived its caller");
     failed.map(|failed| failed.load(Ordering::SeqCst))
@@ -329,7 +330,7 @@ async fn i09_room_for_one_costs_one_connection_however_many_come_by() {
     let lane = full(50).await;
     let partition = partition(&lane);
     let others: Vec<_> = (0..50).map(|n| lane.origin(&origin(&format!("idle-{n}")))).collect();
-    let newcomers = TaskTracker::new();
+    let mut newcomers = JoinSet::new();
     for n in 0..4 {
         let sfu = lane.origin(&origin(&format!("new-{n}")));
         newcomers.spawn(async move { once(&sfu, 2).await.expect("answered") });
@@ -338,8 +339,7 @@ async fn i09_room_for_one_costs_one_connection_however_many_come_by() {
             drop(timeout(Duration::ZERO, other.hold(Instant::now() + PATIENCE)).await);
         }
     }
-    newcomers.close();
-    newcomers.wait().await;
+    newcomers.join_all().await;
     assert_eq!(partition.metrics.spilled.get(), 4);
     assert!(lane.snapshot().live <= 50 && partition.connections() <= 50);
 }

@@ -1,21 +1,24 @@
 //! Servers on loopback with real TLS, well behaved and not, for the tests of the pool.
 #![allow(dead_code, unreachable_pub, missing_docs)] // Each test binary uses its own part.
 
+use std::any::Any;
 use std::convert::Infallible;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use parking_lot::Mutex;
 use pool::{Body, Lane, LaneLimits, Origin};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::ServerConfig;
@@ -95,6 +98,41 @@ impl Ca {
     pub fn lane(&self, limits: LaneLimits) -> Lane {
         let tls = pool::tls::client_config(self.pem().as_bytes(), None).expect("tls");
         Lane::builder("test").tls(tls).limits(limits).build().expect("lane")
+    }
+}
+
+/// Callers beside the test. A panic in a task ends that task only: here it ends the test that waits for them.
+#[derive(Clone, Default)]
+pub struct Callers {
+    tasks: TaskTracker,
+    panic: Arc<Mutex<Option<Box<dyn Any + Send>>>>,
+}
+
+impl Callers {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    pub fn spawn<T>(&self, caller: impl Future<Output = T> + Send + 'static) {
+        let panic = Arc::clone(&self.panic);
+        self.tasks.spawn(async move {
+            if let Err(panicked) = AssertUnwindSafe(caller).catch_unwind().await {
+                panic.lock().get_or_insert(panicked);
+            }
+        });
+    }
+
+    pub fn close(&self) {
+        self.tasks.close();
+    }
+
+    /// Waits for all of them, and panics as the first of them did.
+    pub async fn wait(&self) {
+        self.tasks.wait().await;
+        let panicked = self.panic.lock().take();
+        if let Some(panicked) = panicked {
+            resume_unwind(panicked);
+        }
     }
 }
 
