@@ -27,8 +27,8 @@
 //!   evidence. [`OriginHandle::fresh`] goes past the back-off on a new connection: the health probe.
 //! - **Retry** is not ours. A request is sent again only if hyper hands it back unsent from a connection
 //!   that had served others. [`Error::sent`] tells the caller the rest.
-//! - **Levers.** Every limit can be changed while the lane runs: [`Lane::set_limits`], or by name through
-//!   [`Lane::register_levers`]. [`Lane::debug`] shows the busiest origins and what was learnt of them.
+//! - **Levers.** Every limit but the number of partitions can be changed while the lane runs: [`Lane::set_limits`], or
+//!   by name through [`Lane::register_levers`]. [`Lane::debug`] shows the busiest origins and what was learnt of them.
 //!
 //! # What it tells
 //!
@@ -44,6 +44,9 @@
 //!
 //! Permits add up at any moment: those taken are the live connections and the dials in flight, and
 //! [`LaneSnapshot::permits_off`] is 0.
+//!
+//! A panic, of a connector, a waker or in here, costs one dial, or one origin a moment. That needs `panic = "unwind"`,
+//! which is the default.
 //!
 //! The registry has a lane of its own kind, [`RegistryLane`]: its own thread, and none of the cell's code.
 //!

@@ -36,7 +36,9 @@ pub(crate) mod most {
 pub struct LaneLimits {
     /// Partitions. More isolate better, fewer waste less of the divided budgets. No speed is gained.
     pub partitions: usize,
-    /// Origins with state. 32,768: the 25,000 SFUs of the largest fleet and room to replace a quarter.
+    /// Origins with state. 32,768: the 25,000 SFUs of the largest fleet and room to replace a quarter. Beyond them a new
+    /// origin takes the place of one that has no handle, no connection and no back-off; if there is none, its requests
+    /// are refused as when a line is full.
     pub origins_max: usize,
     /// Connections per origin. 64 HTTP/1.1 exchanges at once are more than an SFU's control API takes;
     /// HTTP/2 needs two or three.

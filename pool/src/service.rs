@@ -276,9 +276,7 @@ impl tower::Service<Request<Body>> for OriginHandle {
     }
 }
 
-/// The origin is taken from the request's absolute URI. Each origin stays known until it is
-/// [forgotten](Lane::forget): of more than [`LaneLimits::origins_max`](crate::LaneLimits::origins_max), the last to come
-/// are refused as when a line is full.
+/// The origin is taken from the request's absolute URI.
 impl tower::Service<Request<Body>> for Lane {
     type Response = Response<ResponseBody>;
     type Error = Error;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{after, get, settled, soon, until};
+use common::{Callers, after, get, settled, soon, until};
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -70,7 +70,7 @@ async fn i09_25_000_origins_work_through_10_000_connections() {
     let connections_max = 10_000;
     let lane = network.lane(Alpn::Http1, LaneLimits { connections_max, ..LaneLimits::default() });
     for round in 1..=2 {
-        let callers = TaskTracker::new();
+        let callers = Callers::new();
         for first in 0..100 {
             let lane = lane.clone();
             callers.spawn(async move {
@@ -120,6 +120,37 @@ async fn i09_beyond_origins_max_handles_say_saturated_and_forgetting_makes_room(
 }
 
 #[tokio::test(start_paused = true)]
+async fn i09_origins_that_nobody_uses_make_room_for_new_ones_and_dead_ones_stay_known() {
+    let network = Network::default();
+    let (count, dead) = (network.clone(), origin(1_000));
+    let connector = tower::service_fn(move |host: Origin| {
+        let refuses = host == dead;
+        let connected = count.connect(Alpn::Http2).into_inner().expect("a pipe");
+        ready(if refuses { Err(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)) } else { Ok(connected) })
+    });
+    let hour = Duration::from_secs(3_600);
+    let idle_timeout = Duration::from_secs(1);
+    let limits = LaneLimits { partitions: 1, origins_max: 4, idle_timeout, ..LaneLimits::default() };
+    let limits = LaneLimits { backoff_base: hour, backoff_max: hour, ..limits };
+    let lane = Lane::builder("web").limits(limits).connector(connector).build().expect("lane");
+    let kept = lane.origin(&origin(0));
+    assert!(!ask(&lane, 1_000, "/").await.expect_err("dead").is_fail_fast());
+    let mut new = 1..;
+    for _ in 0..10 {
+        for n in new.by_ref().take(4) {
+            ask(&lane, n, "/").await.expect("one that nobody uses goes");
+        }
+        let refused = ask(&lane, 2_000, "/").await.expect_err("each has a connection, a handle or a back-off");
+        assert!(refused.is_saturated(), "{refused:?}");
+        until("the connections are too old", || lane.snapshot().live == 0).await;
+        assert_eq!(lane.snapshot().origins, 6);
+    }
+    assert!(ask(&lane, 1_000, "/").await.expect_err("dead").is_fail_fast(), "its back-off was forgotten");
+    kept.send(get("/"), soon()).await.expect("a handle stays good");
+    settled(&lane).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn r20_every_limit_is_a_lever_that_bites_at_once() {
     let network = Network::default();
     let limits = LaneLimits { partitions: 1, ..LaneLimits::default() };
@@ -133,7 +164,7 @@ async fn r20_every_limit_is_a_lever_that_bites_at_once() {
     // No dials at all: whoever comes waits.
     set("pool.net.dial_burst", 0.into());
     until("the lever is applied", || lane.limits().dial_burst == 0).await;
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     let handle = lane.clone();
     callers.spawn(async move { ask(&handle, 0, "/").await.expect("answered after the lever was opened") });
     sleep(Duration::from_secs(5)).await;
@@ -184,7 +215,7 @@ async fn r20_a_smaller_budget_closes_what_is_beyond_it_idle_now_and_in_use_when_
         for n in 0..20 {
             ask(&lane, n, "/").await.expect("answered");
         }
-        let (sfu, callers) = (lane.origin(&origin(20)), TaskTracker::new());
+        let (sfu, callers) = (lane.origin(&origin(20)), Callers::new());
         for _ in 0..6 {
             sfu.probe_dial(soon()).await.expect("dialled");
         }
@@ -214,7 +245,7 @@ async fn r04_dials_keep_to_their_rate() {
     let network = Network::default();
     let limits = LaneLimits { partitions: 1, dial_rate_per_s: 100.0, dial_burst: 10, ..LaneLimits::default() };
     let lane = network.lane(Alpn::Http2, limits);
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     for n in 0..110 {
         let lane = lane.clone();
         callers.spawn(async move { ask(&lane, n, "/").await.expect("answered") });
@@ -233,7 +264,7 @@ async fn r04_a_line_too_long_for_a_deadline_refuses_at_once() {
     let limits = LaneLimits { connections_per_origin_max: 2, ..LaneLimits::default() };
     let lane = Network::default().lane(Alpn::Http1, limits);
     let sfu = lane.origin(&origin(0));
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     for _ in 0..100 {
         let lane = lane.clone();
         callers.spawn(async move { drop(ask(&lane, 0, "/100").await) });
@@ -255,7 +286,7 @@ async fn r04_a_line_too_long_for_a_deadline_refuses_at_once() {
 async fn r03_callers_who_leave_cause_no_pile_of_idle_connections() {
     let network = Network::default();
     let lane = network.lane(Alpn::Http1, LaneLimits { dial_rate_per_s: 10.0, dial_burst: 1, ..LaneLimits::default() });
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     for _ in 0..1_000 {
         let sfu = lane.origin(&origin(0));
         callers.spawn(async move { drop(sfu.send(get("/1000"), after(Duration::from_millis(50))).await) });
@@ -274,7 +305,7 @@ async fn an_origin_a_partition_and_a_pool_can_be_drained_with_or_without_their_l
     for (waiting, served) in [(Waiting::Serve, 2), (Waiting::Refuse, 1)] {
         for what in ["origin", "partition", "pool"] {
             let lane = Network::default().lane(Alpn::Http1, limits.clone());
-            let callers = TaskTracker::new();
+            let callers = Callers::new();
             let answered = Arc::new(AtomicUsize::new(0));
             for _ in 0..2 {
                 let (lane, answered) = (lane.clone(), Arc::clone(&answered));
@@ -306,7 +337,7 @@ async fn an_origin_a_partition_and_a_pool_can_be_drained_with_or_without_their_l
 async fn a_drain_of_an_origin_cuts_what_is_left_at_its_deadline_and_nothing_else() {
     for alpn in [Alpn::Http1, Alpn::Http2] {
         let lane = Network::default().lane(alpn, LaneLimits { partitions: 1, ..LaneLimits::default() });
-        let callers = TaskTracker::new();
+        let callers = Callers::new();
         for n in 0..2 {
             let lane = lane.clone();
             callers.spawn(async move { assert_eq!(ask(&lane, n, "/2000").await.is_ok(), n == 1) });
@@ -380,7 +411,7 @@ async fn r14_a_dead_host_costs_one_dial_per_back_off_step_whoever_asks() {
 async fn r21_the_debug_snapshot_names_the_busiest_and_is_json() {
     let limits = LaneLimits { connections_per_origin_max: 1, ..LaneLimits::default() };
     let lane = Network::default().lane(Alpn::Http1, limits);
-    let callers = TaskTracker::new();
+    let callers = Callers::new();
     for n in 0..50 {
         for _ in 0..if n == 7 { 9 } else { 2 } {
             let lane = lane.clone();

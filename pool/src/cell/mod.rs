@@ -21,6 +21,7 @@ mod conns;
 mod demand;
 mod estimate;
 mod event;
+mod looks;
 mod places;
 mod tuning;
 mod waiters;
@@ -40,8 +41,8 @@ use self::conns::Conns;
 pub(crate) use self::conns::{Channel, CloseReason, ConnKey, Taken, Verdict};
 use self::estimate::Estimates;
 pub(crate) use self::event::{
-    Action, Actions, Answer, Awaited, Back, Blame, CellCounts, CellLearnt, Epoch, Event, FailedDial, Intake, Joined,
-    Refusal, Ticket,
+    Action, Actions, Answer, Awaited, Back, Blame, CellCounts, Epoch, Event, FailedDial, Intake, Joined, Refusal,
+    Ticket,
 };
 use self::places::Held;
 pub(crate) use self::tuning::Tuning;
@@ -212,42 +213,6 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         fault::point(Point::StepHalf);
         self.settle(now, out);
         fault::point(Point::StepEnds);
-    }
-
-    pub(crate) fn breaker(&self, now: Instant) -> BreakerState {
-        self.breaker.state(now)
-    }
-
-    pub(crate) fn counts(&self) -> CellCounts {
-        CellCounts {
-            waiters: self.callers(),
-            dialling: self.dialling,
-            live: self.conns.live(),
-            idle: self.conns.idle(),
-            streams: self.conns.streams(),
-            permits: self.permits,
-        }
-    }
-
-    /// In line, for whatever connection.
-    fn callers(&self) -> usize {
-        self.line.len() + self.fresh_line.len()
-    }
-
-    /// How long the first in line has waited.
-    pub(crate) fn oldest_wait(&self, now: Instant) -> Duration {
-        let joined = self.line.front_joined().into_iter().chain(self.fresh_line.front_joined()).min();
-        joined.map_or(Duration::ZERO, |joined| now.saturating_duration_since(joined))
-    }
-
-    pub(crate) fn learnt(&self) -> CellLearnt {
-        CellLearnt {
-            hold: self.estimates.hold.get(),
-            dial: self.estimates.dial.get(),
-            h2: self.h2,
-            proven: self.proven,
-            draining: self.draining.is_some(),
-        }
     }
 
     fn slot(&mut self, fresh: bool, now: Instant, out: &mut Actions<C, W, E>) {

@@ -57,6 +57,9 @@ const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 /// How long a drain waits, after it cut connections at its deadline, for their tasks to notice.
 pub(crate) const ABORT_WAIT: Duration = Duration::from_secs(1);
 
+/// Origins that are looked at when there is no room for another one: who comes in vain must not cost a search of all.
+const RECLAIM_LOOKS: usize = 16;
+
 /// How often a drain looks for waiters who have left by themselves.
 const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
@@ -101,6 +104,8 @@ pub(crate) struct Partition {
 struct Cells {
     index: HashMap<Origin, usize, FxBuildHasher>,
     list: Vec<Arc<Cell>>,
+    /// Where the search for one that can go went on last.
+    hand: usize,
 }
 
 /// What a partition holds at one moment.
@@ -176,17 +181,20 @@ impl Partition {
         partition
     }
 
-    /// The cell of an origin, made on first use. Beyond the partition's share of `origins_max` the cell
-    /// is not kept and refuses everything, as a full line does.
+    /// The cell of an origin, made on first use. Beyond the partition's share of `origins_max` it takes the place of one
+    /// that nobody uses. If there is none in sight it is not kept and refuses everything, as a full line does.
     pub(crate) fn cell(self: &Arc<Self>, origin: &Origin) -> Arc<Cell> {
         let mut cells = self.cells.lock();
         if let Some(at) = cells.index.get(origin) {
             return Arc::clone(&cells.list[*at]);
         }
-        let kept = cells.list.len() < self.origins_max.load(Ordering::Relaxed);
+        let origins_max = self.origins_max.load(Ordering::Relaxed);
+        let unused = if cells.list.len() < origins_max { None } else { cells.take_unused(Instant::now()) };
+        let kept = cells.list.len() < origins_max;
         let make = || Arc::new(Cell::new(origin.clone(), Arc::clone(self), Arc::clone(&self.tuning)));
         if !kept {
             drop(cells);
+            unused.iter().for_each(|unused| self.room.forget(unused));
             let cell = make();
             cell.refuse_as_surplus();
             return cell;
@@ -196,6 +204,7 @@ impl Partition {
         cells.index.insert(origin.clone(), at);
         cells.list.push(Arc::clone(&cell));
         drop(cells);
+        unused.iter().for_each(|unused| self.room.forget(unused));
         if self.draining.load(Ordering::Acquire) {
             cell.apply(Event::Drain(Intake::Refuse));
         }
@@ -439,6 +448,19 @@ fn origins_share(limits: &LaneLimits) -> usize {
 // === impl Cells ===
 
 impl Cells {
+    /// Takes out a cell of which nobody knows but the partition, and which would be made anew just as it is.
+    fn take_unused(&mut self, now: Instant) -> Option<Arc<Cell>> {
+        for _ in 0..RECLAIM_LOOKS.min(self.list.len()) {
+            self.hand = (self.hand + 1) % self.list.len();
+            let cell = &self.list[self.hand];
+            if cell.is_unused(now) {
+                let origin = cell.origin().clone();
+                return self.remove(&origin);
+            }
+        }
+        None
+    }
+
     fn remove(&mut self, origin: &Origin) -> Option<Arc<Cell>> {
         let at = self.index.remove(origin)?;
         let cell = self.list.swap_remove(at);

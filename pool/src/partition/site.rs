@@ -90,6 +90,12 @@ impl Cell {
         self.surplus.load(Ordering::Relaxed)
     }
 
+    /// Whether only the partition's own lists know of this cell, and there is nothing in it to remember.
+    pub(super) fn is_unused(self: &Arc<Self>, now: Instant) -> bool {
+        let lists = 1 + usize::from(self.listed.load(Ordering::SeqCst));
+        Arc::strong_count(self) <= lists && self.state.try_lock().is_some_and(|state| state.is_blank(now))
+    }
+
     pub(crate) fn origin(&self) -> &Origin {
         &self.origin
     }
