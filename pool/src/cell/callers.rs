@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::CellState;
 use super::conns::{Channel, ConnKey, Taken};
 use super::event::{Action, Actions, Answer, Awaited, Back, Intake, Joined, Refusal, Ticket};
 use super::waiters::{Left, Look, WaiterKey, Waiters};
+use super::{CellState, first_generation};
 use crate::fault::{self, Point};
 
 /// Callers who gave up that are counted together: a counter that is short by less than so many for each line is true
@@ -58,9 +58,21 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             },
         };
         fault::point(Point::StepHalf);
-        self.settle(now, out);
+        if fresh || matches!(joined, Joined::Answered(_)) || !self.merely_follows(deadline, now) {
+            self.settle(now, out);
+        }
         fault::point(Point::StepEnds);
         joined
+    }
+
+    /// Whether the caller who came last changes nothing for anybody: others are before it, there is no room for a
+    /// dial, and a ring comes before its deadline.
+    fn merely_follows(&self, deadline: Instant, now: Instant) -> bool {
+        self.line.len() > 1
+            && self.permits >= self.tuning.connections_max()
+            && self.conns.usable() > 0
+            && !self.look_again
+            && self.rings.last().is_some_and(|ring| now < *ring && *ring <= deadline)
     }
 
     /// The connection, or the reason, for which a caller need not wait.
@@ -87,8 +99,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 return Some(Answer::Refused(why));
             }
         }
-        let line = if fresh { &self.fresh_line } else { &self.line };
-        let full = line.len() >= self.tuning.waiters_max() || !self.places.admit(self.callers(), fresh);
+        let length = if fresh { self.fresh_len() } else { self.line.len() };
+        let full = length >= self.tuning.waiters_max() || !self.places.admit(self.callers(), fresh);
         full.then_some(Answer::Refused(Refusal::Saturated))
     }
 
@@ -173,7 +185,24 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         out.extend(self.line_mut(fresh).answer(key, answer).map(Action::Wake));
     }
 
+    pub(super) fn fresh_len(&self) -> usize {
+        self.fresh_line.as_ref().map_or(0, |line| line.len())
+    }
+
+    pub(super) fn fresh_front(&self) -> Option<WaiterKey> {
+        self.fresh_line.as_ref().and_then(|line| line.front())
+    }
+
+    /// The earliest deadline of all who wait.
+    pub(super) fn next_deadline(&mut self) -> Option<Instant> {
+        let fresh = self.fresh_line.as_mut().and_then(|line| line.next_deadline());
+        self.line.next_deadline().into_iter().chain(fresh).min()
+    }
+
     pub(super) fn line_mut(&mut self, fresh: bool) -> &mut Waiters<W, Answer<C, E>> {
-        if fresh { &mut self.fresh_line } else { &mut self.line }
+        if !fresh {
+            return &mut self.line;
+        }
+        self.fresh_line.get_or_insert_with(|| Box::new(Waiters::new(first_generation(self.life))))
     }
 }

@@ -17,7 +17,7 @@ const TIMEOUTS_MAX: u32 = 3;
 
 /// The exchange whose hold time is measured: one in this many. Two looks at the clock cost as much as the
 /// rest of a checkout, and a mean needs no more.
-const HOLD_SAMPLED_ONE_IN: u64 = 8;
+const HOLD_SAMPLED_ONE_IN: u32 = 8;
 
 /// Room is given back when less than one part in this many of it is used, so that memory falls after a storm.
 const ROOM_KEPT: usize = 4;
@@ -85,8 +85,6 @@ pub(crate) struct Taken<C> {
     pub(crate) channel: C,
     /// Whether the connection has served others before.
     pub(crate) reused: bool,
-    /// When it was taken, if the clock was at hand.
-    pub(crate) since: Option<Instant>,
     /// The hold time of this one is to be measured.
     pub(crate) sampled: bool,
 }
@@ -103,21 +101,24 @@ pub(crate) struct Conns<C> {
     carries: usize,
 }
 
+/// Two cache lines, and what changes with each request is in the first.
 #[derive(Debug)]
+#[repr(C, align(64))]
 struct Conn<C> {
     generation: u64,
     /// Absent while an exclusive connection is out, or once it is retired.
     channel: Option<C>,
-    shared: bool,
-    streams: usize,
-    served: u64,
-    timeouts: u32,
-    retire_at: Instant,
     idle_since: Instant,
-    idle_timeout: Duration,
+    /// Requests so far; wraps.
+    served: u32,
+    streams: u32,
+    timeouts: u32,
+    shared: bool,
     retired: Option<CloseReason>,
     /// The exchange is over and the connection about to come back.
     returning: bool,
+    retire_at: Instant,
+    idle_timeout: Duration,
 }
 
 // === impl Conns ===
@@ -156,7 +157,7 @@ impl<C: Channel> Conns<C> {
 
     /// Requests on connections.
     pub(crate) fn streams(&self) -> usize {
-        self.slab.iter().map(|(_, conn)| conn.streams).sum()
+        self.slab.iter().map(|(_, conn)| conn.streams as usize).sum()
     }
 
     pub(crate) fn insert(
@@ -175,8 +176,8 @@ impl<C: Channel> Conns<C> {
             generation,
             channel: Some(channel),
             shared,
-            streams: 0,
             served: 0,
+            streams: 0,
             timeouts: 0,
             retire_at,
             idle_since: now,
@@ -225,21 +226,21 @@ impl<C: Channel> Conns<C> {
             let limit = channel.streams_max().min(tuning.streams_max());
             self.carries = limit.max(1);
             // A peer that allows nothing at the moment still gets one request: hyper queues it.
-            if conn.streams >= limit.max(1) {
+            let streams = conn.streams as usize;
+            if streams >= limit.max(1) {
                 return None;
             }
-            let channel = channel.share()?;
-            (channel, conn.streams + 1 >= limit)
+            (channel.share()?, streams + 1 >= limit)
         } else {
             (conn.channel.take()?, true)
         };
         let sampled = conn.served % HOLD_SAMPLED_ONE_IN == 1;
         conn.streams += 1;
-        conn.served += 1;
+        conn.served = conn.served.wrapping_add(1);
         if full {
             self.unfree(key);
         }
-        Some(Taken { key, channel, reused, since: None, sampled })
+        Some(Taken { key, channel, reused, sampled })
     }
 
     /// A request is done with its connection. An exclusive channel comes back; what must be closed is
@@ -249,8 +250,8 @@ impl<C: Channel> Conns<C> {
         let Some(conn) = self.get_mut(key) else { return channel };
         conn.streams = conn.streams.saturating_sub(1);
         match verdict {
-            Verdict::Unused => conn.served = conn.served.saturating_sub(1),
-            Verdict::Answered => conn.timeouts = 0,
+            Verdict::Unused => conn.served = conn.served.wrapping_sub(1),
+            Verdict::Answered => conn.forgive(),
             Verdict::TimedOut => conn.timeouts += 1,
             Verdict::Abandoned => {}
         }
@@ -303,8 +304,8 @@ impl<C: Channel> Conns<C> {
         conn.streams = conn.streams.saturating_sub(1);
         conn.idle_since = idle_since;
         match now {
-            Some(_) => conn.timeouts = 0,
-            None => conn.served = conn.served.saturating_sub(1),
+            Some(_) => conn.forgive(),
+            None => conn.served = conn.served.wrapping_sub(1),
         }
         if conn.shared {
             if !self.free.contains(&key) {
@@ -336,7 +337,7 @@ impl<C: Channel> Conns<C> {
             let shared = conn.channel.as_ref()?;
             let limit = shared.streams_max().min(tuning.streams_max()).max(1);
             // The peer may have lowered its limit meanwhile, or raised it for more than one.
-            if limit != self.carries || conn.streams > limit {
+            if limit != self.carries || conn.streams as usize > limit {
                 return None;
             }
             shared.share()?
@@ -344,13 +345,13 @@ impl<C: Channel> Conns<C> {
             channel.take()?
         };
         // Who did not use it is replaced by the next one: nothing is to be written.
-        let before = if now.is_some() { conn.served } else { conn.served.saturating_sub(1) };
+        let before = if now.is_some() { conn.served } else { conn.served.wrapping_sub(1) };
         let (reused, sampled) = (before > 0, before % HOLD_SAMPLED_ONE_IN == 1);
         if now.is_some() {
-            conn.timeouts = 0;
-            conn.served += 1;
+            conn.forgive();
+            conn.served = conn.served.wrapping_add(1);
         }
-        Some(Taken { key, channel: next, reused, since: None, sampled })
+        Some(Taken { key, channel: next, reused, sampled })
     }
 
     /// The exchange on an exclusive connection is over; it comes back as soon as hyper has tidied up.
@@ -449,12 +450,23 @@ impl<C: Channel> Conns<C> {
     }
 }
 
+// === impl Conn ===
+
+impl<C> Conn<C> {
+    /// It has answered. (What is not so need not be written.)
+    fn forgive(&mut self) {
+        if self.timeouts > 0 {
+            self.timeouts = 0;
+        }
+    }
+}
+
 // === impl Taken ===
 
 impl<C> Taken<C> {
-    /// Starts the clock.
-    pub(crate) fn timed(self, now: Instant) -> Self {
-        Self { since: Some(now), ..self }
+    /// Its hold time is measured.
+    pub(crate) fn sampled(self) -> Self {
+        Self { sampled: true, ..self }
     }
 }
 

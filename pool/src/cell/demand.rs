@@ -32,7 +32,7 @@ const COST_MAX: u32 = 8;
 
 impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     pub(super) fn wanted_fresh(&self) -> usize {
-        let uncovered = self.fresh_line.len().saturating_sub(self.dialling_fresh);
+        let uncovered = self.fresh_len().saturating_sub(self.dialling_fresh);
         let room = self.tuning.connections_max().saturating_add(FRESH_EXTRA).saturating_sub(self.permits);
         uncovered.min(room).min(self.dials_allowed().saturating_sub(self.dialling_fresh))
     }

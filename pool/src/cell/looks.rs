@@ -32,12 +32,13 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     /// In line, for whatever connection.
     pub(super) fn callers(&self) -> usize {
-        self.line.len() + self.fresh_line.len()
+        self.line.len() + self.fresh_len()
     }
 
     /// How long the first in line has waited.
     pub(crate) fn oldest_wait(&self, now: Instant) -> Duration {
-        let joined = self.line.front_joined().into_iter().chain(self.fresh_line.front_joined()).min();
+        let fresh = self.fresh_line.as_ref().and_then(|line| line.front_joined());
+        let joined = self.line.front_joined().into_iter().chain(fresh).min();
         joined.map_or(Duration::ZERO, |joined| now.saturating_duration_since(joined))
     }
 

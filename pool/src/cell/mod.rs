@@ -76,21 +76,33 @@ pub(crate) const RING_LATE_MAX: Duration = Duration::from_secs(1);
 /// either. A fraction of callers' usual deadlines, and more than a calm loop is ever late.
 pub(crate) const LATE_MIN: Duration = Duration::from_millis(50);
 
-/// See the module's documentation.
+/// The generation after which keys of this life begin.
+fn first_generation(life: u32) -> u64 {
+    u64::from(life) << LIFE_SHIFT
+}
+
+/// See the module's documentation. What each wait changes, or has to look at, comes first: where two processors work on one
+/// cell, a request costs as much time as cache lines go back and forth.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct CellState<C, W, E> {
-    /// Counts the fresh starts after a panic; wraps. See [`CellState::renew`].
-    life: u32,
-    tuning: Arc<Tuning>,
-    conns: Conns<C>,
     /// In line for any connection.
     line: Waiters<W, Answer<C, E>>,
-    /// In line for a connection dialled for them.
-    fresh_line: Waiters<W, Answer<C, E>>,
-    /// The places that these take in the partition.
+    /// The places that those in line take in the partition.
     places: Held,
-    breaker: Breaker<E>,
     permits: usize,
+    /// No newcomers.
+    draining: Option<Intake>,
+    tuning: Arc<Tuning>,
+    /// Rings that were asked for and have not come, the earliest last. All of them are remembered: a later
+    /// one does its work when it comes, and is not asked for twice.
+    rings: SmallVec<[Instant; 1]>,
+    conns: Conns<C>,
+    /// In line for a connection dialled for them. Few origins ever have such callers.
+    fresh_line: Option<Box<Waiters<W, Answer<C, E>>>>,
+    /// Counts the fresh starts after a panic; wraps. See [`CellState::renew`].
+    life: u32,
+    breaker: Breaker<E>,
     dialling: usize,
     dialling_fresh: usize,
     /// Dials under way of which no caller has been told first hand: ordinary and fresh ones.
@@ -103,11 +115,6 @@ pub(crate) struct CellState<C, W, E> {
     /// In the scheduler's line for ordinary dials, and for fresh ones.
     queued: bool,
     queued_fresh: bool,
-    /// No newcomers.
-    draining: Option<Intake>,
-    /// Rings that were asked for and have not come, the earliest last. All of them are remembered: a later
-    /// one does its work when it comes, and is not asked for twice.
-    rings: SmallVec<[Instant; 1]>,
     /// A connection expires sooner than `rings` knows.
     look_again: bool,
     /// Callers who gave up and are not counted yet.
@@ -129,12 +136,12 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     fn of_life(life: u32, tuning: Arc<Tuning>) -> Self {
-        let generation = u64::from(life) << LIFE_SHIFT;
+        let generation = first_generation(life);
         Self {
             life,
             conns: Conns::new(generation),
             line: Waiters::new(generation),
-            fresh_line: Waiters::new(generation),
+            fresh_line: None,
             places: Held::new(Arc::clone(&tuning)),
             breaker: Breaker::new(),
             permits: 0,
@@ -170,7 +177,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     /// What wakes those in line.
     pub(crate) fn into_waiters(self) -> impl Iterator<Item = W> {
-        self.line.into_waiters().chain(self.fresh_line.into_waiters())
+        let fresh_line = self.fresh_line.map(|line| *line);
+        self.line.into_waiters().chain(fresh_line.into_iter().flat_map(Waiters::into_waiters))
     }
 
     /// Applies one event. What it adds to `out` must be executed, in order, after the lock is released: wakers,
@@ -248,7 +256,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         let key = self.conns.insert(channel, shared, now + age, now, &self.tuning);
         out.push(Action::Opened(key));
         if fresh
-            && let Some(first) = self.fresh_line.front()
+            && let Some(first) = self.fresh_front()
             && let Some(taken) = self.conns.take_key(key, &self.tuning)
         {
             self.tell(true, first, Answer::Given(taken), out);
@@ -302,7 +310,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
         // Exactly one caller learns of the failure first hand.
         let owner = if fresh {
-            self.fresh_line.front()
+            self.fresh_front()
         } else if news && (self.hopeless(now).is_some() || blame == Blame::Us && self.deserted()) {
             self.line.front()
         } else {
@@ -329,7 +337,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// others would report the same silence once more. If we are not punctual, the dial may have had an answer
     /// for long that nobody has looked at, and it is evidence for none.
     fn expire(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
-        let first = [self.line.next_deadline(), self.fresh_line.next_deadline()].into_iter().flatten().min();
+        let first = self.next_deadline();
         let punctual = first.is_none_or(|first| now < first + LATE_MIN);
         let ours = if self.queued || self.queued_fresh || !punctual { Awaited::Slot } else { Awaited::Turn };
         // With connections in use the dial under way is not what these waited for.
@@ -343,7 +351,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             self.untold -= usize::from(awaited == Awaited::Dial);
             self.tell(false, waiter, Answer::Refused(Refusal::Expired(awaited)), out);
         }
-        while let Some(waiter) = self.fresh_line.expired(now) {
+        while let Some(waiter) = self.fresh_line.as_mut().and_then(|line| line.expired(now)) {
             let awaited = if punctual && self.untold_fresh > 0 { Awaited::Dial } else { ours };
             self.untold_fresh -= usize::from(awaited == Awaited::Dial);
             self.tell(true, waiter, Answer::Refused(Refusal::Expired(awaited)), out);
@@ -395,7 +403,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             let Some(taken) = self.conns.take(&self.tuning, &mut |channel| out.push(Action::Close(channel))) else {
                 break;
             };
-            self.tell(false, first, Answer::Given(taken.timed(now)), out);
+            self.tell(false, first, Answer::Given(taken.sampled()), out);
         }
         if !self.line.is_empty()
             && let Some(why) = self.hopeless(now)
@@ -404,7 +412,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
                 self.tell(false, first, Answer::Refused(why.clone()), out);
             }
         }
-        if self.draining.is_some() && self.line.is_empty() && self.fresh_line.is_empty() {
+        if self.draining.is_some() && self.callers() == 0 {
             let why = Some(CloseReason::Drained);
             self.conns.retire_idle(why, now, &mut |channel| out.push(Action::Close(channel)));
         }
@@ -415,15 +423,11 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
 
     /// Whether something was to be done by `then` that waits for a ring.
     pub(crate) fn is_overdue(&mut self, then: Instant) -> bool {
-        let deadlines = self.line.next_deadline().into_iter().chain(self.fresh_line.next_deadline());
-        deadlines.chain(self.rings.last().copied()).any(|at| at <= then)
+        self.next_deadline().into_iter().chain(self.rings.last().copied()).any(|at| at <= then)
     }
 
     fn arm(&mut self, now: Instant, out: &mut Actions<C, W, E>) {
-        let mut next = match (self.line.next_deadline(), self.fresh_line.next_deadline()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let mut next = self.next_deadline();
         if !self.line.is_empty()
             && let Some(until) = self.breaker.until(now)
         {

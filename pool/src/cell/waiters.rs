@@ -36,7 +36,7 @@ pub(crate) struct WaiterKey {
 }
 
 /// First in, first out, with deadlines. `W` wakes a waiter, `A` is what it is told. What changes with each caller comes
-/// first and is together a cache line.
+/// first: a cache line with the lock around it, and another one.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Waiters<W, A> {
@@ -48,7 +48,7 @@ pub(crate) struct Waiters<W, A> {
     sorted: u32,
     waiting: u32,
     generation: u64,
-    answers: Slab<A>,
+    answers: Slab<Told<A>>,
     latest: Option<Instant>,
     /// The deadlines of those who came with an earlier one than somebody before them.
     early: BinaryHeap<Reverse<(Instant, WaiterKey)>>,
@@ -68,6 +68,11 @@ struct Node<W> {
     next: u32,
     early: bool,
 }
+
+/// One cache line, as a node.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Told<A>(A);
 
 #[derive(Debug)]
 enum State<W> {
@@ -177,7 +182,7 @@ impl<W, A> Waiters<W, A> {
     /// Takes a waiter out of the line with what it is to be told; returns what wakes it.
     pub(crate) fn answer(&mut self, key: WaiterKey, answer: A) -> Option<W> {
         let node = self.nodes.get_mut(key.index as usize).filter(|node| node.is_waiting(key))?;
-        let state = State::Answered(self.answers.insert(answer));
+        let state = State::Answered(self.answers.insert(Told(answer)));
         let State::Waiting(waiter) = mem::replace(&mut node.state, state) else { return None };
         self.unlink(key.index);
         Some(waiter)
@@ -233,7 +238,7 @@ impl<W, A> Waiters<W, A> {
         let node = self.nodes.get(key.index as usize).filter(|node| node.generation == key.generation)?;
         let State::Answered(at) = node.state else { return None };
         self.nodes.remove(key.index as usize);
-        let answer = self.answers.remove(at);
+        let Told(answer) = self.answers.remove(at);
         self.tidy();
         Some(answer)
     }

@@ -158,8 +158,8 @@ impl Failure {
 
 impl Lease {
     pub(crate) fn new(cell: Arc<Cell>, taken: Taken<Link>) -> Self {
-        let Taken { key, channel, reused, since, sampled } = taken;
-        let since = if sampled && since.is_none() { Some(Instant::now()) } else { since };
+        let Taken { key, channel, reused, sampled } = taken;
+        let since = sampled.then(Instant::now);
         Self {
             cell,
             key,

@@ -27,12 +27,13 @@ use crate::fault::{self, Point};
 use crate::origin::Origin;
 use crate::spans;
 
-/// One origin of a partition.
+/// One origin of a partition. The lock and what each wait changes begin a cache line.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Cell {
+    pub(super) state: Mutex<State>,
     origin: Origin,
     partition: Arc<Partition>,
-    pub(super) state: Mutex<State>,
     pub(super) progress: Arc<Progress>,
     /// The partition has no room for this origin, or has given this cell up: handles look again.
     surplus: AtomicBool,

@@ -29,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[test]
 fn r04_an_origin_without_connections_costs_little_memory() {
     // Its share of the index and of the list comes on top: 56 bytes.
-    let bytes = size_of::<Cell>() + 2 * size_of::<usize>();
-    assert!(bytes <= 704, "{bytes} bytes per origin");
+    let bytes = size_of::<Cell>() + align_of::<Cell>(); // The counts of an `Arc` have a cache line of their own.
+    assert!(bytes <= 640, "{bytes} bytes per origin");
 }
 
 /// A lane of one partition whose every origin answers after 5 ms, and dials take as long; but those of `hole`
