@@ -5,10 +5,15 @@
 //! - **The queue of calls that want a place.** A window says how many may wait at once. By Little's law a
 //!   queue that drains at the pace of placements and shall not be older than `queue_age_max` holds `pace ×
 //!   queue_age_max` calls, so that is the most the window grows to, and a new pace (R9) moves it at once. What
-//!   the pace promises an ailing fleet may not keep; so the age of the oldest ready work has the last word:
-//!   too old, and the window is cut by a factor; young, and it grows back by a step (AIMD). A cut shows only
-//!   after a queue's length of time, so there is one for each. Classes see different parts of the window
-//!   (trunk reservation), so the bottom is shed first.
+//!   the pace promises an ailing fleet may not keep; so the age of the oldest work that was let in has the
+//!   last word: too old, and the window is cut by a factor; young, and it grows back by a step (AIMD). A cut
+//!   shows only after a queue's length of time, so there is one for each. Classes see different parts of the
+//!   window (trunk reservation), so the bottom is shed first.
+//! - **A long repair is no reason to let nobody in.** Repairs are never let in, they are there, and they may
+//!   take minutes at the pace an operator chose. But new calls and streams have turns of their own beside them,
+//!   so a class may come in too while its own line is short enough for its own turns. Without this, whatever
+//!   takes longer than `queue_age_max` to repair would shed all new calls although they would be placed at
+//!   once. The line of streams counts new calls as well, so that streams are still shed first.
 //! - **Lag**, how late the process's own timer fires: work waits for the CPU before any of our code sees it.
 //!   An *openness* from 4 to 0 closes one class after another from the bottom, a fraction at a time, by the
 //!   same law (the admission level of DAGOR: Zhou et al., SoCC 2018).
@@ -24,6 +29,7 @@ use rate_limit::{Bucket, Quota};
 use tokio::time::Instant;
 
 use super::{Class, Reason};
+use crate::state::{Class as Placement, share_of_turns};
 
 /// Smallest window: a syncer whose share of the pace is tiny still takes a call at all.
 const WINDOW_MIN: f64 = 16.0;
@@ -49,13 +55,24 @@ const TRICKLE_PER_S_MIN: f64 = 0.2;
 /// Longest time between two ticks that counts as such: after a longer one the window has grown whole anyway.
 const TICK_MAX: Duration = Duration::from_secs(5);
 
+/// Calls that want a place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// All that are ready or being placed, repairs too.
+    pub all: u64,
+    /// New calls that are ready.
+    pub new_calls: u64,
+    /// New streams that are ready.
+    pub streams: u64,
+}
+
 /// What is felt between two ticks.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Signals {
-    /// Age of the oldest call that is ready to be placed.
+    /// Age of the oldest new call or stream that is ready to be placed.
     pub oldest: Duration,
-    /// Calls that are ready, or being placed.
-    pub waiting: u64,
+    /// Calls that want a place.
+    pub waiting: Waiting,
     /// How late the process's timer was.
     pub lag: Duration,
     /// Resident memory as a share of its limit.
@@ -129,7 +146,9 @@ impl Gate {
     }
 
     fn follow_age(&mut self, signals: &Signals, rules: &Rules, since_s: f64, now: Instant) {
-        let half_used = signals.waiting as f64 * 2.0 >= self.window;
+        let Waiting { all, new_calls, streams } = signals.waiting;
+        let fills_half = |calls: u64, share: f64| calls as f64 * 2.0 >= self.window * share;
+        let half_used = fills_half(all, 1.0) && fills_half(new_calls + streams, turns(Class::NewCall));
         if signals.oldest > rules.queue_age_max {
             // Few calls that are old wait for something else than their turn: a smaller window is no help.
             if half_used && is_due(self.window_cut, rules.queue_age_max, now) {
@@ -151,16 +170,22 @@ impl Gate {
         }
     }
 
-    /// Whether work of `class` may come in while `waiting` calls want a place. `draw` is from 0 to 1.
+    /// Whether work of `class` may come in while these calls want a place. `draw` is from 0 to 1.
     ///
     /// # Errors
     ///
     /// Why not.
-    pub fn admit(&self, class: Class, waiting: u64, now: Instant, draw: impl FnOnce() -> f64) -> Result<(), Reason> {
+    pub fn admit(
+        &self,
+        class: Class,
+        waiting: &Waiting,
+        now: Instant,
+        draw: impl FnOnce() -> f64,
+    ) -> Result<(), Reason> {
         if self.memory >= memory_max(class) {
             return Err(Reason::Memory);
         }
-        let reason = if waiting as f64 >= self.window * window_share(class) {
+        let reason = if !self.has_room(class, waiting) {
             Reason::Queue
         } else {
             let chance = self.chance(class);
@@ -171,6 +196,16 @@ impl Gate {
         };
         let trickle = trickle_of(class).map(|i| self.trickles[i].try_take(1, now));
         if trickle.is_some_and(|taken| taken.is_ok()) { Ok(()) } else { Err(reason) }
+    }
+
+    /// Whether the queue is short enough for one more of `class`: all of it, or the line that has its turns.
+    fn has_room(&self, class: Class, waiting: &Waiting) -> bool {
+        let fits = |calls: u64, share: f64| (calls as f64) < self.window * share;
+        let line = match class {
+            Class::Stream => waiting.new_calls + waiting.streams,
+            _ => waiting.new_calls,
+        };
+        fits(waiting.all, window_share(class)) || fits(line, turns(class))
     }
 
     /// Whether every join may come in.
@@ -205,6 +240,15 @@ const fn window_share(class: Class) -> f64 {
         Class::NewCall => 1.0,
         Class::Stream => 0.5,
         Class::Sweep => 0.25,
+    }
+}
+
+/// Part of the pace that `class` has whatever waits before it.
+fn turns(class: Class) -> f64 {
+    match class {
+        Class::NewCall => share_of_turns(Placement::New),
+        Class::Stream => share_of_turns(Placement::Stream),
+        Class::Lease | Class::Leave | Class::Repair | Class::Join | Class::Sweep => 0.0,
     }
 }
 

@@ -35,7 +35,7 @@ use tokio::time::Instant;
 
 pub use self::blocks::{BLOCKS_MAX, Block, Blocks};
 pub use self::class::{Class, Denied, Reason};
-pub use self::gate::{Gate, Rules, Signals};
+pub use self::gate::{Gate, Rules, Signals, Waiting};
 pub use self::memory::{limit as memory_limit, resident as memory_resident};
 pub use self::metrics::{Felt, Sheds};
 pub use self::slots::Slots;
@@ -75,11 +75,17 @@ pub struct Admission {
     children: Bucket,
     guilds: Keyed<GuildId>,
     slots: Mutex<Slots>,
-    /// Calls that wanted a place at the last tick, and children that came in since.
-    waiting: AtomicU64,
-    since_tick: AtomicU64,
+    queue: Queue,
     /// Joins need not ask.
     calm: AtomicBool,
+}
+
+/// Calls that want a place: those of the last tick, and those that came in since.
+#[derive(Debug, Default)]
+struct Queue {
+    all: AtomicU64,
+    new_calls: AtomicU64,
+    streams: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -92,9 +98,14 @@ struct Inner {
 /// The door as operators see it.
 #[derive(Clone, Debug, Default, serde::Serialize, utoipa::ToSchema)]
 pub struct AdmissionView {
-    /// Calls that are ready or being placed.
+    /// Calls that are ready or being placed, repairs too.
     pub waiting: u64,
-    /// Calls that may wait at once before new ones are turned away; streams see half of it.
+    /// New calls among them that wait for their turn.
+    pub waiting_new_calls: u64,
+    /// New streams among them that wait for their turn.
+    pub waiting_streams: u64,
+    /// Calls that may wait at once before new ones are turned away; streams see half of it. While repairs
+    /// fill it, new calls may still fill 3/20 of it and streams 1/20: what their turns serve in time.
     pub waiting_max: u64,
     /// Age of the oldest ready work by class, in milliseconds.
     pub queue_age_ms: QueueAgesView,
@@ -156,8 +167,7 @@ impl Admission {
             children: Bucket::new(children, now),
             guilds: Keyed::new(scaled(children, settings.guild_share), GUILDS_MAX),
             slots: Mutex::new(Slots::new(now)),
-            waiting: AtomicU64::new(0),
-            since_tick: AtomicU64::new(0),
+            queue: Queue::default(),
         }
     }
 
@@ -180,8 +190,7 @@ impl Admission {
     pub fn tick(&self, signals: &Signals, now: Instant) {
         let inner = &mut *self.inner.lock();
         inner.gate.tick(signals, &inner.settings.rules, now);
-        self.waiting.store(signals.waiting, Ordering::Relaxed);
-        self.since_tick.store(0, Ordering::Relaxed);
+        self.queue.set(signals.waiting);
         self.calm.store(inner.is_calm(), Ordering::Relaxed);
     }
 
@@ -205,7 +214,7 @@ impl Admission {
     ) -> Result<(), Denied> {
         match self.decide(guild, class, now, &mut draw) {
             Ok(()) => {
-                self.since_tick.fetch_add(u64::from(class.is_child()), Ordering::Relaxed);
+                self.queue.add(class);
                 Ok(())
             }
             Err((reason, ready_at)) => Err(self.deny(class, reason, ready_at, now, draw())),
@@ -227,14 +236,8 @@ impl Admission {
 
     /// Whether rooms may be compared with an SFU now: the first work to be put off.
     pub fn may_sweep(&self, now: Instant, draw: impl FnOnce() -> f64) -> bool {
-        let may = self.inner.lock().gate.admit(Class::Sweep, self.waiting(), now, draw);
+        let may = self.inner.lock().gate.admit(Class::Sweep, &self.queue.get(), now, draw);
         may.inspect_err(|reason| self.sheds.count(Class::Sweep, *reason)).is_ok()
-    }
-
-    /// Calls that want a place.
-    #[must_use]
-    pub fn waiting(&self) -> u64 {
-        self.waiting.load(Ordering::Relaxed).saturating_add(self.since_tick.load(Ordering::Relaxed))
     }
 
     /// The door as operators see it.
@@ -245,8 +248,11 @@ impl Admission {
             let inner = self.inner.lock();
             (inner.gate.window(), inner.throttle.open())
         };
+        let Waiting { all, new_calls, streams } = self.queue.get();
         AdmissionView {
-            waiting: self.waiting(),
+            waiting: all,
+            waiting_new_calls: new_calls,
+            waiting_streams: streams,
             waiting_max,
             queue_age_ms: self.felt.ages_ms(),
             lag_ms: self.felt.lag_ms(),
@@ -276,12 +282,12 @@ impl Admission {
         if open <= 0.0 || class == Class::Join && open < 1.0 && draw() >= open {
             return Err((Reason::Throttled, now));
         }
-        let waiting = self.waiting();
-        let charged = class.is_child() && !self.has_spare(gate, waiting, now);
+        let waiting = self.queue.get();
+        let charged = class.is_child() && !self.has_spare(gate, waiting.all, now);
         if charged {
             self.guilds.try_take(guild, 1, now).map_err(|not_yet| (Reason::Guild, not_yet.ready_at))?;
         }
-        let admitted = gate.admit(class, waiting, now, draw).map_err(|reason| (reason, now));
+        let admitted = gate.admit(class, &waiting, now, draw).map_err(|reason| (reason, now));
         let used_up = if open < 1.0 { Reason::Throttled } else { Reason::Rate };
         let children = u32::from(class.is_child());
         let admitted = admitted
@@ -296,6 +302,32 @@ impl Admission {
     fn has_spare(&self, gate: &Gate, waiting: u64, now: Instant) -> bool {
         let burst = u64::from(self.children.quota().burst);
         u64::from(self.children.available(now)) * 2 > burst && waiting * 2 <= gate.window()
+    }
+}
+
+// === impl Queue ===
+
+impl Queue {
+    fn get(&self) -> Waiting {
+        let [all, new_calls, streams] = [&self.all, &self.new_calls, &self.streams].map(|n| n.load(Ordering::Relaxed));
+        Waiting { all, new_calls, streams }
+    }
+
+    fn set(&self, to: Waiting) {
+        for (n, to) in [(&self.all, to.all), (&self.new_calls, to.new_calls), (&self.streams, to.streams)] {
+            n.store(to, Ordering::Relaxed);
+        }
+    }
+
+    /// One more of `class` came in. A tick at the same moment may miss it; the next one finds it waiting.
+    fn add(&self, class: Class) {
+        let line = match class {
+            Class::NewCall => &self.new_calls,
+            Class::Stream => &self.streams,
+            _ => return,
+        };
+        self.all.fetch_add(1, Ordering::Relaxed);
+        line.fetch_add(1, Ordering::Relaxed);
     }
 }
 

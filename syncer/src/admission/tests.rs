@@ -1,8 +1,10 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
 use super::*;
+
+mod backlog;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 const MS: fn(u64) -> Duration = Duration::from_millis;
@@ -87,19 +89,21 @@ proptest! {
 
     #[test]
     fn r10_under_any_pressure_no_class_comes_in_while_a_better_one_is_shed(
-        felt in proptest::collection::vec((0u64..20_000, 0u64..3_000, 0u64..4_000, 0.0..1.2f64, 0u64..2_000), 1..60),
+        felt in proptest::collection::vec(
+            ((0u64..20_000, 0u64..4_000, 0.0..1.2f64, 0u64..2_000), (0u64..3_000, 0u64..600, 0u64..300)), 1..60),
         draw in 0.0..1.0f64,
     ) {
         let rules = rules(100.0);
         let mut now = Instant::now();
         let mut gate = Gate::new(&rules, now);
-        for (oldest, waiting, lag, memory, gap) in felt {
+        for ((oldest, lag, memory, gap), (repairs, new_calls, streams)) in felt {
             now += MS(gap);
+            let waiting = Waiting { all: repairs + new_calls + streams, new_calls, streams };
             gate.tick(&Signals { oldest: MS(oldest), waiting, lag: MS(lag), memory }, &rules, now);
             let may = |class| {
                 // What trickles in is let in first: it is for those who are shed.
-                (0..3).any(|_| gate.admit(class, waiting, now, || 2.0).is_err());
-                gate.admit(class, waiting, now, || draw).is_ok()
+                (0..3).any(|_| gate.admit(class, &waiting, now, || 2.0).is_err());
+                gate.admit(class, &waiting, now, || draw).is_ok()
             };
             let may: Vec<bool> = Class::ALL.map(may).to_vec();
             prop_assert!(may.windows(2).all(|pair| pair[0] >= pair[1]), "{may:?}");
@@ -123,113 +127,6 @@ proptest! {
     }
 }
 
-/// A syncer in miniature: calls wait in order of rank, `pace` of them are placed a second.
-#[derive(Default)]
-struct Model {
-    waiting: BTreeSet<(Instant, usize, Instant, Class)>,
-    offered: BTreeMap<Class, u64>,
-    admitted: BTreeMap<Class, u64>,
-    placed: BTreeMap<Class, Vec<Duration>>,
-    idle: u64,
-    oldest_max: Duration,
-    waiting_max: usize,
-}
-
-/// One of them offers and places in steps of 10 ms; `per_step` is what is offered in each, by class.
-fn run(model: &mut Model, gate: &mut Gate, rules: &Rules, per_step: &[(Class, f64)], from: Instant, steps: u64) {
-    let mut owed = vec![0.0; per_step.len()];
-    for step in 0..steps {
-        let now = from + MS(10) * u32::try_from(step).expect("few");
-        if step.is_multiple_of(10) {
-            let oldest = model.waiting.iter().map(|w| now.saturating_duration_since(w.2)).max().unwrap_or_default();
-            model.oldest_max = model.oldest_max.max(oldest);
-            let waiting = model.waiting.len() as u64;
-            gate.tick(&Signals { oldest, waiting, ..Signals::default() }, rules, now);
-        }
-        for ((class, rate), owed) in per_step.iter().zip(&mut owed) {
-            *owed += rate;
-            while *owed >= 1.0 {
-                *owed -= 1.0;
-                let n = model.offered.entry(*class).or_default();
-                *n += 1;
-                if gate.admit(*class, model.waiting.len() as u64, now, || 0.5).is_ok() {
-                    *model.admitted.entry(*class).or_default() += 1;
-                    let handicap = match class {
-                        Class::Repair => Duration::ZERO,
-                        Class::NewCall => S(5),
-                        _ => S(15),
-                    };
-                    let number = usize::try_from(model.offered.values().sum::<u64>()).expect("few");
-                    model.waiting.insert((now + handicap, number, now, *class));
-                }
-            }
-        }
-        model.waiting_max = model.waiting_max.max(model.waiting.len());
-        for _ in 0..(rules.pace_per_s / 100.0) as usize {
-            match model.waiting.pop_first() {
-                Some((_, _, since, class)) => model.placed.entry(class).or_default().push(now - since),
-                None => model.idle += 1,
-            }
-        }
-    }
-}
-
-#[test]
-fn r10_at_three_times_the_load_repairs_succeed_and_streams_are_shed_first() {
-    let rules = rules(400.0);
-    let start = Instant::now();
-    let (mut gate, mut model) = (Gate::new(&rules, start), Model::default());
-    // Three times what can be placed, a tenth of it repairs.
-    let load = [(Class::Repair, 1.2), (Class::NewCall, 5.4), (Class::Stream, 5.4)];
-    run(&mut model, &mut gate, &rules, &load, start, 6_000);
-    let share = |class| model.admitted[&class] as f64 / model.offered[&class] as f64;
-    assert_eq!(share(Class::Repair), 1.0);
-    let in_time = model.placed[&Class::Repair].iter().filter(|age| **age <= S(1)).count() as u64;
-    assert!(in_time * 100 >= model.offered[&Class::Repair] * 99, "{in_time} repairs within a second");
-    assert!(
-        share(Class::Stream) < share(Class::NewCall) / 2.0,
-        "{} of streams, {}",
-        share(Class::Stream),
-        share(Class::NewCall)
-    );
-    assert!(
-        model.admitted[&Class::Stream] >= 60,
-        "and some stream always comes in: {}",
-        model.admitted[&Class::Stream]
-    );
-    assert!(model.placed[&Class::Stream].len() >= 60, "and is placed: {}", model.placed[&Class::Stream].len());
-    assert!(model.waiting_max <= 2_000 + 100, "{} wait: more than the pace serves in time", model.waiting_max);
-    assert_eq!(model.idle, 0, "goodput is what can be placed");
-    // The load ends; a queue's length of time later nothing waits.
-    run(&mut model, &mut gate, &rules, &[], start + S(60), 520);
-    assert_eq!(model.waiting.len(), 0);
-}
-
-#[test]
-fn r10_a_fleet_slower_than_its_pace_gets_a_smaller_window_and_its_own_back() {
-    let (promised, kept) = (rules(400.0), rules(100.0));
-    let start = Instant::now();
-    let (mut gate, mut now, mut waiting) = (Gate::new(&promised, start), start, 0.0_f64);
-    let mut ages = Vec::new();
-    for step in 0..1_200_u64 {
-        now = start + MS(100) * u32::try_from(step).expect("few");
-        // First in, first out: the oldest has waited for as long as the queue takes to drain.
-        let oldest = Duration::from_secs_f64(waiting / kept.pace_per_s);
-        gate.tick(&Signals { oldest, waiting: waiting as u64, ..Signals::default() }, &promised, now);
-        for _ in 0..200 {
-            waiting += f64::from(u8::from(gate.admit(Class::NewCall, waiting as u64, now, || 0.5).is_ok()));
-        }
-        waiting = (waiting - kept.pace_per_s / 10.0).max(0.0);
-        ages.push(oldest);
-    }
-    let late = &ages[600..];
-    let mean = late.iter().sum::<Duration>() / u32::try_from(late.len()).expect("few");
-    assert!(mean < S(7), "the age settles around its limit of 5 s: {mean:?}");
-    assert!(late.iter().all(|age| *age > Duration::ZERO), "and the fleet never idles");
-    gate.tick(&Signals::default(), &promised, now + S(5));
-    assert_eq!(gate.window(), 2_000, "young again, it is whole a queue's length of time later");
-}
-
 #[test]
 fn r10_lag_closes_one_class_after_another_and_joins_keep_a_chance() {
     let rules = rules(1e6);
@@ -247,8 +144,8 @@ fn r10_lag_closes_one_class_after_another_and_joins_keep_a_chance() {
         }
     }
     assert_eq!(closed, [Class::Sweep, Class::Stream, Class::NewCall, Class::Join]);
-    assert!(gate.admit(Class::Join, 0, now, || 0.05).is_ok(), "nothing starves for ever");
-    assert_eq!(gate.admit(Class::Join, 0, now, || 0.5), Err(Reason::Lag));
+    assert!(gate.admit(Class::Join, &Waiting::default(), now, || 0.05).is_ok(), "nothing starves for ever");
+    assert_eq!(gate.admit(Class::Join, &Waiting::default(), now, || 0.5), Err(Reason::Lag));
     assert!(!gate.is_open_to_joins());
     for _ in 0..40 {
         now += MS(100);
@@ -264,7 +161,8 @@ fn r04_memory_sheds_new_work_first_and_by_chance_lets_nothing_in() {
     let shed_at = |memory| {
         let mut gate = Gate::new(&rules, now);
         gate.tick(&Signals { memory, ..Signals::default() }, &rules, now);
-        let shed = |class: &Class| (0..9).all(|_| gate.admit(*class, 0, now, || 0.0) == Err(Reason::Memory));
+        let shed =
+            |class: &Class| (0..9).all(|_| gate.admit(*class, &Waiting::default(), now, || 0.0) == Err(Reason::Memory));
         Class::ALL.into_iter().filter(shed).collect::<Vec<_>>()
     };
     assert_eq!(shed_at(0.89), []);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::admission::{Signals, memory_limit, memory_resident};
+use crate::admission::{Signals, Waiting, memory_limit, memory_resident};
 use crate::context::{Context, Shortage};
 
 /// How often the pressure is felt.
@@ -60,10 +60,12 @@ impl Pressure {
 
     fn feel(&mut self, due: Instant, now: Instant) {
         let ctx = self.ctx.clone();
-        let (mut ready, mut since) = (0, [None; 3]);
+        let (mut ready, mut since) = ([0; 3], [None; 3]);
         for shard in &ctx.shards {
             let (of_shard, oldest) = shard.lock().backlog();
-            ready += of_shard;
+            for (all, n) in ready.iter_mut().zip(of_shard) {
+                *all += n as u64;
+            }
             for (a, b) in since.iter_mut().zip(oldest) {
                 *a = [*a, b].into_iter().flatten().min();
             }
@@ -73,9 +75,15 @@ impl Pressure {
         let felt = &ctx.admission.felt;
         felt.set_ages(ages);
         felt.set_lag(lag);
+        let [repairs, new_calls, streams] = ready;
+        let [_, of_new_calls, of_streams] = ages;
         let signals = Signals {
-            oldest: ages.into_iter().max().unwrap_or_default(),
-            waiting: ready as u64 + u64::from(ctx.window.in_flight()),
+            oldest: of_new_calls.max(of_streams),
+            waiting: Waiting {
+                all: repairs + new_calls + streams + u64::from(ctx.window.in_flight()),
+                new_calls,
+                streams,
+            },
             lag,
             memory: self.memory(now),
         };

@@ -9,7 +9,7 @@
 use serde::Serialize;
 use sfu_api::RegionId;
 
-use crate::state::{Class, Demand};
+use crate::state::{Class, Demand, share_of_turns};
 
 /// What may leave per second, and what may leave at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -188,18 +188,12 @@ impl Supply {
     pub fn estimate_of(&self, class: Class, demand: &Demand) -> Estimate {
         let all = self.estimate(demand);
         let alone = self.estimate(&demand.only(class));
-        let beside = alone.seconds.map(|seconds| seconds / share(class));
+        let beside = alone.seconds.map(|seconds| seconds / share_of_turns(class));
         match (beside, all.seconds) {
             (Some(beside), Some(all)) if all < beside => Estimate { seconds: Some(all), ..alone },
             _ => Estimate { seconds: beside, ..alone },
         }
     }
-}
-
-/// The part of all placements that a class gets at least while others wait too.
-fn share(class: Class) -> f64 {
-    let turns = |class| (0..super::TURNS).filter(|n| super::turn(*n) == class).count() as f64;
-    turns(if class == Class::Repair { None } else { Some(class) }) / super::TURNS as f64
 }
 
 #[cfg(test)]

@@ -15,8 +15,6 @@ mod losses;
 mod mover;
 mod placer;
 mod release;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -33,7 +31,7 @@ use self::placer::{Barren, SelectPlacer};
 use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};
 use crate::health::{Evidence, Failure};
-use crate::state::{Blocker, Class, Demand, Next, SfuIdx};
+use crate::state::{Blocker, Class, Demand, Next, SfuIdx, turn};
 
 /// Longest sleep of the loop: levers are read again at least this often (R20 wants < 1 s).
 const NAP_MAX: Duration = Duration::from_millis(250);
@@ -41,12 +39,9 @@ const NAP_MAX: Duration = Duration::from_millis(250);
 /// How often blocked calls are looked at again: a tenth of what a user notices.
 const UNBLOCK_PERIOD: Duration = Duration::from_millis(100);
 
-/// Blocked calls that are looked at again at once, per blocker. If all of them find a place, the next
-/// round looks at as many again, so this bounds what is tried in vain and not what is placed.
-const UNBLOCK_MAX: usize = 16;
-
-/// Placements until every class had its turns: 16 by urgency, 3 for new calls, 1 for a stream.
-const TURNS: u64 = 20;
+/// Blocked calls that are looked at again at once, per blocker: a round of turns. If all of them find a
+/// place, the next round looks at as many again, so this bounds what is tried in vain and not what is placed.
+const UNBLOCK_MAX: u64 = 20;
 
 /// Calls whose moment has come that one lock of a shard handles: ~100 µs.
 const TICK_MAX: usize = 256;
@@ -161,13 +156,17 @@ impl Reconciler {
         next
     }
 
-    /// Makes the most urgent of the blocked calls ready.
+    /// Makes the most urgent of the blocked calls ready, and some of each class, so that it has one when its
+    /// turn comes: where a region's bucket is the limit, everything waits here.
     fn unblock(&self, on: &Blocker, now: Instant) {
-        for _ in 0..UNBLOCK_MAX {
+        let first = |class| {
             let heads = self.ctx.shards.iter().enumerate();
-            let first = heads.filter_map(|(i, s)| s.lock().dirty().first_blocked(on).map(|(at, _)| (at, i))).min();
-            let Some((_, shard)) = first else { return };
-            self.ctx.shards[shard].lock().unblock(on, now);
+            heads.filter_map(|(i, s)| s.lock().dirty().first_blocked(on, class).map(|(at, _)| (at, i))).min()
+        };
+        for class in (0..UNBLOCK_MAX).map(turn) {
+            let favoured = class.and_then(|_| first(class)).map(|(_, shard)| (shard, class));
+            let Some((shard, class)) = favoured.or_else(|| first(None).map(|(_, shard)| (shard, None))) else { return };
+            self.ctx.shards[shard].lock().unblock(on, class, now);
         }
     }
 
@@ -235,17 +234,6 @@ fn start(ctx: &Context, attempts: Vec<Attempt>) {
     }
     for company in by_sfu.into_values().filter(|company| !company.is_empty()) {
         ctx.tracker.spawn(Attempt::run_all(company));
-    }
-}
-
-/// The class whose turn the placement of this number is; the most urgent call's otherwise. Where a class
-/// has nothing ready, its turn is the most urgent call's too.
-#[must_use]
-pub const fn turn(number: u64) -> Option<Class> {
-    match number % TURNS {
-        4 | 9 | 14 => Some(Class::New),
-        19 => Some(Class::Stream),
-        _ => None,
     }
 }
 

@@ -4,8 +4,8 @@
 //! flight. Rank is a virtual deadline: the moment the need arose plus the handicap of its class plus
 //! that of its [size](smallness). So a repair overtakes a new call that came up to
 //! [`Class::handicap`] earlier, a large call a small one of its class, and nothing starves, because
-//! handicaps are finite (R10). Ready calls are kept by class, so that a class can have its turn while
-//! another has a backlog of minutes.
+//! handicaps are finite (R10). Lines are kept by class, so that a class can have its [turn] while
+//! another has a backlog of minutes, ready or blocked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -31,15 +31,16 @@ impl Class {
     /// Every class, most urgent first.
     pub const ALL: [Self; 3] = [Self::Repair, Self::New, Self::Stream];
 
-    /// Head start of older, less urgent work: a new call waits behind every repair whose need
-    /// arose less than 5 s after its own; the widest gap stays below the time after which a
-    /// waiting user gives up (~30 s).
+    /// Head start of older, less urgent work: a new call waits behind every repair whose need arose less than
+    /// 15 s after its own. That is more than the age at which admission closes the door (10 s), so that a
+    /// crowd which was let in does not stand before a fresh repair; and the widest gap stays below the time
+    /// after which a waiting user gives up (~30 s).
     #[must_use]
     pub const fn handicap(self) -> Duration {
         match self {
             Self::Repair => Duration::ZERO,
-            Self::New => Duration::from_secs(5),
-            Self::Stream => Duration::from_secs(15),
+            Self::New => Duration::from_secs(15),
+            Self::Stream => Duration::from_secs(25),
         }
     }
 
@@ -52,6 +53,27 @@ impl Class {
             Self::Stream => "stream",
         }
     }
+}
+
+/// Placements until every class had its turns: 16 by urgency, 3 for new calls, 1 for a stream.
+const TURNS: u64 = 20;
+
+/// The class whose turn the placement of this number is; the most urgent call's otherwise. Where a class
+/// has nothing ready, its turn is the most urgent call's too.
+#[must_use]
+pub const fn turn(number: u64) -> Option<Class> {
+    match number % TURNS {
+        4 | 9 | 14 => Some(Class::New),
+        19 => Some(Class::Stream),
+        _ => None,
+    }
+}
+
+/// The part of all placements that a class gets at least while others wait too.
+#[must_use]
+pub fn share_of_turns(class: Class) -> f64 {
+    let turns = |class| (0..TURNS).filter(|n| turn(*n) == class).count() as f64;
+    turns(if class == Class::Repair { None } else { Some(class) }) / TURNS as f64
 }
 
 /// Calls of so many sessions, as a power of two, and larger ones are alike.
@@ -94,19 +116,25 @@ pub enum Place {
     InFlight,
 }
 
+/// Calls in order of rank, or of time.
+type Line = BTreeSet<(Instant, CallKey)>;
+
+/// A line for each class.
+type Lines = [Line; Class::ALL.len()];
+
 /// The set, by key. The [`Place`] is kept with the call; every change goes through here.
 #[derive(Debug, Default)]
 pub struct Dirty {
-    ready: [BTreeSet<(Instant, CallKey)>; Class::ALL.len()],
-    waiting: BTreeSet<(Instant, CallKey)>,
-    blocked: BTreeMap<Blocker, BTreeSet<(Instant, CallKey)>>,
+    ready: Lines,
+    waiting: Line,
+    blocked: BTreeMap<Blocker, Lines>,
 }
 
 // === impl Dirty ===
 
 impl Dirty {
-    /// Moves `key` from where it is (`place`) to where it shall be. While a call is ready its class does
-    /// not change: it is announced, or no longer, only by an attempt.
+    /// Moves `key` from where it is (`place`) to where it shall be. While a call is ready or blocked its
+    /// class does not change: it is announced, or no longer, only by an attempt.
     pub(super) fn put(&mut self, key: CallKey, class: Class, place: &mut Place, to: Place) {
         match place {
             Place::Ready(at) => {
@@ -117,9 +145,9 @@ impl Dirty {
             }
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
-                if let Some(keys) = self.blocked.get_mut(on) {
-                    keys.remove(&(*at, key));
-                    if keys.is_empty() {
+                if let Some(lines) = self.blocked.get_mut(on) {
+                    lines[class as usize].remove(&(*at, key));
+                    if lines.iter().all(BTreeSet::is_empty) {
                         self.blocked.remove(on);
                     }
                 }
@@ -135,7 +163,7 @@ impl Dirty {
             }
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
-                self.blocked.entry(on.clone()).or_default().insert((*at, key));
+                self.blocked.entry(on.clone()).or_default()[class as usize].insert((*at, key));
             }
             Place::Clean | Place::InFlight => {}
         }
@@ -145,25 +173,22 @@ impl Dirty {
     /// The most urgent ready call, of `class` or of all, and its rank.
     #[must_use]
     pub fn first_ready(&self, class: Option<Class>) -> Option<(Instant, CallKey)> {
-        match class {
-            Some(class) => self.ready[class as usize].first().copied(),
-            None => self.ready.iter().filter_map(BTreeSet::first).min().copied(),
-        }
+        first(&self.ready, class)
     }
 
     /// Ready, waiting and blocked calls as they come next in their lines, at most `max` of each line.
     pub fn next_in_line(&self, max: usize) -> impl Iterator<Item = CallKey> {
-        let lines = self.ready.iter().chain([&self.waiting]).chain(self.blocked.values());
+        let lines = self.ready.iter().chain([&self.waiting]).chain(self.blocked.values().flatten());
         lines.flat_map(move |line| line.iter().take(max).map(|(_, key)| *key))
     }
 
-    /// Calls that wait for nothing but their turn: how many are ready or held back by buckets and windows, and
-    /// the next ones, at most `max` of each line.
-    pub fn queue(&self, max: usize) -> (usize, impl Iterator<Item = CallKey>) {
-        let limited = self.blocked.iter().filter(|(on, _)| matches!(on, Blocker::Limits(_))).map(|(_, line)| line);
-        let lines: SmallVec<[_; 8]> = self.ready.iter().chain(limited).collect();
-        let queued = lines.iter().map(|line| line.len()).sum();
-        (queued, lines.into_iter().flat_map(move |line| line.iter().take(max).map(|(_, key)| *key)))
+    /// Calls that wait for nothing but their turn: how many of each class are ready or held back by buckets and
+    /// windows, and the next ones, at most `max` of each line.
+    pub fn queue(&self, max: usize) -> ([usize; Class::ALL.len()], impl Iterator<Item = CallKey>) {
+        let limited = self.blocked.iter().filter(|(on, _)| matches!(on, Blocker::Limits(_))).map(|(_, lines)| lines);
+        let queues: SmallVec<[&Lines; 4]> = [&self.ready].into_iter().chain(limited).collect();
+        let queued = std::array::from_fn(|class| queues.iter().map(|lines| lines[class].len()).sum());
+        (queued, queues.into_iter().flatten().flat_map(move |line| line.iter().take(max).map(|(_, key)| *key)))
     }
 
     /// The first moment a waiting call wants to be looked at again.
@@ -177,22 +202,23 @@ impl Dirty {
         self.blocked.keys()
     }
 
-    /// The most urgent call that `on` blocks, and its rank.
+    /// The most urgent call that `on` blocks, of `class` or of all, and its rank.
     #[must_use]
-    pub fn first_blocked(&self, on: &Blocker) -> Option<(Instant, CallKey)> {
-        self.blocked.get(on)?.first().copied()
+    pub fn first_blocked(&self, on: &Blocker, class: Option<Class>) -> Option<(Instant, CallKey)> {
+        first(self.blocked.get(on)?, class)
     }
 
     /// How many calls `on` blocks.
     #[must_use]
     pub fn blocked_on(&self, on: &Blocker) -> usize {
-        self.blocked.get(on).map_or(0, BTreeSet::len)
+        self.blocked.get(on).map_or(0, |lines| lines.iter().map(BTreeSet::len).sum())
     }
 
     /// Ready, waiting and blocked calls.
     #[must_use]
     pub fn len(&self) -> (usize, usize, usize) {
-        (self.ready.iter().map(BTreeSet::len).sum(), self.waiting.len(), self.blocked.values().map(BTreeSet::len).sum())
+        let len = |lines: &Lines| lines.iter().map(BTreeSet::len).sum::<usize>();
+        (len(&self.ready), self.waiting.len(), self.blocked.values().map(len).sum())
     }
 
     /// Whether `key` is where `place` says (for the invariants).
@@ -204,8 +230,34 @@ impl Dirty {
             Place::Waiting(at) => self.waiting.contains(&(*at, key)),
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
-                self.blocked.get(on).is_some_and(|keys| keys.contains(&(*at, key)))
+                self.blocked.get(on).is_some_and(|lines| lines[class as usize].contains(&(*at, key)))
             }
+        }
+    }
+}
+
+fn first(lines: &Lines, class: Option<Class>) -> Option<(Instant, CallKey)> {
+    match class {
+        Some(class) => lines[class as usize].first().copied(),
+        None => lines.iter().filter_map(BTreeSet::first).min().copied(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r10_every_class_has_its_turns_and_urgency_most_of_them() {
+        let turns: Vec<Option<Class>> = (0..TURNS).map(turn).collect();
+        let of = |class| turns.iter().filter(|t| **t == class).count();
+        assert_eq!((of(None), of(Some(Class::New)), of(Some(Class::Stream))), (16, 3, 1));
+        assert!((Class::ALL.map(share_of_turns).iter().sum::<f64>() - 1.0).abs() < 1e-9);
+        // A new call waits for at most ten placements, a stream for twenty, whatever the backlog.
+        let doubled = [turns.clone(), turns].concat();
+        for (class, most) in [(Class::New, 10), (Class::Stream, 20)] {
+            let at: Vec<usize> = (0..doubled.len()).filter(|n| doubled[*n] == Some(class)).collect();
+            assert!(at.windows(2).all(|pair| pair[1] - pair[0] <= most), "{class:?}: {at:?}");
         }
     }
 }

@@ -22,7 +22,7 @@ mod shard;
 mod tests;
 
 pub use self::call::{Call, SeqCheck};
-pub use self::dirty::{Blocker, Class, Dirty, Place, smallness};
+pub use self::dirty::{Blocker, Class, Dirty, Place, share_of_turns, smallness, turn};
 pub use self::gateways::{GatewayIdx, Round};
 pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
 pub use self::members::Members;

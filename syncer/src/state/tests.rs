@@ -433,7 +433,7 @@ proptest! {
                     if let Some((room, epoch, ..)) = shard.rooms_on(SfuIdx(sfu)).into_iter().find(|r| r.4)
                         && let Some(news) = shard.room_lost(SfuIdx(sfu), &room, epoch, now) { watcher.hear(&news); }
                 }
-                Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), now); }
+                Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), None, now); }
                 Step::Term(revision) => {
                     highest = highest.max(term(revision));
                     shard.set_terms(HashMap::from([(slot(), highest)]));
@@ -449,7 +449,7 @@ proptest! {
         for (key, epoch) in flying { shard.fail(key, epoch, true, now); }
         now += Duration::from_secs(60);
         shard.tick(now, 100, &mut Vec::new());
-        while shard.unblock(&Blocker::NoCandidate(None), now) {}
+        while shard.unblock(&Blocker::NoCandidate(None), None, now) {}
         while place(&mut shard, 0, now).is_some() {}
         prop_assert_eq!(shard.counts().awaiting, 0, "I5: nothing is forgotten");
         prop_assert_eq!(invariants::of_shard(&shard), None);

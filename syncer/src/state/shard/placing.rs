@@ -380,9 +380,9 @@ impl Shard {
         release_of(&call, self.term(call.slot)?)
     }
 
-    /// Makes the most urgent call ready that `on` blocks; says whether there was one.
-    pub fn unblock(&mut self, on: &Blocker, now: Instant) -> bool {
-        let Some((_, key)) = self.dirty.first_blocked(on) else { return false };
+    /// Makes the most urgent call ready that `on` blocks, of `class` or of all; says whether there was one.
+    pub fn unblock(&mut self, on: &Blocker, class: Option<Class>, now: Instant) -> bool {
+        let Some((_, key)) = self.dirty.first_blocked(on, class) else { return false };
         let unblocked = self.edit(key, |call, dirty| {
             let at = rank(call, now);
             call.put_into(dirty, key, Place::Ready(at));

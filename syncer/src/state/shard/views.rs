@@ -44,10 +44,10 @@ impl Shard {
         self.by_sfu.keys().copied().collect()
     }
 
-    /// How many calls wait for nothing but their turn, and since when the oldest of each class does. Larger
+    /// How many calls of each class wait for nothing but their turn, and since when the oldest does. Larger
     /// calls stand before older ones, by a few seconds at most, so the heads of the lines tell.
     #[must_use]
-    pub fn backlog(&self) -> (usize, [Option<Instant>; Class::ALL.len()]) {
+    pub fn backlog(&self) -> ([usize; Class::ALL.len()], [Option<Instant>; Class::ALL.len()]) {
         let mut oldest = [None; Class::ALL.len()];
         let (queued, heads) = self.dirty.queue(LOOKED_AT);
         for call in heads.filter_map(|key| self.get(key)) {
