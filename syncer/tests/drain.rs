@@ -171,3 +171,38 @@ async fn a_quarantined_sfu_is_emptied_and_what_stays_on_it_is_not_swept() {
     assert!(!view.quarantined);
     world.wait("the sweep", S(120), |_| world.fleet.with("sfu-1", |n| n.rooms.is_empty())).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_sfu_is_told_so_that_others_hear_it_again_when_it_forgets_and_no_longer_when_it_is_over() {
+    let world = World::new(4, 1);
+    let other = World::beside(&world, "other");
+    placed(&world, 80).await;
+    let told = |sfu: &str| world.fleet.with(sfu, |n| n.draining);
+    drain(&world, "sfu-1", HOUR);
+    world.wait("the word", S(30), |_| told("sfu-1")).await;
+    assert!(world.engine.sfu(&id("sfu-1")).expect("known").drain.expect("draining").told);
+    // A syncer that nobody told hears it from the SFU.
+    other
+        .wait("the other's probe", S(30), |_| {
+            let seen = other.engine.sfus().into_iter().find(|s| s.id == id("sfu-1")).expect("known");
+            !seen.accepting
+        })
+        .await;
+    for call in 1_000..1_060 {
+        other.join(call, 0);
+    }
+    other.wait("placing", S(60), |s| s.placed == 60).await;
+    assert!((1_000..1_060).all(|c| other.sfu_of(c) != Some(id("sfu-1"))));
+
+    world.fleet.restart("sfu-1");
+    assert!(!told("sfu-1"), "it forgot");
+    world.wait("the word again", S(60), |_| told("sfu-1")).await;
+    world.engine.undrain_sfu(&id("sfu-1")).expect("known");
+    world.wait("the end", S(30), |_| !told("sfu-1")).await;
+    // What somebody else told it is not ours to take back, unless an operator says so.
+    world.fleet.with("sfu-2", |n| n.draining = true);
+    tokio::time::sleep(S(60)).await;
+    assert!(told("sfu-2"));
+    world.engine.undrain_sfu(&id("sfu-2")).expect("known");
+    world.wait("the operator's word", S(30), |_| !told("sfu-2")).await;
+}

@@ -52,6 +52,9 @@ pub struct Capabilities {
     pub batches: bool,
     /// Verifies credentials per session. Without, one credential admits to the room.
     pub credential_per_session: bool,
+    /// Lets people into the rooms it has while it [drains](SfuDriver::set_draining). Without, it is told to drain
+    /// only when no call is left there.
+    pub drain_keeps_sessions: bool,
 }
 
 /// The room to have: what [`SfuDriver::ensure_room`] needs.

@@ -223,7 +223,14 @@ fn refused(kind: ErrorKind, how: &str, body: ErrorAnswer) -> DriverError {
 
 impl SfuDriver for Native {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { fences: true, digests: true, load_in_answers: true, batches: true, credential_per_session: true }
+        Capabilities {
+            fences: true,
+            digests: true,
+            load_in_answers: true,
+            batches: true,
+            credential_per_session: true,
+            drain_keeps_sessions: true,
+        }
     }
 
     fn room_name(&self, guild: &GuildId, call: &CallId, _slot: Slot, _epoch: Epoch) -> RoomId {

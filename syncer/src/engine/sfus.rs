@@ -66,6 +66,8 @@ impl Engine {
     #[must_use]
     pub fn undrain_sfu(&self, id: &SfuId) -> Option<SfuView> {
         let sfu = self.known(id)?;
+        // Told by an earlier life of this syncer, perhaps: then nobody else will take it back.
+        sfu.orders.told(true);
         if sfu.undo_drain() {
             self.ctx.wake.notify_one();
         }
@@ -90,6 +92,7 @@ pub(super) fn drain_view(sfu: &Sfu, left: u64, now: Instant) -> Option<DrainView
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     Some(DrainView {
         state: drain.state(left, now),
+        told: sfu.orders.is_draining(),
         at_start: drain.at_start,
         moved: drain.moved,
         left,

@@ -200,6 +200,8 @@ pub struct SfuView {
 pub struct DrainView {
     /// How far it is.
     pub state: DrainState,
+    /// Whether the SFU itself was told to take nothing new, from anybody.
+    pub told: bool,
     /// Calls that were there when it began.
     pub at_start: u64,
     /// Calls that have moved.

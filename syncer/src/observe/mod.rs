@@ -8,6 +8,7 @@
 
 mod digest;
 mod expiry;
+mod order;
 mod probe;
 
 use std::collections::{HashMap, HashSet};
@@ -60,6 +61,9 @@ struct Schedule {
     doubts: u32,
     probing: Arc<AtomicU64>,
     digesting: Arc<AtomicU64>,
+    /// When it was last told to drain or to serve.
+    ordered: Option<Instant>,
+    ordering: Arc<AtomicU64>,
 }
 
 /// The loop and its schedule.
@@ -188,6 +192,7 @@ impl Observer {
                 drop((mine, permit));
             });
         }
+        schedule.order(ctx, sfu, self.held.contains(&sfu.idx), now);
         probed
     }
 }
@@ -202,7 +207,35 @@ impl Schedule {
         let ago = |at: Instant, d: Duration| at.checked_sub(d).unwrap_or(at);
         let probed = ago(now, probe.saturating_sub(jitter(ctx, probe.min(Duration::from_secs(1)))));
         let digested = ago(now, jitter(ctx, ctx.levers.digest_interval.get()));
-        Self { probed, digested, ended: 0, doubts: 0, probing: Arc::default(), digesting: Arc::default() }
+        Self {
+            probed,
+            digested,
+            ended: 0,
+            doubts: 0,
+            probing: Arc::default(),
+            digesting: Arc::default(),
+            ordered: None,
+            ordering: Arc::default(),
+        }
+    }
+
+    /// Tells an SFU that is drained, or no longer is, so. What it says of itself decides, so one that restarted
+    /// is told again. `held`: it has calls of ours.
+    fn order(&mut self, ctx: &Arc<Context>, sfu: &Arc<Sfu>, held: bool, now: Instant) {
+        let wanted = sfu.is_draining() && (!held || sfu.driver().capabilities().drain_keeps_sessions);
+        let again = |at: Instant| now.saturating_duration_since(at) >= ctx.levers.probe_interval.get();
+        if let Some(draining) = sfu.orders.due(wanted, sfu.is_accepting())
+            && sfu.verdict() == Verdict::Healthy
+            && self.ordered.is_none_or(again)
+            && let Some(mine) = InFlight::enter(&self.ordering, 1)
+        {
+            self.ordered = Some(now);
+            let (ctx, sfu) = (ctx.clone(), sfu.clone());
+            ctx.tracker.clone().spawn(async move {
+                order::run(&ctx, &sfu, draining).await;
+                drop(mine);
+            });
+        }
     }
 
     /// Whether admission lets a digest pass now; if not, it is asked again a tenth of the interval later.

@@ -3,6 +3,7 @@
 //! A drain keeps no list of calls. What is left follows from the index of calls by SFU, so it can be
 //! undone at any moment: what has moved stays where it went, and the rest stays where it is.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -35,6 +36,35 @@ pub enum DrainState {
     Overdue,
     /// Taken back: the SFU is in service again.
     Undone,
+}
+
+/// What the SFU itself was told: others who place calls there hear it from it, and so does whoever restarts.
+#[derive(Debug, Default)]
+pub struct Orders {
+    draining: AtomicBool,
+}
+
+// === impl Orders ===
+
+impl Orders {
+    /// What it is to be told now: to drain (`true`), to serve (`false`), or nothing. `wanted`: it is to drain;
+    /// `accepting`: what it says of itself.
+    #[must_use]
+    pub fn due(&self, wanted: bool, accepting: bool) -> Option<bool> {
+        // Somebody else's drain is not ours to end.
+        if wanted { accepting.then_some(true) } else { self.is_draining().then_some(false) }
+    }
+
+    /// It was told.
+    pub fn told(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Whether it was told to drain and not yet to serve again.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
 }
 
 // === impl Drain ===

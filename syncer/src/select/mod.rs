@@ -18,5 +18,5 @@ mod tests;
 pub use self::budget::{Budget, Quotas};
 pub use self::catalogue::{Catalogue, Replaced, Snapshot};
 pub use self::choose::{Choice, choose};
-pub use self::drain::{Drain, DrainState};
+pub use self::drain::{Drain, DrainState, Orders};
 pub use self::sfu::{Entry, Excluded, Reservation, Sfu};

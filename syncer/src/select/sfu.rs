@@ -11,7 +11,7 @@ use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
 use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
-use super::Drain;
+use super::{Drain, Orders};
 use crate::drivers::{SfuDriver, SfuSpec};
 use crate::health::{Change, Evidence, Health, Rules, Verdict};
 use crate::state::SfuIdx;
@@ -45,6 +45,8 @@ pub struct Sfu {
     /// There is a drain that was not taken back.
     draining: AtomicBool,
     accepting: AtomicBool,
+    /// What it was told of a drain.
+    pub orders: Orders,
     /// The last load report, and when it came.
     load: Mutex<Option<(Load, Instant)>>,
     /// It asked not to be bothered before then.
@@ -150,6 +152,7 @@ impl Sfu {
             quarantined: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             accepting: AtomicBool::new(true),
+            orders: Orders::default(),
             load: Mutex::new(None),
             held_until: Mutex::new(None),
             flapping_until: Mutex::new(None),

@@ -89,9 +89,12 @@ async fn r16_a_drained_sfu_is_emptied_over_https_with_progress_and_an_audit() {
     until("the drain", || async { show().await["drain"]["state"] == "done" }).await;
     let (_, sfu) = fleet.get(0, "/v1/sfus/sfu-1").await;
     assert_eq!((&sfu["drain"]["moved"], &sfu["calls"]), (&json!(calls), &json!(0)), "{sfu}");
+    let told = |told: bool| fleet.sfus.nodes().iter().all(|n| n.draining == (told && n.id.as_str() == "sfu-1"));
+    until("the SFU was told", || async { told(true) && show().await["drain"]["told"] == true }).await;
     assert_eq!(fleet.get(0, "/v1/status").await.1["notices_total"], 0);
     let (_, sfu) = act("undrain", json!({})).await;
     assert_eq!(sfu["drain"]["state"], "undone", "{sfu}");
+    until("the SFU was told to serve", || async { told(false) }).await;
     assert_eq!(act("quarantine", json!({})).await.1["quarantined"], true);
     let (_, audit) = fleet.get(0, "/v1/audit").await;
     let acts = audit["acts"].as_array().expect("acts");

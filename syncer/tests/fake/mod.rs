@@ -59,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) asked: u64,
     /// Reports the load of long ago, whatever happens.
     pub(crate) stale: bool,
+    /// Was told to take no new rooms.
+    pub(crate) draining: bool,
     /// Operations done, by id: none may be used for two.
     pub(crate) operations: HashMap<OpId, RoomId>,
 }
@@ -83,6 +85,7 @@ impl Fleet {
         self.with(id, |n| {
             n.mode = Mode::Well;
             n.boot += 1;
+            n.draining = false;
             n.rooms.clear();
         });
     }
@@ -184,7 +187,14 @@ fn load(n: &Node) -> Load {
 
 impl SfuDriver for FakeSfu {
     fn capabilities(&self) -> Capabilities {
-        Capabilities { fences: true, digests: true, load_in_answers: true, batches: true, credential_per_session: true }
+        Capabilities {
+            fences: true,
+            digests: true,
+            load_in_answers: true,
+            batches: true,
+            credential_per_session: true,
+            drain_keeps_sessions: true,
+        }
     }
 
     fn room_name(&self, guild: &GuildId, call: &CallId, _: Slot, _: Epoch) -> RoomId {
@@ -192,7 +202,9 @@ impl SfuDriver for FakeSfu {
     }
 
     fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>> {
-        self.exchange(fresh, deadline, |n| Ok(Probe { boot_id: Some(boot(n)), accepting: true, load: Some(load(n)) }))
+        self.exchange(fresh, deadline, |n| {
+            Ok(Probe { boot_id: Some(boot(n)), accepting: !n.draining, load: Some(load(n)) })
+        })
     }
 
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
@@ -260,8 +272,11 @@ impl SfuDriver for FakeSfu {
         self.exchange(false, deadline, move |n| Ok(n.rooms.get(&room).map(|r| r.participants)))
     }
 
-    fn set_draining(&self, _: bool, deadline: Instant) -> BoxFuture<'_, Result<(), DriverError>> {
-        self.exchange(false, deadline, |_| Ok(()))
+    fn set_draining(&self, draining: bool, deadline: Instant) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.exchange(false, deadline, move |n| {
+            n.draining = draining;
+            Ok(())
+        })
     }
 
     fn credential(&self, request: &CredentialRequest<'_>) -> Result<Credential, DriverError> {
@@ -346,6 +361,7 @@ impl World {
                 made: Vec::new(),
                 asked: 0,
                 stale: false,
+                draining: false,
                 operations: HashMap::new(),
             };
             fleet.nodes.lock().insert(spec.id.clone(), node);

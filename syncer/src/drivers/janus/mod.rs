@@ -313,6 +313,7 @@ impl SfuDriver for Janus {
             load_in_answers: false,
             batches: false,
             credential_per_session: false,
+            drain_keeps_sessions: false, // it turns away every new client
         }
     }
 
