@@ -7,7 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::configuration::ConfigArgs;
 use crate::dev::DevArgs;
 use crate::logging::LogArgs;
-use crate::operator::{calls, limits, members, recovery, sfus, status};
+use crate::operator::{blocks, calls, gateways, limits, members, recovery, sfus, status};
 use crate::output::Format;
 use crate::serve::SyncerArgs;
 
@@ -43,7 +43,8 @@ Exit codes:
   70 a bug   75 stopped before the drain ended   78 the configuration cannot be used
 
 Environment:
-  TRUNKLINE_URL, TRUNKLINE_TOKEN, TRUNKLINE_CA   for status, recovery, sfus, calls, limits, members
+  TRUNKLINE_URL, TRUNKLINE_TOKEN, TRUNKLINE_CA   for status, recovery, sfus, calls, limits, blocks,
+                                                 gateways, members
   TRUNKLINE_<KEY>, with __ for a dot             settings of a syncer (see `trunkline config sample`)
   RUST_LOG                                       what is logged, as with --log
   NO_COLOR                                       no colours";
@@ -93,6 +94,10 @@ pub(crate) enum Command {
     Calls(calls::CallsArgs),
     /// Read or change the limits of running syncers
     Limits(limits::LimitsArgs),
+    /// List guilds that are turned away, turn one away, or let it in again
+    Blocks(blocks::BlocksArgs),
+    /// List gateways, or say that one is gone
+    Gateways(gateways::GatewaysArgs),
     /// List the syncers of a fleet
     Members(members::MembersArgs),
     /// Check or print a syncer's configuration, or print a commented sample

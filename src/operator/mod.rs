@@ -4,8 +4,10 @@
 //! there. `--all` does it on every member of the fleet, because a limit that holds on one of fifteen
 //! is a surprise in waiting.
 
+pub(crate) mod blocks;
 pub(crate) mod calls;
 mod client;
+pub(crate) mod gateways;
 pub(crate) mod limits;
 pub(crate) mod members;
 pub(crate) mod recovery;

@@ -104,6 +104,14 @@ pub(super) fn segment(id: &str) -> Result<String, Failure> {
     Ok(base.path().trim_start_matches('/').to_owned())
 }
 
+/// The query of an act that is done for a reason.
+pub(super) fn query(reason: Option<&str>) -> Result<String, Failure> {
+    let Some(reason) = reason else { return Ok(String::new()) };
+    let mut base = reqwest::Url::parse("http://h/").map_err(|error| Failure::of(Exit::Bug, error))?;
+    base.query_pairs_mut().append_pair("reason", reason);
+    Ok(base.query().map_or_else(String::new, |query| format!("?{query}")))
+}
+
 fn table(output: &Output, sfus: &[Value]) -> Table {
     let mut table = output.table(&["id", "region", "verdict", "service", "calls", "capacity", "url", "evidence"]);
     for sfu in sfus {

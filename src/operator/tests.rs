@@ -1,13 +1,22 @@
 //! The client against a scripted server: real sockets, answers byte for byte.
 
+use clap::Parser;
 use reqwest::{Method, Url};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-use super::{Client, Connection};
+use super::{Client, Connection, blocks};
 use crate::exit::{Exit, Failure};
+use crate::output::{Format, Output};
+
+/// `trunkline blocks` alone.
+#[derive(Debug, clap::Parser)]
+struct Blocks {
+    #[command(flatten)]
+    blocks: blocks::BlocksArgs,
+}
 
 /// Answers one connection after the other with these bodies, and returns what it was asked.
 async fn server(answers: Vec<(u16, String)>) -> (Url, JoinHandle<Vec<String>>) {
@@ -89,6 +98,21 @@ async fn all_asks_every_member_and_says_what_was_done_before_a_refusal() {
     assert!(serving_second.await.expect("served")[0].contains(r#"{"a":1}"#));
     serving_listing.await.expect("served");
     serving_first.abort(); // scripted for one more, which must not come
+}
+
+#[tokio::test]
+async fn a_block_is_lifted_where_it_is_and_nobody_else_is_asked_to() {
+    let blocked = json!({ "blocks": [{ "guild": "raid", "by": "ops", "reason": null, "at": 1 }] }).to_string();
+    let none = || json!({ "blocks": [] }).to_string();
+    let (with, serving_with) = server(vec![(200, blocked), (200, none()), (200, none())]).await;
+    let (without, serving_without) = server(vec![(200, none()), (200, none())]).await;
+    let members = json!({ "members": [{ "url": without.as_str() }, { "url": with.as_str() }] }).to_string();
+    let (listing, _serving) = server(vec![(200, members)]).await;
+    let arguments = Blocks::parse_from(["t", "--url", listing.as_str(), "--all", "remove", "raid"]);
+    blocks::run(arguments.blocks, &Output::new(Format::Json)).await.expect("lifted");
+    let asked = serving_with.await.expect("served");
+    assert!(asked[1].starts_with("POST /v1/guilds/raid:unblock "), "{asked:?}");
+    assert!(serving_without.await.expect("served").iter().all(|asked| asked.starts_with("GET /v1/blocks ")));
 }
 
 #[tokio::test]

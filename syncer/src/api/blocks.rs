@@ -11,13 +11,13 @@ use super::extract::{Ids, Params, id, split_verb};
 use super::{ApiError, App, Caller, unix_ms};
 use crate::admission::{BLOCKS_MAX, Block};
 
-/// Query of an act on a guild.
+/// Query of an act on a guild or a gateway.
 #[derive(Clone, Debug, Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ActParams {
     /// Why, for whoever reads the audit.
-    reason: Option<String>,
+    pub(super) reason: Option<String>,
 }
 
 /// The guilds that operators blocked at this syncer.

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use sfu_api::GatewayId;
 use tokio::time::Instant;
 
-use super::extract::Ids;
-use super::{ApiError, App, Caller, body};
+use super::blocks::ActParams;
+use super::extract::{Ids, Params, id, split_verb};
+use super::{ApiError, App, Caller, body, unix_ms};
 use crate::presence::{Refused, Seen};
 
 /// Gateways named in one message between syncers: at most 600 bytes each, so ~60 KiB.
@@ -97,6 +98,26 @@ pub(crate) async fn heartbeat(
     checked(&incarnation)?;
     let beat = app.engine.beat(&gateway, &incarnation, caller.via(), Instant::now())?;
     Ok(Json(HeartbeatAnswer { resync: beat.resync }))
+}
+
+/// An operator says that a gateway is gone: at this syncer, what it does not tell again within
+/// `gateways.resume_window` leaves its calls.
+#[utoipa::path(post, path = "/v1/gateways/{gateway}:expire", operation_id = "expire_gateway", tag = "operators",
+    params(("gateway" = String, Path), ActParams),
+    responses((status = 204, description = "Noted."), (status = "4XX", body = super::error::ErrorBody), (status = "5XX", body = super::error::ErrorBody)))]
+pub(crate) async fn act(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    Ids(name): Ids<String>,
+    Params(ActParams { reason }): Params<ActParams>,
+) -> Result<StatusCode, ApiError> {
+    caller.must_be_operator()?;
+    let (name, Some(_)) = split_verb(&name, &["expire"]) else {
+        return Err(ApiError::not_found("action; there is `:expire`"));
+    };
+    let gateway: GatewayId = id("gateway", name)?;
+    app.engine.expire_gateway(&gateway, caller.id.as_str(), reason.as_deref(), unix_ms(), Instant::now())?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Another syncer tells which gateways speak to it: they live, though they say nothing here.

@@ -83,7 +83,7 @@ pub(crate) fn router(app: Arc<App>, operators: bool) -> Router {
         .route("/v1/blocks", get(blocks::list))
         .route("/v1/voice-states", post(bulk::voice_states))
         .route("/v1/watch", get(watch::watch))
-        .route("/v1/gateways/{gateway}", put(gateways::heartbeat))
+        .route("/v1/gateways/{gateway}", put(gateways::heartbeat).post(gateways::act))
         .route("/v1/gateways", get(gateways::list).post(gateways::heard))
         .route("/v1/calls", get(calls::list))
         .route("/v1/sfus", get(sfus::list))

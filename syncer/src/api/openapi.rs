@@ -13,6 +13,7 @@ use utoipa::{Modify, OpenApi};
         super::watch::watch,
         super::gateways::heartbeat,
         super::gateways::heard,
+        super::gateways::act,
         super::gateways::list,
         super::calls::report,
         super::calls::list,

@@ -7,8 +7,11 @@ use tokio::time::Instant;
 
 use super::{Engine, GatewayCounts};
 use crate::context::Context;
-use crate::presence::{Beat, Refused, Seen, Via};
+use crate::presence::{Beat, Due, Refused, Seen, Via};
 use crate::state::Round;
+
+/// The act's name in the audit.
+const GATEWAY_EXPIRE: &str = "gateways.expire.gateway";
 
 /// A watch or bulk stream of a gateway; as long as it lives, so does the gateway.
 #[derive(Debug)]
@@ -57,6 +60,32 @@ impl Engine {
     /// When the round was not begun here.
     pub fn synced(&self, gateway: &GatewayId, round: Round, now: Instant) -> Result<(), Refused> {
         self.ctx.presence.lock().synced(gateway, round, now)
+    }
+
+    /// An operator's word that a gateway is gone, as if it had told everything and there was nothing: what it does
+    /// not tell again within `gateways.resume_window` expires. For one that never promised to beat there is no
+    /// other end.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many gateways.
+    pub fn expire_gateway(
+        &self,
+        gateway: &GatewayId,
+        by: &str,
+        why: Option<&str>,
+        at_unix_ms: u64,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        let round = self.begin_round(gateway, now)?;
+        let mut presence = self.ctx.presence.lock();
+        presence.synced(gateway, round, now)?;
+        // Should it be there after all, it hears that it has to tell everything again.
+        presence.expired(&Due { gateway: gateway.clone(), before: None });
+        drop(presence);
+        let note = serde_json::json!({ "gateway": gateway });
+        self.ctx.registry.note(GATEWAY_EXPIRE, note, by, why, at_unix_ms);
+        Ok(())
     }
 
     /// Every gateway that is looked after, by name.
