@@ -5,6 +5,7 @@
 mod bench;
 mod deny;
 mod dependencies;
+mod full;
 mod process;
 mod stages;
 mod summary;
@@ -29,6 +30,10 @@ enum Task {
     /// The last line reads `N passed, N failed`: each test counts, and each other stage counts as one.
     /// The exit code is 0 only when nothing failed.
     Test(Test),
+    /// Run the tests whose requirement names a size that takes minutes, at that size, in a release build.
+    ///
+    /// They want the machine to themselves. `test` runs the same tests smaller.
+    Full(Full),
     /// Run the benches, each alone on the machine.
     Bench(bench::Bench),
 }
@@ -46,9 +51,17 @@ struct Test {
     no_install: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct Full {
+    /// Run only this one (may be given several times).
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+}
+
 fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Test(test) => run(&test),
+        Task::Full(full) => chosen(full::all(), &full.only).map(run_all),
         Task::Bench(bench) => bench::run(&bench).map(|()| true),
     };
     match done {
@@ -63,22 +76,32 @@ fn main() -> ExitCode {
 
 /// Whether everything passed.
 fn run(test: &Test) -> anyhow::Result<bool> {
-    let mut stages = stages::all(!test.no_install)?;
-    if let Some(unknown) = test.only.iter().find(|&name| stages.iter().all(|stage| stage.name != *name)) {
-        let known: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
-        anyhow::bail!("no stage is called `{unknown}`; there are: {}", known.join(", "));
-    }
-    stages.retain(|stage| test.only.is_empty() || test.only.contains(&stage.name));
+    let stages = chosen(stages::all(!test.no_install)?, &test.only)?;
     if test.list {
         for stage in &stages {
             println!("{:<14} {}", stage.name, stage.what);
         }
         return Ok(true);
     }
+    Ok(run_all(stages))
+}
+
+/// The stages of these names; all of them when none is named.
+fn chosen(mut stages: Vec<stages::Stage>, only: &[String]) -> anyhow::Result<Vec<stages::Stage>> {
+    if let Some(unknown) = only.iter().find(|&name| stages.iter().all(|stage| stage.name != *name)) {
+        let known: Vec<_> = stages.iter().map(|stage| stage.name.as_str()).collect();
+        anyhow::bail!("no stage is called `{unknown}`; there are: {}", known.join(", "));
+    }
+    stages.retain(|stage| only.is_empty() || only.contains(&stage.name));
+    Ok(stages)
+}
+
+/// Whether everything passed.
+fn run_all(stages: Vec<stages::Stage>) -> bool {
     let mut results = Vec::new();
     for stage in stages {
         println!("\n=== {}: {}", stage.name, stage.what);
         results.push(summary::Row::of(stage));
     }
-    Ok(summary::print(&results))
+    summary::print(&results)
 }

@@ -40,22 +40,26 @@ pub(crate) async fn door(fleet: &Fleet, n: usize) -> Value {
 }
 
 pub(crate) fn line(guild: &str, call: &str, session: &str, kind: &str) -> String {
-    json!({"do": "join", "guild": guild, "call": call, "session": session, "kind": kind}).to_string() + "\n"
+    json!({"op": format!("{guild}/{call}"), "do": "join", "guild": guild, "call": call, "session": session, "kind": kind}).to_string() + "\n"
 }
 
-/// Sends lines on the bulk road; how many came in. Every one that did not has a moment to come back.
-pub(crate) async fn bulk(fleet: &Fleet, n: usize, lines: &[String]) -> usize {
+/// Sends lines on the bulk road; the results. Every line that did not come in has a moment to come back.
+pub(crate) async fn say(fleet: &Fleet, n: usize, lines: &[String]) -> Vec<Value> {
     let sent = fleet.request(n, Method::POST, "/v1/voice-states").body(lines.concat()).send().await.expect("an answer");
     let text = sent.text().await.expect("text");
     let results: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
     assert_eq!(results.len(), lines.len(), "a result for each line");
-    let refused: Vec<&Value> = results.iter().filter(|r| r["status"] != 200).collect();
-    for result in &refused {
+    for result in results.iter().filter(|r| r["status"] != 200) {
         assert_eq!((&result["status"], &result["error_code"]), (&json!(429), &json!("limited")), "{result}");
         let wait = result["retry_after_ms"].as_u64().expect("a moment to come back");
         assert!((1..=31_000).contains(&wait), "{result}");
     }
-    results.len() - refused.len()
+    results
+}
+
+/// As [`say`]; how many came in.
+pub(crate) async fn bulk(fleet: &Fleet, n: usize, lines: &[String]) -> usize {
+    say(fleet, n, lines).await.iter().filter(|r| r["status"] == 200).count()
 }
 
 /// Joins with a request of its own; whether it came in. If not, there is a `Retry-After`.

@@ -8,6 +8,7 @@ mod fleet;
 mod gateways;
 mod operators;
 mod overload;
+mod placing;
 mod pool;
 mod security;
 mod start;

@@ -1,71 +1,136 @@
 //! Ten times the load that is admitted, for a while: what is promised of it, measured in one run.
 //!
-//! `TRUNKLINE_OVERLOAD_S=60` makes it a minute of overload, instead of the seconds that a gate can spare.
+//! By default for some seconds, at a rate that a debug build can serve. With `TRUNKLINE_FULL=1` (in a release
+//! build) for the minute that the requirement names, at a rate of hundreds a second.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use sfu_api::SfuId;
 use sfu_mock::{Fault, Target};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, interval, sleep};
 
-use crate::admission::{bulk, door, fleet, line, put};
+use crate::admission::{door, fleet, line, put, say};
 use crate::support::{Fleet, answer, until};
 
-/// New calls that the fleet admits per second.
-const ADMITTED_PER_S: u64 = 30;
+/// Between two lines of the crowd.
+const TICK: Duration = Duration::from_millis(100);
+const TICKS_PER_S: u64 = 10;
 
-/// Calls asked for in one line of the crowd, ten times a second.
-const PER_TICK: u64 = ADMITTED_PER_S;
+/// How many ticks a call of the crowd lives, so that there are as many at the end as at the beginning.
+const LIFE: usize = 20;
 
-/// Asks for `per_tick` calls ten times a second, until told to stop.
-async fn crowd(fleet: Arc<Fleet>, per_tick: u64, stop: Arc<AtomicBool>, admitted: Arc<AtomicU64>, name: &'static str) {
-    let mut ticks = interval(Duration::from_millis(100));
-    let mut n = 0;
-    while !stop.load(Ordering::Relaxed) {
-        ticks.tick().await;
-        let lines: Vec<String> = (0..per_tick)
-            .map(|i| {
-                line(
-                    &format!("{name}-{}", i % 50),
-                    &format!("c{n}-{i}"),
-                    "s",
-                    if i % 5 == 0 { "stream" } else { "voice" },
-                )
-            })
-            .collect();
-        n += 1;
-        admitted.fetch_add(bulk(&fleet, 0, &lines).await as u64, Ordering::Relaxed);
+/// Calls that are there all the time.
+const HOMES: usize = 60;
+
+/// What a latency may differ by for reasons that are not ours: a scheduler with other processes to serve.
+const NOISE: Duration = Duration::from_millis(10);
+
+/// How large it all is.
+#[derive(Clone, Copy)]
+struct Scale {
+    /// New calls that the fleet admits per second.
+    admitted_per_s: u64,
+    lasting: Duration,
+    /// How long it is looked at without overload.
+    calm: Duration,
+    sfus: usize,
+}
+
+impl Scale {
+    fn from_environment() -> Self {
+        if std::env::var_os("TRUNKLINE_FULL").is_some() {
+            Self { admitted_per_s: 200, lasting: Duration::from_secs(60), calm: Duration::from_secs(10), sfus: 20 }
+        } else {
+            Self { admitted_per_s: 50, lasting: Duration::from_secs(6), calm: Duration::from_secs(3), sfus: 5 }
+        }
+    }
+
+    /// Calls asked for in one tick of ten times the load.
+    const fn crowd(self) -> u64 {
+        self.admitted_per_s * 10 / TICKS_PER_S
     }
 }
 
-/// Calls admitted per second while `per_tick` are asked for ten times a second; the first second, in which the
-/// bucket is emptied, does not count.
-async fn goodput(
-    fleet: &Arc<Fleet>,
-    per_tick: u64,
-    lasting: Duration,
-    name: &'static str,
-    during: impl Future<Output = ()>,
-) -> f64 {
-    let (stop, admitted) = (Arc::default(), Arc::new(AtomicU64::new(0)));
-    #[expect(clippy::disallowed_methods, reason = "awaited below")]
-    let crowd = tokio::spawn(crowd(Arc::clone(fleet), per_tick, Arc::clone(&stop), Arc::clone(&admitted), name));
-    sleep(Duration::from_secs(2)).await;
-    let (start, before) = (Instant::now(), admitted.load(Ordering::Relaxed));
-    tokio::join!(during, sleep(lasting));
-    let (took, after) = ((Instant::now() - start).as_secs_f64(), admitted.load(Ordering::Relaxed));
-    stop.store(true, Ordering::Relaxed);
-    crowd.await.expect("no refusal without a moment to come back");
-    (after - before) as f64 / took
+/// Those who ask for calls.
+struct Crowd {
+    stop: Arc<AtomicBool>,
+    asking: JoinHandle<Vec<(Instant, u64)>>,
 }
 
-/// The upper tenth of the times a join and a leave of a call that exists take.
-async fn latency(fleet: &Fleet) -> Duration {
+// === impl Crowd ===
+
+impl Crowd {
+    /// Asks for `per_tick` calls in every tick, and leaves those that came in a while later.
+    fn start(fleet: &Arc<Fleet>, per_tick: u64, name: &'static str) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        #[expect(clippy::disallowed_methods, reason = "awaited when it ends")]
+        let asking = tokio::spawn(ask(Arc::clone(fleet), per_tick, Arc::clone(&stop), name));
+        Self { stop, asking }
+    }
+
+    /// Calls admitted per second after the first two, in which the bucket is emptied: between two answers, so
+    /// that no part of a tick counts.
+    async fn end(self) -> f64 {
+        self.stop.store(true, Ordering::Relaxed);
+        let admitted = self.asking.await.expect("nobody was refused without a moment to come back");
+        let settled = admitted[0].0 + Duration::from_secs(2);
+        let counted = &admitted[admitted.partition_point(|(at, _)| *at < settled)..];
+        let (Some((first, _)), Some((last, _))) = (counted.first(), counted.last()) else { panic!("it ended at once") };
+        counted[1..].iter().map(|(_, calls)| calls).sum::<u64>() as f64 / (*last - *first).as_secs_f64()
+    }
+}
+
+/// When answers came, and how many calls each admitted.
+async fn ask(fleet: Arc<Fleet>, per_tick: u64, stop: Arc<AtomicBool>, name: &'static str) -> Vec<(Instant, u64)> {
+    let mut ticks = interval(TICK);
+    let (mut admitted, mut living) = (Vec::new(), VecDeque::<Vec<(String, String)>>::new());
+    while !stop.load(Ordering::Relaxed) {
+        ticks.tick().await;
+        let tick = admitted.len();
+        // By another road: the answer carries a `Retry-After`, or it came in.
+        let alone = (format!("{name}-put"), format!("c{tick}"));
+        let mut came = Vec::new();
+        if put(&fleet, 0, &alone.0, &alone.1, "s", "voice").await {
+            came.push(alone);
+        }
+        let asked: Vec<(String, String)> =
+            (1..per_tick).map(|i| (format!("{name}-{}", i % 50), format!("c{tick}-{i}"))).collect();
+        let kind = |i: usize| if i.is_multiple_of(5) { "stream" } else { "voice" };
+        let joins = asked.iter().enumerate().map(|(i, (guild, call))| line(guild, call, "s", kind(i)));
+        let leaving = if living.len() >= LIFE { living.pop_front().expect("some") } else { Vec::new() };
+        let leaves = leaving.iter().map(|(guild, call)| {
+            json!({"op": "leave", "do": "leave", "guild": guild, "call": call, "session": "s"}).to_string() + "\n"
+        });
+        let results = say(&fleet, 0, &leaves.chain(joins).collect::<Vec<_>>()).await;
+        assert!(results.iter().filter(|r| r["op"] == "leave").all(|r| r["status"] == 200), "leaves are never shed");
+        let names: HashSet<&str> =
+            results.iter().filter(|r| r["status"] == 200).filter_map(|r| r["op"].as_str()).collect();
+        came.extend(asked.into_iter().filter(|(guild, call)| names.contains(format!("{guild}/{call}").as_str())));
+        admitted.push((Instant::now(), came.len() as u64));
+        living.push_back(came);
+    }
+    admitted
+}
+
+/// How long a join and a leave of a call that exists take. The tenth that is slowest is shown and not judged: other
+/// tests run beside this one.
+#[derive(Clone, Copy, Debug)]
+struct Latency {
+    p50: Duration,
+    p90: Duration,
+    #[allow(dead_code, reason = "shown")]
+    p99: Duration,
+}
+
+async fn latency(fleet: &Fleet) -> Latency {
     let mut times = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..200 {
         let start = Instant::now();
         assert!(put(fleet, 0, "home", "c0", "probe", "voice").await);
         times.push(Instant::now() - start);
@@ -73,69 +138,104 @@ async fn latency(fleet: &Fleet) -> Duration {
         assert!(answer(leave).await.0.is_success(), "leaves are never shed");
     }
     times.sort();
-    times[18]
+    Latency { p50: times[100], p90: times[180], p99: times[198] }
 }
 
-/// Looks at every queue until told to stop; the most memory it saw in the first and in the second half.
-async fn watch_queues(fleet: &Fleet, lasting: Duration) -> [u64; 2] {
-    let start = Instant::now();
-    let mut memory = [0, 0];
-    while Instant::now() - start < lasting {
+/// What was seen while the storm lasted.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The most memory in the first and in the second half.
+    memory: [u64; 2],
+    /// When nothing waited for a repair any more.
+    repaired: Option<Duration>,
+    /// New calls that were placed, per second.
+    placed_per_s: f64,
+}
+
+/// Looks at every queue while the storm lasts. A tick may be answered while the window shrinks, and a trickle
+/// comes in beyond it.
+async fn watch_queues(fleet: &Fleet, scale: Scale) -> Seen {
+    let (start, mut seen, mut first) = (Instant::now(), Seen::default(), None);
+    let number = |v: &Value| v.as_u64().unwrap_or_else(|| panic!("{v} is no number"));
+    loop {
         let (_, status) = fleet.get(0, "/v1/status").await;
+        let now = Instant::now();
         let (door, pool) = (&status["admission"], &status["pool"]);
-        let number = |v: &Value| v.as_u64().unwrap_or_else(|| panic!("no number in {status}"));
-        // A line that was being answered while the window shrank may be above it, and a trickle.
-        assert!(number(&door["waiting"]) <= number(&door["waiting_max"]) + PER_TICK + 10, "{door}");
+        let waiting = number(&door["waiting_new_calls"]) + number(&door["waiting_streams"]);
+        assert!(waiting <= number(&door["waiting_max"]) + scale.crowd() + 10, "{door}");
         assert!(number(&pool["waiters"]) <= number(&pool["waiters_max"]), "{pool}");
+        assert!(number(&status["releases_waiting"]) <= syncer::context::RELEASES_MAX as u64, "{status}");
         assert_eq!(status["invariant_violations"], 0);
-        let half = usize::from(Instant::now() - start > lasting / 2);
-        memory[half] = number(&door["memory_bytes"]).max(memory[half]);
+        let half = usize::from(now - start > scale.lasting / 2);
+        seen.memory[half] = number(&door["memory_bytes"]).max(seen.memory[half]);
+        if seen.repaired.is_none() && status["notices_total"] == 1 {
+            let (_, recovery) = fleet.get(0, "/v1/recovery").await;
+            let done = recovery["classes"][0]["waiting"] == 0 && recovery["untold"] == 0;
+            seen.repaired = done.then(|| now - start);
+        }
+        let placed = number(&status["placements_total"]) - number(&status["moves_total"]);
+        let (at, before) = *first.get_or_insert((now, placed));
+        if now - start >= scale.lasting {
+            seen.placed_per_s = (placed - before) as f64 / (now - at).as_secs_f64();
+            return seen;
+        }
         sleep(Duration::from_millis(100)).await;
     }
-    memory
+}
+
+/// The homes on this SFU.
+async fn homes_on(fleet: &Fleet, sfu: &SfuId) -> usize {
+    fleet.get(0, &format!("/v1/calls?sfu={sfu}&guild=home&limit=100")).await.1["calls"].as_array().expect("calls").len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r04_r10_ten_times_the_load_costs_the_rest_nothing() {
+    let scale = Scale::from_environment();
     let levers = json!({
-        "admission.new_calls.rate": ADMITTED_PER_S, "admission.new_calls.burst": ADMITTED_PER_S,
+        "admission.new_calls.rate": scale.admitted_per_s, "admission.new_calls.burst": scale.admitted_per_s,
         "admission.queue_age_max": "3s", "admission.lag_max": "5s", "health.dead_window": "500ms",
+        "calls.empty_grace": "500ms", "placement.region.rate": 400,
     });
-    let fleet = Arc::new(fleet(1, 5, &levers).await);
-    let homes: Vec<String> = (0..60).map(|n| format!("c{n}")).collect();
+    let fleet = Arc::new(fleet(1, scale.sfus, &levers).await);
+    let homes: Vec<String> = (0..HOMES).map(|n| format!("c{n}")).collect();
     for call in &homes {
         until("a home", || put(&fleet, 0, "home", call, "s", "voice")).await;
     }
     until("all at home", || async { fleet.get(0, "/v1/status").await.1["awaiting"] == 0 }).await;
     let calm = latency(&fleet).await;
-    let unloaded = goodput(&fleet, ADMITTED_PER_S / 8, Duration::from_secs(3), "calm", async {}).await;
+    // As much as is admitted and a fifth more: what can be had without overload.
+    let crowd = Crowd::start(&fleet, scale.crowd() * 12 / 100, "calm");
+    sleep(Duration::from_secs(2) + scale.calm).await;
+    let unloaded = crowd.end().await;
 
-    let seconds = std::env::var("TRUNKLINE_OVERLOAD_S").ok().and_then(|s| s.parse().ok()).unwrap_or(6);
-    let lasting = Duration::from_secs(seconds);
-    let victim = fleet.sfus.nodes()[0].id.clone();
-    let (mut memory, mut affected) = ([0, 0], 0);
-    let loaded = goodput(&fleet, PER_TICK, lasting, "storm", async {
-        // In the middle of it an SFU dies, and its calls have to come back.
-        affected = fleet.sfus.rooms(&victim).expect("known").len();
-        fleet.sfus.fault(&Target::Nodes(vec![victim.clone()]), &Fault::Kill).await.expect("killed");
-        memory = watch_queues(&fleet, lasting).await;
-    })
-    .await;
+    // In the middle of it an SFU dies, and its calls have to come back.
+    let crowd = Crowd::start(&fleet, scale.crowd(), "storm");
+    sleep(Duration::from_secs(2)).await;
+    let victim = fleet.sfus.nodes().into_iter().max_by_key(|node| node.rooms).expect("some").id;
+    let affected = homes_on(&fleet, &victim).await;
+    fleet.sfus.fault(&Target::Nodes(vec![victim.clone()]), &Fault::Kill).await.expect("killed");
+    let seen = watch_queues(&fleet, scale).await;
+    let during = latency(&fleet).await;
+    let loaded = crowd.end().await;
     let ended = Instant::now();
-    assert!(affected > 5, "the SFU that died had calls: {affected}");
-    assert!((loaded / unloaded - 1.0).abs() <= 0.15, "goodput {loaded:.1} per second, {unloaded:.1} without overload");
-    assert!(memory[1] as f64 <= memory[0] as f64 * 1.2 + 32e6, "memory grew from {} to {}", memory[0], memory[1]);
-
-    until("repaired", || async {
-        let (_, status) = fleet.get(0, "/v1/status").await;
-        status["awaiting"] == 0 && status["moves_total"].as_u64() >= Some(affected as u64 * 99 / 100)
-    })
-    .await;
-    let (_, dead) = fleet.get(0, &format!("/v1/calls?sfu={victim}")).await;
-    assert_eq!(dead["total"], 0, "every call of the dead SFU was repaired");
+    let left = homes_on(&fleet, &victim).await;
+    until("nobody waits", || async { fleet.get(0, "/v1/status").await.1["awaiting"] == 0 }).await;
     sleep(Duration::from_secs(5).saturating_sub(Instant::now() - ended)).await;
     let after = latency(&fleet).await;
-    assert!(after <= calm * 3 + Duration::from_millis(50), "{after:?} after the storm, {calm:?} before");
+
+    println!(
+        "admitted {loaded:.1} per second, {unloaded:.1} without overload; {:.1} placed; {affected} homes repaired after \
+         {:?}; memory {:?}; {calm:?} before, {during:?} during, {after:?} 5 s after",
+        seen.placed_per_s, seen.repaired, seen.memory
+    );
+    assert!(affected > 0 && left == 0, "{left} of {affected} calls of the dead SFU were not repaired in the storm");
+    assert!(seen.repaired.is_some(), "the repair was not done before the storm was over");
+    for goodput in [loaded, seen.placed_per_s] {
+        assert!((goodput / unloaded - 1.0).abs() <= 0.1, "goodput {goodput:.1} per second, {unloaded:.1} unloaded");
+    }
+    let [early, late] = seen.memory;
+    assert!(late as f64 <= early as f64 * 1.1 + 16e6, "memory grew from {early} to {late}");
+    assert!(after.p50 <= calm.p50 * 2 + NOISE && after.p90 <= calm.p90 * 2 + NOISE, "{after:?}, {calm:?} before");
     let shed = door(&fleet, 0).await["sheds"].clone();
     assert!(!shed.to_string().contains("repair"), "{shed}");
 }

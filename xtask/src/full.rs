@@ -1,0 +1,40 @@
+//! Tests at the sizes that the requirements name.
+//!
+//! `cargo xtask test` runs the same tests at sizes that a debug build on two cores can carry: seconds of overload
+//! and sixty SFUs. Here they run one after the other in a release build, with nothing beside them: a minute of
+//! ten times the load, and a thousand SFUs of which one holds a hundred thousand participants.
+
+use crate::process::tests;
+use crate::stages::{Stage, cargo};
+
+/// The variable that tests look at.
+const VARIABLE: &str = "TRUNKLINE_FULL";
+
+/// Name, what it shows, the test's target and its path in it.
+const TESTS: [(&str, &str, &str, &str); 2] = [
+    (
+        "overload",
+        "a minute of ten times the load costs the rest nothing",
+        "api_server",
+        "overload::r04_r10_ten_times_the_load_costs_the_rest_nothing",
+    ),
+    (
+        "one-sfu",
+        "one of 1,000 SFUs dies with 100,000 participants",
+        "one_sfu_dies",
+        "r13_one_sfu_with_most_participants_dies_and_the_rest_does_not_notice",
+    ),
+];
+
+/// One stage for each test.
+pub(crate) fn all() -> Vec<Stage> {
+    let stage = |(name, what, target, test): (&str, &str, &'static str, &'static str)| Stage {
+        name: name.to_owned(),
+        what: what.to_owned(),
+        work: Box::new(move || {
+            let line = format!("test --release --locked -p syncer --test {target} -- --nocapture --exact");
+            tests(cargo(&line).arg(test).env(VARIABLE, "1"))
+        }),
+    };
+    TESTS.into_iter().map(stage).collect()
+}
