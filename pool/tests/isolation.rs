@@ -107,6 +107,68 @@ async fn r01_a_hundred_thousand_requests_to_a_black_holed_partition_leave_the_ot
     assert_eq!(failed.load(Ordering::Relaxed), 100_000);
 }
 
+/// Hosts of which those called `mortal-…` say nothing any more once they are `gone`, on old connections and on new ones.
+fn mortals(gone: Arc<AtomicBool>, limits: LaneLimits) -> Lane {
+    let servers = TaskTracker::new();
+    let connector = tower::service_fn(move |origin: Origin| {
+        let (servers, gone) = (servers.clone(), Arc::clone(&gone));
+        let silent = Arc::new(move || origin.host().starts_with("mortal") && gone.load(Ordering::SeqCst));
+        async move {
+            sleep(DIAL).await;
+            if silent() {
+                std::future::pending::<()>().await;
+            }
+            let (client, server) = duplex(16 * 1024);
+            servers.spawn(async move {
+                let service = service_fn(move |_: Request<Incoming>| {
+                    let silent = Arc::clone(&silent);
+                    async move {
+                        sleep(WORK).await;
+                        if silent() {
+                            std::future::pending::<()>().await;
+                        }
+                        Ok::<_, Infallible>(Response::new(String::from("ok")))
+                    }
+                });
+                drop(auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(server), service).await);
+            });
+            Ok::<_, BoxError>(Connected::ready(client, Alpn::Http1))
+        }
+    });
+    Lane::builder("sfu").limits(limits).connector(connector).build().expect("lane")
+}
+
+#[tokio::test(start_paused = true)]
+async fn r01_hosts_that_vanish_leave_slots_to_those_that_answer_though_all_had_answered() {
+    let gone = Arc::new(AtomicBool::new(false));
+    let lane = mortals(Arc::clone(&gone), LaneLimits { partitions: 1, dials_max: 8, ..LaneLimits::default() });
+    let named = |name: String| lane.origin(&Origin::parse(&format!("https://{name}.test")).expect("origin"));
+    let (mortals, alive) = ((0..60).map(|n| named(format!("mortal-{n}"))), named("alive".to_owned()));
+    let mortals: Vec<_> = mortals.collect();
+    for sfu in mortals.iter().chain([&alive]) {
+        sfu.send(get("/"), soon()).await.expect("answered").into_body().bytes(64).await.expect("body");
+    }
+    gone.store(true, Ordering::SeqCst);
+    let storm = Callers::new();
+    for sfu in mortals {
+        storm.spawn(async move {
+            for _ in 0..12 {
+                drop(sfu.send(get("/"), after(Duration::from_millis(500))).await);
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+    }
+    sleep(Duration::from_secs(2)).await;
+    assert!(lane.snapshot().dialling >= 6, "the dead have what they can get");
+    let (held, began) = (alive.hold(soon()).await.expect("its connection"), Instant::now());
+    alive.send(get("/"), soon()).await.expect("on another one");
+    let took = Instant::now().saturating_duration_since(began);
+    assert!(took < Duration::from_millis(200), "{took:?} behind dead hosts");
+    drop(held);
+    storm.close();
+    storm.wait().await;
+}
+
 /// The lease's life here, and how often it is renewed.
 const TTL: Duration = Duration::from_secs(2);
 const RENEW: Duration = Duration::from_millis(250);

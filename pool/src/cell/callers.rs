@@ -146,6 +146,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         keep_alive: Option<Duration>,
     ) -> Back<W> {
         fault::point(Point::PutBack);
+        self.silent &= now.is_none();
         let told = keep_alive.map(|told| told.min(self.tuning.idle_timeout.get()));
         if told.is_some() && told != self.conns.idle_timeout(key) {
             return Back::Not;

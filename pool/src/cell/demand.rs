@@ -153,7 +153,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         }
         if !self.queued && self.wanted_normal(now) > 0 {
             self.queued = true;
-            let class = if self.proven { Class::Proven } else { Class::Unproven };
+            let class = if self.proven && !self.silent { Class::Proven } else { Class::Unproven };
             out.push(Action::WantSlot { class, cost, life: self.life });
         }
     }

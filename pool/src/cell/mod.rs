@@ -112,6 +112,8 @@ pub(crate) struct CellState<C, W, E> {
     dial_window: usize,
     /// The last dial worked.
     proven: bool,
+    /// A request has timed out since the last answer: the host may have vanished, whatever its last dial did.
+    silent: bool,
     /// In the scheduler's line for ordinary dials, and for fresh ones.
     queued: bool,
     queued_fresh: bool,
@@ -151,6 +153,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             untold_fresh: 0,
             dial_window: 1,
             proven: false,
+            silent: false,
             queued: false,
             queued_fresh: false,
             draining: None,
@@ -249,6 +252,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.dial_over(fresh);
         out.extend(self.breaker.succeed().map(Action::Discard));
         self.proven = true;
+        self.silent = false;
         self.opened_at = Some(now);
         self.dial_window = self.dial_window.saturating_mul(2).min(self.tuning.dials_max());
         self.h2 = Some(shared);
@@ -387,6 +391,11 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         // If it falls idle now, a ring must come before it expires.
         let rung_by = |at: Instant| self.rings.last().is_some_and(|ring| (now..=at).contains(ring));
         self.look_again |= self.conns.idle_timeout(key).is_some_and(|idle| !rung_by(now + idle));
+        match verdict {
+            Verdict::Answered => self.silent = false,
+            Verdict::TimedOut => self.silent = true,
+            Verdict::Unused | Verdict::Abandoned => {}
+        }
         if let Some(held) = held
             && matches!(verdict, Verdict::Answered | Verdict::TimedOut)
         {

@@ -2,8 +2,8 @@
 //!
 //! Dead hosts hold a dial slot for the whole time-out, living ones for milliseconds: with one shared
 //! bound, twenty dead hosts capture sixteen slots and healthy p99 rises to 1.3 s (measured). So origins
-//! that have not proven themselves share at most three quarters of the slots, one origin gets at most a
-//! quarter, and origins take turns. An origin is in line at most once; what it wants is asked again when
+//! that have not proven themselves, or whose requests time out, share at most three quarters of the slots, one gets at
+//! most a quarter, and origins take turns. An origin is in line at most once; what it wants is asked again when
 //! its turn comes.
 //!
 //! A *fresh* dial, a health probe, has a line and some slots and connections of its own: whether a host is back must be
@@ -38,9 +38,9 @@ const QUANTUM: u32 = 1;
 /// Under which heading a slot was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// The last dial of the origin worked.
+    /// The last dial of the origin worked, and so did its last request.
     Proven,
-    /// It failed, or there was none.
+    /// It failed, or there was none; or a request has had no answer in time since.
     Unproven,
     /// The dial is to find out about the host.
     Fresh,
