@@ -20,8 +20,8 @@
 //!   who came and gave up leave nothing behind. Waiters who will be served by what is open sooner than a
 //!   dial takes, by the origin's own measured times, are no demand. An unknown origin is dialled once,
 //!   however many wait; when that worked, twice as many at a time. Origins take turns by the slot time
-//!   their dials cost; one may have a quarter of the slots, and a quarter is kept for those whose last dial
-//!   worked. One time-out covers name, TCP, TLS and HTTP together.
+//!   their dials cost; one may have a quarter of the slots, and a quarter is kept for those that dialled
+//!   and answered last. One time-out covers name, TCP, TLS and HTTP together.
 //! - **Fail fast.** A failed dial answers everyone in line with one shared error, and everyone who comes
 //!   during the back-off ([`Error::is_fail_fast`]). Exactly one caller gets it first hand: that one is
 //!   evidence. [`OriginHandle::fresh`] goes past the back-off on a new connection: the health probe.
