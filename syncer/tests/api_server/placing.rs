@@ -82,7 +82,7 @@ async fn r07_a_crowd_over_https_exceeds_no_bucket_and_stays_even_on_late_loads()
 #[tokio::test(flavor = "multi_thread")]
 async fn r14_sfus_that_all_fail_over_https_are_tried_once_a_step_and_then_once_a_call() {
     const SFUS: u64 = 5;
-    const FAILING: Duration = Duration::from_secs(5);
+    const FAILING: Duration = Duration::from_secs(3);
     for (error, retry_after_s) in [(503, Some(1)), (500, None)] {
         let fleet = fleet(1, 5, &json!({ "admission.guild_share": 1 })).await;
         assert_eq!(bulk(&fleet, 0, &lines("before", 50)).await, 50);

@@ -135,6 +135,17 @@ impl Rig {
         assert_eq!(status, StatusCode::OK, "{body}");
     }
 
+    /// New calls that are admitted per second, and at once.
+    async fn door(&self, rate: u32, burst: u32) {
+        let levers = json!({ "admission.new_calls.rate": rate, "admission.new_calls.burst": burst });
+        let (status, body) = answer(self.request(Method::PATCH, "/v1/levers", 0).json(&levers)).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        until("the door follows", || async {
+            self.get("/v1/status").await["admission"]["new_calls_per_s"] == f64::from(rate)
+        })
+        .await;
+    }
+
     async fn cordon(&self, verb: &str) {
         for node in self.sfus.nodes().iter().filter(|node| node.id != self.victim) {
             let (status, body) = answer(self.request(Method::POST, &format!("/v1/sfus/{}:{verb}", node.id), 0)).await;
@@ -146,6 +157,8 @@ impl Rig {
     async fn fill(&self) {
         let Scale { calls, participants, pace, others, .. } = self.scale;
         self.levers(10_000.0, 10_000, (10_000.0, 10_000)).await;
+        // Filling is no crowd that somebody has to be kept from: all come in at once.
+        self.door(1_000_000, 1_000_000).await;
         self.cordon("cordon").await;
         self.join((0..participants).map(|n| (format!("c{}", n % calls), n)).collect()).await;
         self.placed(calls).await;
@@ -154,6 +167,7 @@ impl Rig {
         assert_eq!(status, StatusCode::OK, "{body}");
         self.join((0..others).map(|n| (format!("other{n}"), n)).collect()).await;
         self.placed(calls + others).await;
+        self.door(5_000, 10_000).await;
         let rate = f64::from(pace);
         self.levers(rate / 4.0, BURST / 2, (rate, BURST)).await;
         // Its region is the only one, so its bucket is as wide as that over all.
