@@ -220,7 +220,7 @@ fn oldest(ctx: &Context) -> [Option<Instant>; Class::ALL.len()] {
     let mut oldest = [None; Class::ALL.len()];
     for shard in &ctx.shards {
         let shard = shard.lock();
-        for call in shard.dirty().next_in_line(HEADS).filter_map(|key| shard.get(key)) {
+        for call in shard.dirty().next_in_line(HEADS).filter_map(|number| shard.numbered(number)) {
             if let (Some(class), Some(since)) = (call.demand(), call.awaiting_since) {
                 let first: &mut Option<Instant> = &mut oldest[class as usize];
                 *first = Some(first.map_or(since, |first| first.min(since)));

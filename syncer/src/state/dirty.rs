@@ -5,7 +5,8 @@
 //! that of its [size](smallness). So a repair overtakes a new call that came up to
 //! [`Class::handicap`] earlier, a large call a small one of its class, and nothing starves, because
 //! handicaps are finite (R10). Lines are kept by class, so that a class can have its [turn] while
-//! another has a backlog of minutes, ready or blocked.
+//! another has a backlog of minutes, ready or blocked. Ranks are kept to a [tick](TICK), since in a storm every join
+//! ranks a call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use sfu_api::RegionId;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::call_set::CallSet;
 use super::{CallKey, SfuIdx};
 
 /// Classes of placement work, most urgent first.
@@ -89,6 +91,14 @@ pub fn smallness(sessions: usize) -> Duration {
     SIZE_STEP * (SIZES - sessions.max(1).ilog2().min(SIZES))
 }
 
+/// Ranks are told apart to this: a fiftieth of what twice the size is worth. Calls of one tick stand in the order of
+/// their keys.
+const TICK: Duration = Duration::from_millis(8);
+
+/// Ticks are counted from this long before the first rank: more than class and size ever add to the moment of a
+/// need, so that no later need has an earlier rank.
+const BEFORE_FIRST: Duration = Duration::from_secs(60);
+
 /// What keeps a call from being placed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Blocker {
@@ -116,18 +126,18 @@ pub enum Place {
     InFlight,
 }
 
-/// Calls in order of rank, or of time.
-type Line = BTreeSet<(Instant, CallKey)>;
-
-/// A line for each class.
-type Lines = [Line; Class::ALL.len()];
+/// Calls in order of rank, a line for each class.
+type Lines = [CallSet<u64>; Class::ALL.len()];
 
 /// The set, by key. The [`Place`] is kept with the call; every change goes through here.
 #[derive(Debug, Default)]
 pub struct Dirty {
     ready: Lines,
-    waiting: Line,
+    waiting: BTreeSet<(Instant, CallKey)>,
     blocked: BTreeMap<Blocker, Lines>,
+    /// Where ticks are counted from.
+    origin: Option<Instant>,
+    moves: u64,
 }
 
 // === impl Dirty ===
@@ -136,18 +146,21 @@ impl Dirty {
     /// Moves `key` from where it is (`place`) to where it shall be. While a call is ready or blocked its
     /// class does not change: it is announced, or no longer, only by an attempt.
     pub(super) fn put(&mut self, key: CallKey, class: Class, place: &mut Place, to: Place) {
+        self.moves += 1;
         match place {
             Place::Ready(at) => {
-                self.ready[class as usize].remove(&(*at, key));
+                let tick = self.tick(*at);
+                self.ready[class as usize].remove(tick, key.index);
             }
             Place::Waiting(at) => {
                 self.waiting.remove(&(*at, key));
             }
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
+                let tick = self.tick(*at);
                 if let Some(lines) = self.blocked.get_mut(on) {
-                    lines[class as usize].remove(&(*at, key));
-                    if lines.iter().all(BTreeSet::is_empty) {
+                    lines[class as usize].remove(tick, key.index);
+                    if lines.iter().all(CallSet::is_empty) {
                         self.blocked.remove(on);
                     }
                 }
@@ -156,39 +169,67 @@ impl Dirty {
         }
         match &to {
             Place::Ready(at) => {
-                self.ready[class as usize].insert((*at, key));
+                let tick = self.new_tick(*at);
+                self.ready[class as usize].insert(tick, key.index);
             }
             Place::Waiting(at) => {
                 self.waiting.insert((*at, key));
             }
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
-                self.blocked.entry(on.clone()).or_default()[class as usize].insert((*at, key));
+                let tick = self.new_tick(*at);
+                self.blocked.entry(on.clone()).or_default()[class as usize].insert(tick, key.index);
             }
             Place::Clean | Place::InFlight => {}
         }
         *place = to;
     }
 
-    /// The most urgent ready call, of `class` or of all, and its rank.
-    #[must_use]
-    pub fn first_ready(&self, class: Option<Class>) -> Option<(Instant, CallKey)> {
-        first(&self.ready, class)
+    /// How often a call was moved. While this stands still, all are where they were.
+    pub(super) const fn moves(&self) -> u64 {
+        self.moves
     }
 
-    /// Ready, waiting and blocked calls as they come next in their lines, at most `max` of each line.
-    pub fn next_in_line(&self, max: usize) -> impl Iterator<Item = CallKey> {
-        let lines = self.ready.iter().chain([&self.waiting]).chain(self.blocked.values().flatten());
-        lines.flat_map(move |line| line.iter().take(max).map(|(_, key)| *key))
+    fn new_tick(&mut self, at: Instant) -> u64 {
+        self.origin.get_or_insert_with(|| at.checked_sub(BEFORE_FIRST).unwrap_or(at));
+        self.tick(at)
+    }
+
+    fn tick(&self, at: Instant) -> u64 {
+        let since = self.origin.map_or(Duration::ZERO, |origin| at.saturating_duration_since(origin));
+        u64::try_from(since.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The number of the first call, of `class` or of all, and its rank.
+    fn first(&self, lines: &Lines, class: Option<Class>) -> Option<(Instant, u32)> {
+        let (tick, number) = match class {
+            Some(class) => lines[class as usize].iter().next(),
+            None => lines.iter().filter_map(|line| line.iter().next()).min_by_key(|(tick, _)| *tick),
+        }?;
+        let since = TICK.saturating_mul(u32::try_from(tick).unwrap_or(u32::MAX));
+        self.origin.map(|origin| (origin + since, number))
+    }
+
+    /// The number of the most urgent ready call, of `class` or of all, and its rank.
+    #[must_use]
+    pub fn first_ready(&self, class: Option<Class>) -> Option<(Instant, u32)> {
+        self.first(&self.ready, class)
+    }
+
+    /// The numbers of ready, blocked and waiting calls as they come next in their lines, at most `max` of each line.
+    pub fn next_in_line(&self, max: usize) -> impl Iterator<Item = u32> {
+        let ranked = self.ready.iter().chain(self.blocked.values().flatten());
+        let ranked = ranked.flat_map(move |line| line.iter().take(max).map(|(_, number)| number));
+        ranked.chain(self.waiting.iter().take(max).map(|(_, key)| key.index))
     }
 
     /// Calls that wait for nothing but their turn: how many of each class are ready or held back by buckets and
-    /// windows, and the next ones, at most `max` of each line.
-    pub fn queue(&self, max: usize) -> ([usize; Class::ALL.len()], impl Iterator<Item = CallKey>) {
+    /// windows, and the numbers of the next ones, at most `max` of each line.
+    pub fn queue(&self, max: usize) -> ([usize; Class::ALL.len()], impl Iterator<Item = u32>) {
         let limited = self.blocked.iter().filter(|(on, _)| matches!(on, Blocker::Limits(_))).map(|(_, lines)| lines);
         let queues: SmallVec<[&Lines; 4]> = [&self.ready].into_iter().chain(limited).collect();
         let queued = std::array::from_fn(|class| queues.iter().map(|lines| lines[class].len()).sum());
-        (queued, queues.into_iter().flatten().flat_map(move |line| line.iter().take(max).map(|(_, key)| *key)))
+        (queued, queues.into_iter().flatten().flat_map(move |line| line.iter().take(max).map(|(_, number)| number)))
     }
 
     /// The first moment a waiting call wants to be looked at again.
@@ -202,22 +243,22 @@ impl Dirty {
         self.blocked.keys()
     }
 
-    /// The most urgent call that `on` blocks, of `class` or of all, and its rank.
+    /// The number of the most urgent call that `on` blocks, of `class` or of all, and its rank.
     #[must_use]
-    pub fn first_blocked(&self, on: &Blocker, class: Option<Class>) -> Option<(Instant, CallKey)> {
-        first(self.blocked.get(on)?, class)
+    pub fn first_blocked(&self, on: &Blocker, class: Option<Class>) -> Option<(Instant, u32)> {
+        self.first(self.blocked.get(on)?, class)
     }
 
     /// How many calls `on` blocks.
     #[must_use]
     pub fn blocked_on(&self, on: &Blocker) -> usize {
-        self.blocked.get(on).map_or(0, |lines| lines.iter().map(BTreeSet::len).sum())
+        self.blocked.get(on).map_or(0, |lines| lines.iter().map(CallSet::len).sum())
     }
 
     /// Ready, waiting and blocked calls.
     #[must_use]
     pub fn len(&self) -> (usize, usize, usize) {
-        let len = |lines: &Lines| lines.iter().map(BTreeSet::len).sum::<usize>();
+        let len = |lines: &Lines| lines.iter().map(CallSet::len).sum::<usize>();
         (len(&self.ready), self.waiting.len(), self.blocked.values().map(len).sum())
     }
 
@@ -226,20 +267,13 @@ impl Dirty {
     pub fn holds(&self, key: CallKey, class: Class, place: &Place) -> bool {
         match place {
             Place::Clean | Place::InFlight => true,
-            Place::Ready(at) => self.ready[class as usize].contains(&(*at, key)),
+            Place::Ready(at) => self.ready[class as usize].contains(self.tick(*at), key.index),
             Place::Waiting(at) => self.waiting.contains(&(*at, key)),
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
-                self.blocked.get(on).is_some_and(|lines| lines[class as usize].contains(&(*at, key)))
+                self.blocked.get(on).is_some_and(|lines| lines[class as usize].contains(self.tick(*at), key.index))
             }
         }
-    }
-}
-
-fn first(lines: &Lines, class: Option<Class>) -> Option<(Instant, CallKey)> {
-    match class {
-        Some(class) => lines[class as usize].first().copied(),
-        None => lines.iter().filter_map(BTreeSet::first).min().copied(),
     }
 }
 

@@ -7,14 +7,13 @@
 //! under that one, and what it has not told again by the end still stands under the old ones. So no
 //! session carries a mark or a timer of its own, and what is out of date is an index of calls.
 
-use std::collections::{BTreeSet, HashMap};
-use std::ops::Bound;
+use std::collections::HashMap;
 
 use sfu_api::GatewayId;
 use slab::Slab;
 use smallvec::SmallVec;
 
-use super::CallKey;
+use super::call_set::CallSet;
 
 /// Number of a gateway in its shard, while sessions of it are in calls there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +40,7 @@ struct Entry {
     /// It began with this round or later.
     round: Round,
     /// Calls with sessions of it.
-    calls: BTreeSet<CallKey>,
+    calls: CallSet,
 }
 
 // === impl Gateways ===
@@ -67,7 +66,7 @@ impl Gateways {
     }
 
     fn add(&mut self, id: GatewayId) -> GatewayIdx {
-        let at = self.entries.insert(Entry { id: id.clone(), round: self.round, calls: BTreeSet::new() });
+        let at = self.entries.insert(Entry { id: id.clone(), round: self.round, calls: CallSet::default() });
         let idx = GatewayIdx(u32::try_from(at).expect("gateways are few"));
         self.by_id.entry(id).or_default().push(idx);
         idx
@@ -94,28 +93,27 @@ impl Gateways {
         self.entries.get(idx.0 as usize)
     }
 
-    /// The calls with sessions under this number, after that one.
-    pub(super) fn calls(&self, idx: GatewayIdx, after: Option<CallKey>) -> impl Iterator<Item = CallKey> + '_ {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        self.entry(idx).into_iter().flat_map(move |e| e.calls.range((from, Bound::Unbounded)).copied())
+    /// The calls with sessions under this number, behind that one.
+    pub(super) fn calls(&self, idx: GatewayIdx, after: Option<u32>) -> impl Iterator<Item = u32> + '_ {
+        self.entry(idx).into_iter().flat_map(move |e| e.calls.behind(after))
     }
 
     /// Whether sessions under this number are in the call.
-    pub(super) fn is_in(&self, idx: GatewayIdx, call: CallKey) -> bool {
-        self.entry(idx).is_some_and(|e| e.calls.contains(&call))
+    pub(super) fn is_in(&self, idx: GatewayIdx, call: u32) -> bool {
+        self.entry(idx).is_some_and(|e| e.calls.contains((), call))
     }
 
     /// A session under this number is in the call.
-    pub(super) fn enter(&mut self, idx: GatewayIdx, call: CallKey) {
+    pub(super) fn enter(&mut self, idx: GatewayIdx, call: u32) {
         if let Some(entry) = self.entries.get_mut(idx.0 as usize) {
-            entry.calls.insert(call);
+            entry.calls.insert((), call);
         }
     }
 
     /// No session under this number is in the call. Without calls, the gateway loses the number.
-    pub(super) fn leave(&mut self, idx: GatewayIdx, call: CallKey) {
+    pub(super) fn leave(&mut self, idx: GatewayIdx, call: u32) {
         let Some(entry) = self.entries.get_mut(idx.0 as usize) else { return };
-        entry.calls.remove(&call);
+        entry.calls.remove((), call);
         if !entry.calls.is_empty() {
             return;
         }

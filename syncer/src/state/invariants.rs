@@ -1,7 +1,6 @@
 //! What must hold between any two operations. Written once: the same functions run in property
 //! tests, in simulation and in production, where a violation is counted instead of a panic.
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use super::{Call, CallKey, Demand, Dirty, Place, Shard, ShardCounts};
@@ -49,12 +48,15 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Checks one call. O(log n): cheap enough to run after every change.
+/// Checks whether a call is in the dirty set where it says. O(log n): cheap enough whenever it has moved there.
 #[must_use]
-pub fn of_call(key: CallKey, call: &Call, dirty: &Dirty) -> Option<Violation> {
-    if !dirty.holds(key, call.class(), call.place()) {
-        return Some(Violation::NotInSet);
-    }
+pub fn of_place(key: CallKey, call: &Call, dirty: &Dirty) -> Option<Violation> {
+    (!dirty.holds(key, call.class(), call.place())).then_some(Violation::NotInSet)
+}
+
+/// Checks one call by itself. O(1): cheap enough to run after every change.
+#[must_use]
+pub fn of_call(call: &Call) -> Option<Violation> {
     if call.is_awaiting() && matches!(call.place(), Place::Clean) {
         return Some(Violation::Forgotten);
     }
@@ -73,7 +75,7 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
     let (mut indexed, mut heard, mut demand) = (0, 0, Demand::default());
     for key in shard.keys() {
         let call = shard.get(key)?;
-        if let Some(violation) = of_call(key, call, &shard.dirty) {
+        if let Some(violation) = of_call(call).or_else(|| of_place(key, call, &shard.dirty)) {
             return Some(violation);
         }
         match (call.is_live(), call.placement.is_placed()) {
@@ -87,13 +89,13 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
         }
         for sfu in call.placement.sfus().into_iter().flatten() {
             indexed += 1;
-            if !shard.by_sfu.get(&sfu).is_some_and(|keys| keys.contains(&key)) {
+            if !shard.by_sfu.get(&sfu).is_some_and(|calls| calls.contains((), key.index)) {
                 return Some(Violation::Index);
             }
         }
         for gateway in call.participants.gateways() {
             heard += 1;
-            if !shard.gateways.is_in(gateway, key) {
+            if !shard.gateways.is_in(gateway, key.index) {
                 return Some(Violation::Index);
             }
         }
@@ -104,7 +106,7 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
     if !shard.gateways.is_tidy() {
         return Some(Violation::Index);
     }
-    if shard.gateways.len() != heard || shard.by_sfu.values().map(BTreeSet::len).sum::<usize>() != indexed {
+    if shard.gateways.len() != heard || shard.by_sfu.values().map(|calls| calls.len()).sum::<usize>() != indexed {
         return Some(Violation::Index);
     }
     (counts != shard.counts() || demand != *shard.demand()).then_some(Violation::Counts)

@@ -10,9 +10,11 @@
 //! - [`invariants`] says what must hold between any two operations.
 
 mod call;
+mod call_set;
 mod dirty;
 mod gateways;
 mod gone;
+mod guilds;
 pub mod invariants;
 mod members;
 mod placement;

@@ -39,7 +39,7 @@ impl Shard {
     }
 
     fn first_of(&self, gateway: &GatewayId, before: Option<Round>) -> Option<(GatewayIdx, CallKey)> {
-        self.gateways.of(gateway, before).find_map(|idx| Some((idx, self.gateways.calls(idx, None).next()?)))
+        self.gateways.of(gateway, before).find_map(|idx| Some((idx, self.key(self.gateways.calls(idx, None).next()?)?)))
     }
 
     fn expire_in(&mut self, key: CallKey, idx: GatewayIdx, max: usize, limits: &Limits, now: Instant) -> usize {
@@ -56,7 +56,7 @@ impl Shard {
         });
         let (removed, on) = edited.unwrap_or_default();
         if !on {
-            self.gateways.leave(idx, key);
+            self.gateways.leave(idx, key.index);
         }
         if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {
             self.forget(key);

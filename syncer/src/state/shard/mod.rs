@@ -11,17 +11,18 @@ mod people;
 mod placing;
 mod views;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, RoomId, SessionId, Slot};
-use slab::Slab;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::call_set::CallSet;
 use super::dirty::smallness;
 use super::gateways::Gateways;
+use super::guilds::{Calls, Guilds};
 use super::invariants::{self, check_invariant};
 use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx};
 
@@ -34,7 +35,7 @@ pub use self::views::NewsPage;
 /// Names a call within its shard. The generation tells a reused entry from the one meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallKey {
-    index: u32,
+    pub(super) index: u32,
     generation: u32,
 }
 
@@ -107,12 +108,10 @@ pub struct Demand(HashMap<Option<RegionId>, [u64; Class::ALL.len()]>);
 /// The calls of some slots.
 #[derive(Debug, Default)]
 pub struct Shard {
-    pub(super) calls: Slab<(u32, Call)>,
-    /// The calls of each guild, in order of their ids. Most guilds have one or two, whose keys stand in the
-    /// map itself; a look-up among ten thousand is 14 comparisons.
-    pub(super) guilds: HashMap<GuildId, SmallVec<[CallKey; 2]>>,
+    pub(super) calls: Calls,
+    guilds: Guilds,
     /// Calls placed, reserving or moving, by SFU, so that one notice finds them in one pass.
-    pub(super) by_sfu: HashMap<SfuIdx, BTreeSet<CallKey>>,
+    pub(super) by_sfu: HashMap<SfuIdx, CallSet>,
     pub(super) gateways: Gateways,
     /// What the endpoints of an SFU begin with, as seen last; one for each SFU of the catalogue.
     bases: HashMap<SfuIdx, Option<Arc<str>>>,
@@ -183,28 +182,41 @@ impl Shard {
         self.calls.get(key.index as usize).filter(|(g, _)| *g == key.generation).map(|(_, c)| c)
     }
 
+    /// The call with this number in the dirty set.
+    #[must_use]
+    pub fn numbered(&self, number: u32) -> Option<&Call> {
+        self.calls.get(number as usize).map(|(_, call)| call)
+    }
+
     /// The key of a call.
     #[must_use]
     pub fn find(&self, guild: &GuildId, call: &CallId) -> Option<CallKey> {
-        let keys = self.guilds.get(guild)?;
-        keys.get(self.search(keys, call).ok()?).copied()
-    }
-
-    /// Where `call` is among the calls of its guild, or where it belongs.
-    fn search(&self, keys: &[CallKey], call: &CallId) -> Result<usize, usize> {
-        keys.binary_search_by(|key| self.get(*key).expect("the index names calls that exist").id.cmp(call))
+        self.key(self.guilds.find(&self.calls, guild, call)?)
     }
 
     pub(super) fn keys(&self) -> Vec<CallKey> {
         self.calls.iter().map(|(i, (g, _))| CallKey { index: index(i), generation: *g }).collect()
     }
 
+    /// The key of the call with this number.
+    fn key(&self, index: u32) -> Option<CallKey> {
+        self.calls.get(index as usize).map(|(generation, _)| CallKey { index, generation: *generation })
+    }
+
+    /// The calls that have, or are about to have, a room on an SFU, in order of their keys, behind `after`.
+    fn on(&self, sfu: SfuIdx, after: Option<CallKey>) -> impl Iterator<Item = (CallKey, &Call)> {
+        let calls = self.by_sfu.get(&sfu).into_iter();
+        let numbers = calls.flat_map(move |calls| calls.behind(after.map(|key| key.index)));
+        numbers.filter_map(move |index| {
+            let (generation, call) = self.calls.get(index as usize)?;
+            Some((CallKey { index, generation: *generation }, call))
+        })
+    }
+
     fn insert(&mut self, call: Call) -> CallKey {
         self.generation = self.generation.wrapping_add(1);
-        let (guild, id) = (call.guild.clone(), call.id.clone());
         let key = CallKey { index: index(self.calls.insert((self.generation, call))), generation: self.generation };
-        let at = self.guilds.get(&guild).map_or(0, |keys| self.search(keys, &id).unwrap_or_else(|at| at));
-        self.guilds.entry(guild).or_default().insert(at, key);
+        self.guilds.insert(&self.calls, key.index);
         self.counts.ending += 1; // a call begins empty
         key
     }
@@ -212,7 +224,7 @@ impl Shard {
     /// The one way to change a call: indexes, counts and invariants follow.
     fn edit<R>(&mut self, key: CallKey, f: impl FnOnce(&mut Call, &mut Dirty) -> R) -> Option<R> {
         let (_, call) = self.calls.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation)?;
-        let (before, demand_before) = (call.placement.sfus(), call.demand());
+        let (before, demand_before, moves) = (call.placement.sfus(), call.demand(), self.dirty.moves());
         uncount(&mut self.counts, call);
         let result = f(call, &mut self.dirty);
         count(&mut self.counts, call);
@@ -223,24 +235,20 @@ impl Shard {
                 unindex(&mut self.by_sfu, sfu, key);
             }
             for sfu in after.into_iter().flatten() {
-                self.by_sfu.entry(sfu).or_default().insert(key);
+                self.by_sfu.entry(sfu).or_default().insert((), key.index);
             }
         }
-        let found = invariants::of_call(key, call, &self.dirty);
+        let moved = self.dirty.moves() != moves;
+        let astray = || moved.then(|| invariants::of_place(key, call, &self.dirty)).flatten();
+        let found = invariants::of_call(call).or_else(astray);
         check_invariant!(self.violations, found, guild = %call.guild, call = %call.id, placement = ?call.placement, place = ?call.place);
         Some(result)
     }
 
     /// Removes a call. Its room, if it has one, is the caller's to release.
     fn forget(&mut self, key: CallKey) -> Option<Call> {
-        let (guild, id) = self.get(key).map(|call| (call.guild.clone(), call.id.clone()))?;
-        let at = self.guilds.get(&guild).and_then(|keys| self.search(keys, &id).ok());
-        if let (Some(keys), Some(at)) = (self.guilds.get_mut(&guild), at) {
-            keys.remove(at);
-            if keys.is_empty() {
-                self.guilds.remove(&guild);
-            }
-        }
+        self.get(key)?;
+        self.guilds.remove(&self.calls, key.index);
         let (_, mut call) = self.calls.remove(key.index as usize);
         call.put_into(&mut self.dirty, key, Place::Clean);
         self.demand.change(&call, call.demand(), None);
@@ -249,7 +257,7 @@ impl Shard {
             unindex(&mut self.by_sfu, sfu, key);
         }
         for gateway in call.participants.gateways() {
-            self.gateways.leave(gateway, key);
+            self.gateways.leave(gateway, key.index);
         }
         Some(call)
     }
@@ -346,10 +354,10 @@ fn index(i: usize) -> u32 {
     u32::try_from(i).expect("a shard holds fewer than 2^32 calls: memory ends long before")
 }
 
-fn unindex(by_sfu: &mut HashMap<SfuIdx, BTreeSet<CallKey>>, sfu: SfuIdx, key: CallKey) {
-    if let Some(keys) = by_sfu.get_mut(&sfu) {
-        keys.remove(&key);
-        if keys.is_empty() {
+fn unindex(by_sfu: &mut HashMap<SfuIdx, CallSet>, sfu: SfuIdx, key: CallKey) {
+    if let Some(calls) = by_sfu.get_mut(&sfu) {
+        calls.remove((), key.index);
+        if calls.is_empty() {
             by_sfu.remove(&sfu);
         }
     }

@@ -4,8 +4,6 @@
 //! of calls by SFU. So a drain of a hundred thousand calls costs no memory, and undoing it leaves
 //! nothing to take back.
 
-use std::ops::Bound;
-
 use super::placing::release_of;
 use super::*;
 
@@ -31,13 +29,11 @@ impl Shard {
     /// Lets `placer` find another place for the first live call that is placed on `from`, in the order
     /// of keys, behind `after`.
     pub fn move_next(&mut self, from: SfuIdx, after: Option<CallKey>, placer: &mut impl Placer) -> Moved {
-        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let Some(keys) = self.by_sfu.get(&from) else { return Moved::Nothing };
-        let stays = |key: &CallKey| {
-            let call = self.get(*key).filter(|c| c.is_live())?;
-            matches!(call.placement, Placement::Placed { .. }).then(|| self.work_on(*key, call)).flatten()
+        let stays = |(key, call): (CallKey, &Call)| {
+            let stays = call.is_live() && matches!(call.placement, Placement::Placed { .. });
+            stays.then(|| self.work_on(key, call)).flatten()
         };
-        let Some(work) = keys.range(behind).find_map(stays) else { return Moved::Nothing };
+        let Some(work) = self.on(from, after).find_map(stays) else { return Moved::Nothing };
         let key = work.key;
         let Decision::Reserve { sfu: to, why } = placer.decide(&work) else { return Moved::Aside(key) };
         if to == from {

@@ -84,71 +84,64 @@ impl Shard {
         admit: impl FnOnce(&GuildId, Adds) -> Result<(), E>,
         too_many: impl FnOnce(&'static str, u64) -> E,
     ) -> Result<Joined, E> {
-        let Join { guild, call: id, session, gateway, seq, kind, region } = join;
-        if let Some(seq) = seq
+        if let Some(seq) = join.seq
             && !self.gone.is_empty()
-            && self.gone.is_late(&(guild.clone(), id.clone(), session.clone()), seq)
+            && self.gone.is_late(&(join.guild.clone(), join.call.clone(), join.session.clone()), seq)
         {
-            let call = self.find(&guild, &id).and_then(|key| self.get(key));
+            let call = self.find(&join.guild, &join.call).and_then(|key| self.get(key));
             let (announced, at) = call.map_or((None, None), |c| (c.placement.announced(), at(c)));
             return Ok(Joined { seq: SeqCheck::Old, announced, at, marked: false });
         }
-        let key = match self.find(&guild, &id) {
-            Some(key) => {
-                let call = self.get(key).expect("the index names calls that exist");
-                let full = call.participants.len() as u64 >= limits.participants_per_call_max;
-                if (full || limits.admit_sessions) && call.participants.get(&session).is_none() {
-                    if full {
-                        return Err(too_many("sessions in the call", limits.participants_per_call_max));
-                    }
-                    admit(&guild, Adds::Session)?;
-                }
-                key
-            }
-            None => {
-                let calls = self.guilds.get(&guild).map_or(0, SmallVec::len) as u64;
-                if calls >= limits.calls_per_guild_max {
-                    return Err(too_many("calls in the guild", limits.calls_per_guild_max));
-                }
-                admit(&guild, Adds::Call(kind))?;
-                self.insert(Call::new(guild, id, slot, kind, region))
-            }
-        };
+        let found = self.find(&join.guild, &join.call);
+        self.let_in(found, &join, limits, admit, too_many)?;
+        let Join { guild, call, session, gateway, seq, kind, region } = join;
+        let key = found.unwrap_or_else(|| self.insert(Call::new(guild, call, slot, kind, region)));
         let on = self.get(key).and_then(|call| call.participants.get(&session));
         let same_gateway = on.is_some_and(|(on, _)| self.gateways.is_of(on, &gateway));
         let gateway = self.gateways.number(gateway);
         let joined = self.edit(key, |call, dirty| {
             let (check, from) = call.put(&session, gateway, same_gateway, seq);
             let left = from.filter(|from| !call.participants.is_on(*from));
-            let mut marked = false;
-            if !call.placement.is_placed() {
-                call.awaiting_since.get_or_insert(now);
-                let at = rank(call, now);
-                match call.place {
-                    // Waiting for its end, or not yet in the set: it has to be placed now.
-                    Place::Clean => {
-                        call.put_into(dirty, key, Place::Ready(at));
-                        marked = true;
-                    }
-                    // Larger than it was, so more urgent.
-                    Place::Ready(was) if at < was => call.put_into(dirty, key, Place::Ready(at)),
-                    _ => {}
-                }
-            } else if matches!(call.place, Place::Waiting(_)) {
-                call.put_into(dirty, key, Place::Clean);
-            }
-            (Joined { seq: check, announced: call.placement.announced(), at: at(call), marked }, left)
+            // A late write may be the only one of its gateway.
+            let on = check == SeqCheck::New || call.participants.is_on(gateway);
+            let marked = wanted(key, call, dirty, now);
+            (Joined { seq: check, announced: call.placement.announced(), at: at(call), marked }, on, left)
         });
-        let (joined, left) = joined.expect("the key was just found");
-        if self.get(key).is_some_and(|call| call.participants.is_on(gateway)) {
-            self.gateways.enter(gateway, key);
+        let (joined, on, left) = joined.expect("the key was just found");
+        if on {
+            self.gateways.enter(gateway, key.index);
         } else {
-            self.gateways.leave(gateway, key); // a late write, the only one of its gateway
+            self.gateways.leave(gateway, key.index);
         }
         if let Some(left) = left {
-            self.gateways.leave(left, key);
+            self.gateways.leave(left, key.index);
         }
         Ok(joined)
+    }
+
+    /// Whether the session may join the call, which is to be created if it was not `found`.
+    fn let_in<E>(
+        &self,
+        found: Option<CallKey>,
+        join: &Join,
+        limits: &Limits,
+        admit: impl FnOnce(&GuildId, Adds) -> Result<(), E>,
+        too_many: impl FnOnce(&'static str, u64) -> E,
+    ) -> Result<(), E> {
+        let Some(call) = found.and_then(|key| self.get(key)) else {
+            if self.guilds.of(&self.calls, &join.guild).len() as u64 >= limits.calls_per_guild_max {
+                return Err(too_many("calls in the guild", limits.calls_per_guild_max));
+            }
+            return admit(&join.guild, Adds::Call(join.kind));
+        };
+        let full = call.participants.len() as u64 >= limits.participants_per_call_max;
+        if !(full || limits.admit_sessions) || call.participants.get(&join.session).is_some() {
+            return Ok(());
+        }
+        if full {
+            return Err(too_many("sessions in the call", limits.participants_per_call_max));
+        }
+        admit(&join.guild, Adds::Session)
     }
 
     /// Takes a leave. An empty call keeps its place for the empty grace, so that a reconnect storm
@@ -171,12 +164,37 @@ impl Shard {
         });
         let removed = removed.flatten();
         if let Some((on, false)) = removed {
-            self.gateways.leave(on, key);
+            self.gateways.leave(on, key.index);
         }
         if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {
             self.forget(key);
         }
         if removed.is_some() { Left::Removed } else { Left::Nothing }
+    }
+}
+
+/// Somebody is in the call: it stays, and wants a place if it has none. Says whether it has only now begun to.
+fn wanted(key: CallKey, call: &mut Call, dirty: &mut Dirty, now: Instant) -> bool {
+    if call.placement.is_placed() {
+        if matches!(call.place, Place::Waiting(_)) {
+            call.put_into(dirty, key, Place::Clean);
+        }
+        return false;
+    }
+    call.awaiting_since.get_or_insert(now);
+    let at = rank(call, now);
+    match call.place {
+        // Waiting for its end, or not yet in the set: it has to be placed now.
+        Place::Clean => {
+            call.put_into(dirty, key, Place::Ready(at));
+            true
+        }
+        // Larger than it was, so more urgent.
+        Place::Ready(was) if at < was => {
+            call.put_into(dirty, key, Place::Ready(at));
+            false
+        }
+        _ => false,
     }
 }
 

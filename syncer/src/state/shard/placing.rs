@@ -1,7 +1,5 @@
 //! How calls get, keep and lose their place.
 
-use std::ops::Bound;
-
 use super::*;
 use crate::state::Blocker;
 
@@ -144,7 +142,8 @@ impl Shard {
     /// Lets `placer` decide on the most urgent ready call, of `class` or of all.
     pub fn place_next(&mut self, class: Option<Class>, placer: &mut impl Placer) -> Next {
         loop {
-            let Some((at, key)) = self.dirty.first_ready(class) else { return Next::Idle };
+            let Some((at, number)) = self.dirty.first_ready(class) else { return Next::Idle };
+            let key = self.key(number).expect("the dirty set holds calls that exist");
             let Some(work) = self.work(key) else {
                 // Not live any more, or not ours: nothing to place.
                 self.edit(key, |call, dirty| call.put_into(dirty, key, Place::Clean));
@@ -292,10 +291,7 @@ impl Shard {
     /// after the one named by `from`, so that the lock is not held for long; call again with `from` as it
     /// was left until it is `None`.
     pub fn sfu_lost(&mut self, loss: &Loss, from: &mut Option<CallKey>, max: usize) -> Vec<News> {
-        let after = from.map_or(Bound::Unbounded, Bound::Excluded);
-        let on = self.by_sfu.get(&loss.sfu);
-        let keys: Vec<CallKey> =
-            on.into_iter().flat_map(|keys| keys.range((after, Bound::Unbounded))).take(max).copied().collect();
+        let keys: Vec<CallKey> = self.on(loss.sfu, *from).map(|(key, _)| key).take(max).collect();
         *from = keys.last().copied().filter(|_| keys.len() == max);
         let of_loss = |shard: &Self, key: &CallKey| {
             let seated = shard.get(*key).and_then(|c| c.placement.seated());
@@ -307,13 +303,11 @@ impl Shard {
 
     /// The SFU no longer has this room of ours, at this epoch.
     pub fn room_lost(&mut self, sfu: SfuIdx, room: &RoomId, epoch: Epoch, now: Instant) -> Option<News> {
-        let key = self.by_sfu.get(&sfu)?.iter().copied().find(|k| {
-            self.get(*k).is_some_and(|c| {
-                c.placement
-                    .seated()
-                    .is_some_and(|(on, e, seat)| on == sfu && e == epoch && seat.room(&c.guild, &c.id) == *room)
-            })
-        })?;
+        let is_it = |call: &Call| {
+            let seated = call.placement.seated();
+            seated.is_some_and(|(on, e, s)| on == sfu && e == epoch && s.room(&call.guild, &call.id) == *room)
+        };
+        let (key, _) = self.on(sfu, None).find(|(_, call)| is_it(call))?;
         self.lose(key, sfu, Cause::RoomForgotten, true, now)
     }
 
@@ -382,7 +376,8 @@ impl Shard {
 
     /// Makes the most urgent call ready that `on` blocks, of `class` or of all; says whether there was one.
     pub fn unblock(&mut self, on: &Blocker, class: Option<Class>, now: Instant) -> bool {
-        let Some((_, key)) = self.dirty.first_blocked(on, class) else { return false };
+        let Some((_, number)) = self.dirty.first_blocked(on, class) else { return false };
+        let key = self.key(number).expect("the dirty set holds calls that exist");
         let unblocked = self.edit(key, |call, dirty| {
             let at = rank(call, now);
             call.put_into(dirty, key, Place::Ready(at));

@@ -19,10 +19,8 @@ impl Shard {
     /// SFU has confirmed the room.
     #[must_use]
     pub fn rooms_on(&self, sfu: SfuIdx) -> Vec<(RoomId, Epoch, Slot, OwnerTerm, bool)> {
-        let Some(keys) = self.by_sfu.get(&sfu) else { return Vec::new() };
-        keys.iter()
-            .filter_map(|key| {
-                let call = self.get(*key)?;
+        self.on(sfu, None)
+            .filter_map(|(_, call)| {
                 let term = self.term(call.slot)?;
                 match &call.placement {
                     Placement::Reserving { epoch, attempt, .. } => {
@@ -50,7 +48,7 @@ impl Shard {
     pub fn backlog(&self) -> ([usize; Class::ALL.len()], [Option<Instant>; Class::ALL.len()]) {
         let mut oldest = [None; Class::ALL.len()];
         let (queued, heads) = self.dirty.queue(LOOKED_AT);
-        for call in heads.filter_map(|key| self.get(key)) {
+        for call in heads.filter_map(|number| self.numbered(number)) {
             let of_class = &mut oldest[call.class() as usize];
             *of_class = [*of_class, call.awaiting_since].into_iter().flatten().min();
         }
@@ -60,14 +58,14 @@ impl Shard {
     /// Calls placed or being placed on `sfu`, those that are moving away included.
     #[must_use]
     pub fn calls_on(&self, sfu: SfuIdx) -> usize {
-        self.by_sfu.get(&sfu).map_or(0, BTreeSet::len)
+        self.by_sfu.get(&sfu).map_or(0, |calls| calls.len())
     }
 
     /// What the calls on `sfu` would ask for if it lost them. O(calls on it).
     #[must_use]
     pub fn demand_of(&self, sfu: SfuIdx) -> Demand {
         let mut demand = Demand::default();
-        for call in self.by_sfu.get(&sfu).into_iter().flatten().filter_map(|key| self.get(*key)) {
+        for (_, call) in self.on(sfu, None) {
             if call.is_live() && call.placement.seated().is_some_and(|(on, ..)| on == sfu) {
                 demand.add(call.region.as_ref(), Class::Repair, 1);
             }
@@ -75,11 +73,11 @@ impl Shard {
         demand
     }
 
-    /// The calls of one guild, in order of their ids, or all calls in no order.
+    /// The calls of one guild, or all calls, in no order.
     pub fn list(&self, guild: Option<&GuildId>) -> impl Iterator<Item = &Call> {
-        let of_one = guild.and_then(|guild| self.guilds.get(guild)).into_iter().flatten();
+        let of_one = guild.map(|guild| self.guilds.of(&self.calls, guild)).into_iter().flatten();
         let of_all = guild.is_none().then(|| self.calls.iter().map(|(_, (_, call))| call)).into_iter().flatten();
-        of_one.filter_map(|key| self.get(*key)).chain(of_all)
+        of_one.filter_map(|number| self.numbered(*number)).chain(of_all)
     }
 
     /// The last news of the calls in which `gateway` has sessions, with those sessions alone: at most `max`
@@ -89,11 +87,12 @@ impl Shard {
     pub fn news_for(&self, gateway: &GatewayId, after: Option<CallKey>, max: usize) -> NewsPage {
         // A gateway has more than one number only while it tells everything again.
         let numbers: SmallVec<[GatewayIdx; 2]> = self.gateways.of(gateway, None).collect();
-        let mut keys: Vec<CallKey> =
-            numbers.iter().flat_map(|idx| self.gateways.calls(*idx, after).take(max)).collect();
-        keys.sort_unstable();
-        keys.dedup();
-        keys.truncate(max);
+        let after = after.map(|key| key.index);
+        let mut calls: Vec<u32> = numbers.iter().flat_map(|idx| self.gateways.calls(*idx, after).take(max)).collect();
+        calls.sort_unstable();
+        calls.dedup();
+        calls.truncate(max);
+        let keys: Vec<CallKey> = calls.into_iter().filter_map(|call| self.key(call)).collect();
         let next = keys.last().copied().filter(|_| keys.len() == max);
         NewsPage { news: keys.into_iter().filter_map(|key| self.news_of(key, gateway, &numbers)).collect(), next }
     }
