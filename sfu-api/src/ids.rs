@@ -92,7 +92,9 @@ impl Ord for Text {
 
 impl Hash for Text {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_str().hash(state); // as `str` does, which the ids can be borrowed as
+        // As `str` does, which the ids can be borrowed as; not through it, since that would check the bytes again.
+        state.write(self.as_bytes());
+        state.write_u8(0xff);
     }
 }
 
@@ -143,6 +145,12 @@ macro_rules! id {
             #[must_use]
             pub fn as_str(&self) -> &str {
                 self.0.as_str()
+            }
+
+            /// Its bytes: cheaper than the string, where bytes are all that is needed.
+            #[must_use]
+            pub fn as_bytes(&self) -> &[u8] {
+                self.0.as_bytes()
             }
         }
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::{Buf as _, Bytes, BytesMut};
+use futures_util::FutureExt as _;
 use http::StatusCode;
+use http_body::Frame;
 use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -138,13 +140,30 @@ impl Lines {
                 return if rest.is_empty() || self.skipping { Next::End } else { Next::Line(rest) };
             }
             match timeout_at(by, self.body.frame()).await {
-                Ok(Some(Ok(frame))) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
-                    }
+                Ok(frame) => self.take(frame),
+                Err(_) => return Next::End,
+            }
+        }
+    }
+
+    /// Takes what has arrived, without waiting; says whether that was anything, be it the end.
+    pub(crate) fn arrived(&mut self) -> bool {
+        let frame = self.body.frame().now_or_never();
+        frame.map(|frame| self.take(frame)).is_some()
+    }
+
+    fn take(&mut self, frame: Option<Result<Frame<Bytes>, axum::Error>>) {
+        match frame {
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    self.buffer.extend_from_slice(&data);
                 }
-                Ok(None) => self.ended = true,
-                Ok(Some(Err(_))) | Err(_) => return Next::End,
+            }
+            None => self.ended = true,
+            // Half a line is none.
+            Some(Err(_)) => {
+                self.buffer.clear();
+                self.ended = true;
             }
         }
     }

@@ -279,7 +279,9 @@ impl Road {
                 Some(next) => next,
                 None => {
                     // Nothing more for now: what is done is told before we wait.
-                    self.flush().await?;
+                    if self.pending.is_empty() || !lines.arrived() {
+                        self.flush().await?;
+                    }
                     lines.next(BULK_IDLE_MAX).await
                 }
             };

@@ -41,8 +41,9 @@ impl App {
     /// forwarded again.
     pub(crate) fn route(&self, guild: &GuildId, caller: &Caller) -> Result<Route, ApiError> {
         caller.must_be_allowed(guild)?;
-        let owner = self
-            .ownership
+        // Not cloned unless it is another: all threads would count on the one word of our own.
+        let view = self.ownership.look();
+        let owner = view
             .owner_of(guild)
             .ok_or_else(|| ApiError::unavailable("no_owner", "no syncer owns this guild yet", RETRY_BASE))?;
         if owner.me {
@@ -50,7 +51,7 @@ impl App {
         } else if caller.forwarded {
             Err(ApiError::not_owner(Some(Arc::clone(&owner.url))))
         } else {
-            Ok(Route::There(owner))
+            Ok(Route::There(Arc::clone(owner)))
         }
     }
 

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
-use sfu_api::{GuildId, OwnerTerm, Slot, SyncerId};
+use sfu_api::{OwnerTerm, Slot, SyncerId};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Held, Owner, Plan, Ranking, ReadyCount, SlotSink, View, rank};
+use super::{Held, Plan, Ranking, ReadyCount, SlotSink, View, rank};
 use crate::registry::{CLAIM_SLOTS_MAX, LEASE_TTL, Registry, RegistryError, Snapshot};
 
 /// Pause after each transaction: a whole start of 64 transactions takes a third of a second, and
@@ -81,10 +81,10 @@ impl Ownership {
         self.view.load_full()
     }
 
-    /// The owner of a guild, now.
+    /// As [`Self::view`], for a look: nothing that threads share is written to. Not to be kept.
     #[must_use]
-    pub fn owner_of(&self, guild: &GuildId) -> Option<Arc<Owner>> {
-        self.view.load().owner_of(guild).cloned()
+    pub fn look(&self) -> Guard<Arc<View>> {
+        self.view.load()
     }
 
     /// Whether every slot that is ours by rank has been claimed once.

@@ -37,6 +37,6 @@ pub trait SlotSink: Send + Sync + std::fmt::Debug {
 /// part of every fence.
 #[must_use]
 pub fn slot_of(guild: &GuildId) -> Slot {
-    let n = stable_hash(guild.as_str().bytes()) % u64::from(SLOTS);
+    let n = stable_hash(guild.as_bytes().iter().copied()) % u64::from(SLOTS);
     u16::try_from(n).ok().and_then(Slot::new).expect("a remainder below SLOTS is a slot")
 }

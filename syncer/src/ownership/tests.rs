@@ -189,7 +189,7 @@ async fn three_members_of_one_registry_share_all_slots_and_a_fence_is_overtaken(
     let total = || sinks.iter().map(|(s, _)| s.0.lock().0.len()).sum::<usize>();
     until(|| total() == usize::from(SLOTS) && sinks.iter().all(|(s, o)| o.settled() && s.0.lock().1 == 3)).await;
     let (view, guild) = (sinks[0].1.view(), GuildId::new("g").expect("an id"));
-    assert_eq!(view.owner_of(&guild).map(|o| o.id.clone()), sinks[1].1.owner_of(&guild).map(|o| o.id.clone()));
+    assert_eq!(view.owner_of(&guild).map(|o| o.id.clone()), sinks[1].1.look().owner_of(&guild).map(|o| o.id.clone()));
     assert_eq!(view.peers().count(), 2);
 
     let seen = OwnerTerm { generation: 3, revision: 7 };

@@ -247,13 +247,13 @@ fn records(bytes: &[u8]) -> Records<'_> {
 }
 
 fn find<'a>(bytes: &'a [u8], session: &SessionId) -> Option<Record<'a>> {
-    let wanted = session.as_str().as_bytes();
+    let wanted = session.as_bytes();
     records(bytes).find(|r| r.is(wanted))
 }
 
 /// Adds a record: kind and length of the id, the id, `tail`.
 fn push(bytes: &mut Vec<u8>, session: &SessionId, tail: &[u8]) {
-    let text = session.as_str().as_bytes();
+    let text = session.as_bytes();
     let head = u8::try_from(text.len() - 1).expect("an id has 1 to 128 bytes");
     let (pairs, odd) = text.as_chunks::<2>();
     if odd.is_empty() && text.iter().all(|byte| value(*byte).is_some()) {
