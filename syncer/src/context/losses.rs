@@ -42,14 +42,23 @@ impl Losses {
         self.inner.lock().insert(passing.sfu, passing);
     }
 
-    /// Takes a pass out, to go on with it.
-    pub(crate) fn pop(&self) -> Option<Passing> {
-        self.inner.lock().pop_first().map(|(_, passing)| passing)
+    /// A pass to go on with. It stays here as it was, so that nobody takes its calls for told.
+    pub(crate) fn first(&self) -> Option<Passing> {
+        self.inner.lock().first_key_value().map(|(_, passing)| passing.clone())
     }
 
-    /// Puts a pass back, unless a newer one came meanwhile.
-    pub(crate) fn put_back(&self, passing: Passing) {
-        self.inner.lock().entry(passing.sfu).or_insert(passing);
+    /// A pass has come this far, or to its end, unless a newer one has taken its place.
+    pub(crate) fn went(&self, passing: Passing, more: bool) {
+        let mut inner = self.inner.lock();
+        let is_same = |kept: &Passing| (kept.at, &kept.upto) == (passing.at, &passing.upto);
+        if !inner.get(&passing.sfu).is_some_and(is_same) {
+            return;
+        }
+        if more {
+            inner.insert(passing.sfu, passing);
+        } else {
+            inner.remove(&passing.sfu);
+        }
     }
 
     /// The SFUs whose calls are not all told.

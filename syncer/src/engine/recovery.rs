@@ -94,6 +94,8 @@ impl Engine {
 
 /// See [`Engine::recovery`].
 pub(super) fn recovery(ctx: &Context, now: Instant) -> Recovery {
+    // First: what is told afterwards waits by then.
+    let untold = ctx.losses.sfus().into_iter().map(|sfu| calls_on(ctx, sfu)).sum();
     let (demand, supply) = (demand(ctx), supply(ctx, None, now));
     let oldest = oldest(ctx);
     let classes: Vec<ClassRecovery> = Class::ALL
@@ -113,7 +115,7 @@ pub(super) fn recovery(ctx: &Context, now: Instant) -> Recovery {
     let limit = (demand.total() > 0).then_some(all.limit);
     Recovery {
         waiting: demand.total(),
-        untold: ctx.losses.sfus().into_iter().map(|sfu| calls_on(ctx, sfu)).sum(),
+        untold,
         in_flight: ctx.window.in_flight(),
         window: ctx.window.limit(),
         rate_per_s: classes.iter().map(|class| class.rate_per_s).sum(),

@@ -15,13 +15,14 @@ const CALLS_PER_ROUND: u64 = 512;
 pub(super) fn pass(ctx: &Context, now: Instant) -> Option<Instant> {
     let mut left = CALLS_PER_ROUND;
     while left > 0 {
-        let mut passing = ctx.losses.pop()?;
+        let mut passing = ctx.losses.first()?;
         let before = passing.calls;
-        if step(ctx, &mut passing, left) {
-            ctx.losses.put_back(passing);
+        let more = step(ctx, &mut passing, left);
+        left = left.saturating_sub(passing.calls - before);
+        ctx.losses.went(passing, more);
+        if more {
             return Some(now);
         }
-        left = left.saturating_sub(passing.calls - before);
     }
     (!ctx.losses.is_empty()).then_some(now)
 }
