@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::lazy;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Sleep, sleep};
@@ -129,11 +131,11 @@ where
 {
     fn execute(&self, future: F) {
         let permit = Arc::clone(&self.permit);
-        self.spawner.spawn_under(&self.token, async move {
-            fault::point(Point::HyperTaskBegins);
-            future.await;
+        // No async block: see [`Spawner::spawn_under`].
+        let task = lazy(|_| fault::point(Point::HyperTaskBegins)).then(|()| future).map(move |_| {
             fault::point(Point::HyperTaskEnds);
             drop(permit);
         });
+        self.spawner.spawn_under(&self.token, task);
     }
 }
