@@ -8,7 +8,8 @@
 //!
 //! The comparison can be wrong, for the connections may be stuck, or callers may keep coming. Its escape: when the line
 //! has not been empty for longer than promised, the estimate no longer counts, and everybody in line is demand. Each new
-//! connection renews the promise.
+//! connection renews the promise. Whatever is not known, because few requests have been answered or the promise was
+//! broken, is found out step by step: until it is, connections at most double.
 
 use std::time::Duration;
 
@@ -38,18 +39,26 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     pub(super) fn wanted_normal(&self, now: Instant) -> usize {
-        let untried = self.untried_until().is_some_and(|at| now < at);
-        if self.line.is_empty() || untried || self.breaker.blocks(now).is_some() {
+        if self.line.is_empty() || self.breaker.blocks(now).is_some() {
             return 0;
         }
         let dialling = self.dialling - self.dialling_fresh;
         let carries = self.conns.carries();
-        let pace = self.trusted(now).map(|(pace, _)| pace);
+        let trusted = self.trusted(now);
+        let best = self.far(now);
+        let pace = trusted.or(best).or_else(|| self.slow(now));
         let served = |connections: usize| pace.map_or(0, |pace| pace.served(connections * carries));
         let waiting = self.line.len().saturating_sub(self.coming_back(now).max(served(self.conns.usable())));
-        let uncovered = waiting.div_ceil(served(1).max(carries)).saturating_sub(dialling);
+        let each = served(1).max(carries);
+        // Half of what a connection would serve is worth one; fewer than that wait a little longer for those there are,
+        // unless they wait too long at best.
+        let some_wait = pace.is_some() && best.is_none() && self.conns.usable() > 0;
+        let worth = if some_wait { each.div_ceil(2) } else { 1 };
+        let uncovered = ((waiting + each - worth) / each).saturating_sub(dialling);
         let room = self.tuning.connections_max().saturating_sub(self.permits);
-        uncovered.min(room).min(self.dials_allowed().saturating_sub(dialling))
+        let known = trusted.is_some() && self.estimates.hold.trusted().is_some();
+        let step = if known { usize::MAX } else { self.conns.usable().max(1) };
+        uncovered.min(room).min(self.dials_allowed().min(step).saturating_sub(dialling))
     }
 
     /// Dials of this origin at once: slow start, within its share of the slots.
@@ -62,32 +71,48 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         if self.trust_ends().is_some_and(|at| now < at) { self.conns.returning() } else { 0 }
     }
 
-    /// Until when what is measured, or is about to come back, counts for the line.
+    /// Until when what is measured, guessed, or about to come back, counts for the line.
     pub(super) fn trust_ends(&self) -> Option<Instant> {
-        if let Some(at) = self.distrust_at().map(|(_, at)| at).or_else(|| self.untried_until()) {
+        let ends = |(pace, since): (Pace, Instant)| since + pace.horizon;
+        if let Some(at) = self.measured().or_else(|| Some((self.estimates.slow()?, self.untried()?))).map(ends) {
             return Some(at);
         }
         let joined = self.line.front_joined().filter(|_| self.conns.returning() > 0)?;
         Some(joined + self.estimates.dial.get()?)
     }
 
-    /// How long requests take is about to be known: the first ones are under way. It decides how many connections
-    /// are needed, so one dial's time is spent to learn it before there are more.
-    fn untried_until(&self) -> Option<Instant> {
-        let untried = self.estimates.hold.get().is_none() && self.conns.usable() > 0;
-        Some(self.opened_at.filter(|_| untried)? + self.estimates.dial.get()?)
+    /// When demand is to be looked at again, whatever happens until then.
+    pub(super) fn look_at(&self, now: Instant) -> Option<Instant> {
+        let unanswered = self.untried().and_then(|since| Some(since + self.estimates.dial.get()?));
+        unanswered.into_iter().chain(self.trust_ends()).filter(|at| now < *at).min()
+    }
+
+    /// Since when the first requests are under way, if none has been answered.
+    fn untried(&self) -> Option<Instant> {
+        self.opened_at.filter(|_| self.estimates.hold.get().is_none() && self.conns.usable() > 0)
+    }
+
+    /// What is made of them for one dial's time: the host is as far away as it is, so they may be no quicker than this.
+    fn far(&self, now: Instant) -> Option<Pace> {
+        let age = now.saturating_duration_since(self.untried()?);
+        self.estimates.far().filter(|_| self.estimates.dial.get().is_some_and(|dial| age < dial))
+    }
+
+    /// And after that: they take longer than a dial.
+    fn slow(&self, now: Instant) -> Option<Pace> {
+        let age = now.saturating_duration_since(self.untried()?);
+        self.estimates.slow().filter(|slow| age < slow.horizon)
     }
 
     /// What is measured, while the line moves as it says.
-    fn trusted(&self, now: Instant) -> Option<(Pace, Instant)> {
-        self.distrust_at().filter(|(_, at)| now < *at)
+    fn trusted(&self, now: Instant) -> Option<Pace> {
+        self.measured().filter(|(pace, since)| now < *since + pace.horizon).map(|(pace, _)| pace)
     }
 
-    /// What is measured, and when to stop believing it.
-    fn distrust_at(&self) -> Option<(Pace, Instant)> {
-        let pace = self.estimates.pace()?;
+    /// What is measured, and since when the line has had time to move.
+    fn measured(&self) -> Option<(Pace, Instant)> {
         let since = self.line_since.max(self.opened_at).filter(|_| !self.line.is_empty())?;
-        Some((pace, since + pace.horizon))
+        Some((self.estimates.pace()?, since))
     }
 
     /// The expected wait of a newcomer, if enough is known. It assumes the best: that every dial it may

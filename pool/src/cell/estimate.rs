@@ -18,6 +18,9 @@ const PATIENCE_DIALS: u32 = 8;
 /// What a line may take beyond one dial at most. Far hosts' dials are long for no fault of the processors'.
 const PATIENCE_MAX: Duration = Duration::from_millis(230);
 
+/// Round trips of a dial at most: a name, TCP, TLS.
+const DIAL_TRIPS: u32 = 3;
+
 /// Least hold time assumed: a handler that answers from memory. Keeps the quotient finite.
 const HOLD_MIN: Duration = Duration::from_micros(10);
 
@@ -78,9 +81,24 @@ impl Estimates {
     /// (Measured: 100 hosts, HTTP/1.1, 20 requests of 5 ms each, all at once; one dial's time made 7 connections
     /// per host, and most of the storm's time was handshakes.)
     pub(crate) fn pace(&self) -> Option<Pace> {
-        let (hold, dial) = (self.hold.get()?.max(HOLD_MIN), self.dial.get()?);
+        self.pace_of(self.hold.get()?)
+    }
+
+    /// The pace of requests that take no longer than the way to the host and back, which is all that is known when a
+    /// dial has worked.
+    pub(crate) fn far(&self) -> Option<Pace> {
+        self.pace_of(self.dial.get()? / DIAL_TRIPS)
+    }
+
+    /// The pace of requests that take as long as a dial.
+    pub(crate) fn slow(&self) -> Option<Pace> {
+        self.pace_of(self.dial.get()?)
+    }
+
+    fn pace_of(&self, hold: Duration) -> Option<Pace> {
+        let dial = self.dial.get()?;
         let horizon = (dial * PATIENCE_DIALS).min(dial + PATIENCE_MAX);
-        Some(Pace { turns: horizon.div_duration_f64(hold), horizon })
+        Some(Pace { turns: horizon.div_duration_f64(hold.max(HOLD_MIN)), horizon })
     }
 }
 

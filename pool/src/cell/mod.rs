@@ -443,7 +443,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
             next = Some(next.map_or(until, |next| next.min(until)));
         }
         if self.permits < self.tuning.connections_max()
-            && let Some(at) = self.trust_ends().filter(|at| now < *at)
+            && let Some(at) = self.look_at(now)
         {
             next = Some(next.map_or(at, |next| next.min(at)));
         }

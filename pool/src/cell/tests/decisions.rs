@@ -69,12 +69,14 @@ async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
     (0..4).for_each(|_| model.wait(60_000));
     assert_eq!(model.queued, 0, "waiting is better for all four");
     model.wait(60_000);
-    assert_eq!(model.queued, 1, "the fifth is worth a dial");
+    assert_eq!(model.queued, 0, "the fifth alone is not worth a dial");
+    model.wait(60_000);
+    assert_eq!(model.queued, 1, "two are half of what it would serve");
     (0..3).for_each(|_| model.wait(60_000));
     model.apply(Op::GrantSlot);
     assert_eq!((model.dials.len(), model.queued), (1, 0), "the same dial will do for four");
     model.wait(60_000);
-    assert_eq!(model.queued, 1, "the ninth is worth another");
+    assert_eq!(model.queued, 1, "the tenth is worth another");
     model.check();
 }
 
@@ -85,17 +87,53 @@ async fn r03_slow_handlers_are_answered_with_dials() {
     assert_eq!(model.queued, 1);
 }
 
+/// Twelve callers of a host of which nothing is known but that a dial has taken so long. Says when, in milliseconds
+/// after that, another dial is wanted, if the first request is not answered.
+fn dialled_again_after(dial_ms: u64) -> u64 {
+    let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::new(Tuning::new(&LaneLimits::default(), SLOTS)));
+    let now = Instant::now();
+    (0..12).for_each(|waiter| drop(join(&mut cell, waiter, now + Duration::from_secs(9), now)));
+    cell.step(Event::Slot { fresh: false, life: 0 }, now);
+    let opened = Event::Connected {
+        fresh: false,
+        epoch: Epoch::default(),
+        channel: Pipe::new(false),
+        shared: false,
+        took: Duration::from_millis(dial_ms),
+        jitter: 0.0,
+    };
+    cell.step(opened, now);
+    let again = |ms: &u64| cell.wanted_normal(now + Duration::from_millis(*ms));
+    let after = (0..1_000).find(|ms| again(ms) > 0).expect("it must not wait for ever");
+    assert_eq!(again(&after), 1, "connections at most double");
+    after
+}
+
 #[tokio::test(start_paused = true)]
 async fn r03_there_is_one_connection_until_it_is_known_how_long_requests_take() {
+    // Longer than a dial, and four of them fit into 290 ms.
+    let after = dialled_again_after(60);
+    assert!((60..=61).contains(&after), "{after}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r03_a_host_too_far_for_the_line_is_dialled_again_before_it_has_answered() {
+    // A third of a dial at least, and four of them fit into 630 ms.
+    assert_eq!(dialled_again_after(400), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r04_a_short_line_waits_for_the_first_answer_no_longer_than_some_dials_take() {
     let mut model = Model::new();
-    (0..3).for_each(|_| model.wait(60_000));
+    (0..9).for_each(|_| model.wait(60_000));
     model.apply(Op::GrantSlot);
     model.apply(Op::DialWorks { at: 0, shared: false });
-    assert_eq!((model.leases.len(), model.queued), (1, 0), "the first request is under way");
-    model.apply(Op::Pass(19));
-    assert_eq!(model.queued, 0);
+    model.apply(Op::Pass(159));
+    assert_eq!(model.queued, 0, "eight requests as long as a dial");
     model.apply(Op::Pass(2));
-    assert_eq!(model.queued, 1, "a dial's time was enough to find out");
+    assert_eq!(model.queued, 1, "no ring came");
+    model.apply(Op::GrantSlot);
+    assert_eq!((model.dials.len(), model.queued), (1, 0), "connections at most double");
     model.check();
 }
 
@@ -215,7 +253,7 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
     };
     assert!(!wants(&cell.step(opened, now)), "the cap is reached");
     tuning.set(&LaneLimits { connections_per_origin_max: 2, ..limits }, SLOTS);
-    assert!(wants(&cell.step(Event::Retune, now + DIAL_TIME)));
+    assert!(wants(&cell.step(Event::Retune, now + 8 * DIAL_TIME)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -372,7 +410,7 @@ async fn r04_ever_earlier_deadlines_do_not_cost_a_ring_each() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_connection_that_never_comes_back_is_trusted_for_the_time_of_a_dial() {
+async fn a_connection_that_never_comes_back_is_trusted_for_the_time_of_some_dials() {
     let mut model = Model::new();
     model.wait(60_000);
     model.apply(Op::GrantSlot);
@@ -381,7 +419,7 @@ async fn a_connection_that_never_comes_back_is_trusted_for_the_time_of_a_dial() 
     model.step(Event::Returning(key), None);
     model.wait(60_000);
     assert_eq!((model.cell.wanted_normal(model.now), model.queued), (0, 0), "it is about to come back");
-    model.apply(Op::Pass(25));
+    model.apply(Op::Pass(161));
     assert_eq!((model.cell.wanted_normal(model.now), model.queued), (1, 1), "it does not, and somebody waits");
 }
 
