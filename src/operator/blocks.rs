@@ -6,8 +6,7 @@ use reqwest::{Method, Url};
 use serde_json::{Value, json};
 use sfu_api::GuildId;
 
-use super::sfus::{query, segment};
-use super::{Client, Connection};
+use super::{Client, Connection, query, segment};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, items, plain};
 

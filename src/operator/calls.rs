@@ -5,8 +5,7 @@ use comfy_table::{Cell, Table};
 use serde_json::{Value, json};
 use sfu_api::{CallId, GuildId, SfuId};
 
-use super::sfus::segment;
-use super::{Client, Connection};
+use super::{Client, Connection, segment};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, items, plain};
 

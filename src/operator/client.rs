@@ -194,3 +194,20 @@ fn tls(ca: Option<&PathBuf>) -> Result<rustls::ClientConfig, Failure> {
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }
+
+/// A part of a path. Ids may hold any character that is not white space; some would end the path.
+pub(super) fn segment(id: &str) -> Result<String, Failure> {
+    let mut base = Url::parse("http://h/").map_err(|error| Failure::of(Exit::Bug, error))?;
+    if let Ok(mut segments) = base.path_segments_mut() {
+        segments.push(id);
+    }
+    Ok(base.path().trim_start_matches('/').to_owned())
+}
+
+/// The query of an act that is done for a reason.
+pub(super) fn query(reason: Option<&str>) -> Result<String, Failure> {
+    let Some(reason) = reason else { return Ok(String::new()) };
+    let mut base = Url::parse("http://h/").map_err(|error| Failure::of(Exit::Bug, error))?;
+    base.query_pairs_mut().append_pair("reason", reason);
+    Ok(base.query().map_or_else(String::new, |query| format!("?{query}")))
+}

@@ -6,8 +6,7 @@ use reqwest::Method;
 use serde_json::Value;
 use sfu_api::GatewayId;
 
-use super::sfus::{query, segment};
-use super::{Client, Connection};
+use super::{Client, Connection, query, segment};
 use crate::exit::Failure;
 use crate::output::{Output, items, plain};
 

@@ -6,8 +6,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sfu_api::SfuId;
 
-use super::{Client, Connection};
-use crate::exit::{Exit, Failure};
+use super::{Client, Connection, segment};
+use crate::exit::Failure;
 use crate::output::{Output, items, plain};
 
 /// Arguments of `sfus`.
@@ -93,23 +93,6 @@ pub(crate) async fn run(arguments: SfusArgs, output: &Output) -> Result<(), Fail
     let answers = client.on_each(Method::POST, &path, Some(&body.into())).await?;
     output.show(&json!({ "sfus": answers }), |answer| table(output, items(answer, "sfus")));
     Ok(())
-}
-
-/// A part of a path. Ids may hold any character that is not white space; some would end the path.
-pub(super) fn segment(id: &str) -> Result<String, Failure> {
-    let mut base = reqwest::Url::parse("http://h/").map_err(|error| Failure::of(Exit::Bug, error))?;
-    if let Ok(mut segments) = base.path_segments_mut() {
-        segments.push(id);
-    }
-    Ok(base.path().trim_start_matches('/').to_owned())
-}
-
-/// The query of an act that is done for a reason.
-pub(super) fn query(reason: Option<&str>) -> Result<String, Failure> {
-    let Some(reason) = reason else { return Ok(String::new()) };
-    let mut base = reqwest::Url::parse("http://h/").map_err(|error| Failure::of(Exit::Bug, error))?;
-    base.query_pairs_mut().append_pair("reason", reason);
-    Ok(base.query().map_or_else(String::new, |query| format!("?{query}")))
 }
 
 fn table(output: &Output, sfus: &[Value]) -> Table {

@@ -18,13 +18,6 @@ fn id(sfu: &str) -> SfuId {
     SfuId::new(sfu).expect("valid")
 }
 
-async fn placed(world: &World, calls: usize) {
-    for call in 0..calls {
-        world.join(call, 0);
-    }
-    world.wait("placing everything", S(120), |s| s.placed == calls as u64).await;
-}
-
 fn drain(world: &World, sfu: &str, within: Duration) -> SfuView {
     world.engine.drain_sfu(&id(sfu), within, Instant::now()).expect("known")
 }
@@ -44,7 +37,7 @@ async fn r16_i10_a_drained_sfu_loses_its_calls_without_a_null_within_the_budget(
     let world = World::new(5, 1);
     world.set("moves.rate", &json!(10.0));
     world.set("moves.burst", &json!(3));
-    placed(&world, 300).await;
+    world.place(300, 1).await;
     let theirs = on(&world, "sfu-1", 300);
     let before: Vec<_> = (0..300).map(|c| world.sfu_of(c)).collect();
     let began = Instant::now();
@@ -73,7 +66,7 @@ async fn r16_i10_a_drained_sfu_loses_its_calls_without_a_null_within_the_budget(
 async fn an_undone_drain_leaves_what_moved_and_stops_the_rest() {
     let world = World::new(4, 1);
     world.set("moves.rate", &json!(5.0));
-    placed(&world, 200).await;
+    world.place(200, 1).await;
     drain(&world, "sfu-1", HOUR);
     world.wait("the first moves", S(60), |s| s.planned_moves_total >= 10).await;
     let view = world.engine.undrain_sfu(&id("sfu-1")).expect("known");
@@ -93,7 +86,7 @@ async fn an_undone_drain_leaves_what_moved_and_stops_the_rest() {
 async fn what_is_left_at_the_deadline_stays_and_is_listed() {
     let world = World::new(3, 1);
     world.set("moves.rate", &json!(2.0));
-    placed(&world, 120).await;
+    world.place(120, 1).await;
     drain(&world, "sfu-0", S(5));
     world.wait("the deadline", S(60), |_| progress(&world, "sfu-0").0 == "overdue").await;
     tokio::time::sleep(S(30)).await;
@@ -117,7 +110,7 @@ async fn r10_repair_goes_before_planned_moves() {
     world.set("placement.overall.rate", &json!(20.0));
     world.set("placement.overall.burst", &json!(5));
     world.set("moves.rate", &json!(100.0));
-    placed(&world, 240).await;
+    world.place(240, 1).await;
     world.fleet.with("sfu-2", |n| n.mode = Mode::Refuses);
     world.wait("the notice", S(30), |s| s.notices_total == 1).await;
     drain(&world, "sfu-1", HOUR);
@@ -129,7 +122,7 @@ async fn r10_repair_goes_before_planned_moves() {
 #[tokio::test(start_paused = true)]
 async fn a_drain_with_nowhere_to_go_waits_and_breaks_nothing() {
     let world = World::new(2, 1);
-    placed(&world, 40).await;
+    world.place(40, 1).await;
     world.engine.cordon(&id("sfu-1"), true).expect("known");
     drain(&world, "sfu-0", HOUR);
     tokio::time::sleep(S(20)).await;
@@ -141,7 +134,7 @@ async fn a_drain_with_nowhere_to_go_waits_and_breaks_nothing() {
 #[tokio::test(start_paused = true)]
 async fn moves_to_an_sfu_that_fails_stay_where_they_are() {
     let world = World::new(2, 1);
-    placed(&world, 40).await;
+    world.place(40, 1).await;
     let theirs = on(&world, "sfu-0", 40).len() as u64;
     world.fleet.with("sfu-1", |n| n.mode = Mode::Hangs);
     drain(&world, "sfu-0", HOUR);
@@ -158,7 +151,7 @@ async fn moves_to_an_sfu_that_fails_stay_where_they_are() {
 async fn a_quarantined_sfu_is_emptied_and_what_stays_on_it_is_not_swept() {
     let world = World::new(3, 1);
     world.set("digest.interval", &json!("2s"));
-    placed(&world, 60).await;
+    world.place(60, 1).await;
     world.fleet.with("sfu-1", |n| n.rooms.values_mut().for_each(|r| r.participants = 1));
     let rooms = world.fleet.with("sfu-1", |n| n.rooms.len());
     let view = world.engine.quarantine(&id("sfu-1"), true, Instant::now()).expect("known");
@@ -176,7 +169,7 @@ async fn a_quarantined_sfu_is_emptied_and_what_stays_on_it_is_not_swept() {
 async fn a_drained_sfu_is_told_so_that_others_hear_it_again_when_it_forgets_and_no_longer_when_it_is_over() {
     let world = World::new(4, 1);
     let other = World::beside(&world, "other");
-    placed(&world, 80).await;
+    world.place(80, 1).await;
     let told = |sfu: &str| world.fleet.with(sfu, |n| n.draining);
     drain(&world, "sfu-1", HOUR);
     world.wait("the word", S(30), |_| told("sfu-1")).await;

@@ -12,14 +12,6 @@ use tokio::time::Instant;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
-async fn placed(world: &World, calls: usize) {
-    for call in 0..calls {
-        world.join(call, 0);
-        world.join(call, 1);
-    }
-    world.wait("placing everything", S(120), |s| s.placed == calls as u64 && s.awaiting == 0).await;
-}
-
 fn first(world: &World, share: usize, of: usize, mode: Mode) -> Vec<String> {
     let hit: Vec<String> = (0..of / share).map(|i| format!("sfu-{i}")).collect();
     for id in &hit {
@@ -31,7 +23,7 @@ fn first(world: &World, share: usize, of: usize, mode: Mode) -> Vec<String> {
 #[tokio::test(start_paused = true)]
 async fn r13_r16_a_fifth_of_the_fleet_dies_and_only_its_calls_move() {
     let world = World::new(50, 3);
-    placed(&world, 1_000).await;
+    world.place(1_000, 2).await;
     let before: Vec<_> = (0..1_000).map(|c| world.sfu_of(c).expect("placed")).collect();
     let attempts = world.engine.status().attempts_total;
     let dead = first(&world, 5, 50, Mode::Refuses);
@@ -121,7 +113,7 @@ async fn i04_no_bucket_is_overdrawn_in_a_recovery() {
     world.set("placement.sfu.rate", &json!(10.0));
     world.set("placement.sfu.burst", &json!(5));
     tokio::time::sleep(S(1)).await; // the loop reads levers at least four times a second
-    placed(&world, 600).await;
+    world.place(600, 2).await;
     first(&world, 5, 20, Mode::Refuses);
     world.wait("recovery", S(120), |s| s.notices_total == 4 && s.awaiting == 0).await;
     assert_eq!(overdrawn(&world.fleet.made(), 100.0, 10.0 + 1.0), 0, "overall");
@@ -131,7 +123,7 @@ async fn i04_no_bucket_is_overdrawn_in_a_recovery() {
 #[tokio::test(start_paused = true)]
 async fn r17_hanging_sfus_keep_their_calls_until_suspect_max() {
     let world = World::new(20, 2);
-    placed(&world, 200).await;
+    world.place(200, 2).await;
     let hung = first(&world, 5, 20, Mode::Hangs);
     world.wait("suspicion", S(60), |s| s.sfus.suspect == 4).await;
     for call in 200..400 {
@@ -151,7 +143,7 @@ async fn r17_hanging_sfus_keep_their_calls_until_suspect_max() {
 #[tokio::test(start_paused = true)]
 async fn a_restarted_sfu_is_refilled_in_place_at_its_own_pace() {
     let world = World::new(3, 1);
-    placed(&world, 300).await;
+    world.place(300, 2).await;
     let before: Vec<_> = (0..300).map(|c| world.sfu_of(c)).collect();
     let held = before.iter().flatten().filter(|s| s.as_str() == "sfu-1").count();
     assert!(held > 40, "more than the burst of 15, or the test shows nothing: {held}");
@@ -166,7 +158,7 @@ async fn a_restarted_sfu_is_refilled_in_place_at_its_own_pace() {
 #[tokio::test(start_paused = true)]
 async fn r14_an_outage_of_everything_is_not_hammered() {
     let world = World::new(10, 1);
-    placed(&world, 100).await;
+    world.place(100, 2).await;
     let before = world.engine.status().attempts_total;
     world.fleet.each(|_, n| n.mode = Mode::Overloaded);
     for call in 100..300 {
@@ -228,7 +220,7 @@ async fn i06_rooms_of_lost_answers_are_ended_and_the_call_is_placed() {
 async fn i06_an_orphan_is_ended_only_when_empty() {
     let world = World::new(2, 1);
     world.set("digest.interval", &json!("2s"));
-    placed(&world, 10).await;
+    world.place(10, 2).await;
     let slot = sfu_api::Slot::new(9).expect("below 4,096");
     let epoch = sfu_api::Epoch { term: sfu_api::OwnerTerm { generation: 1, revision: 0 }, n: 1 };
     for (room, participants) in [("left~behind", 0), ("someone~inside", 2)] {
@@ -251,7 +243,7 @@ async fn i06_an_orphan_is_ended_only_when_empty() {
 async fn a_forgotten_room_is_made_again() {
     let world = World::new(2, 1);
     world.set("digest.interval", &json!("2s"));
-    placed(&world, 10).await;
+    world.place(10, 2).await;
     world.fleet.with("sfu-1", |n| n.rooms.clear());
     world.wait("nulls", S(60), |_| world.ear.totals().0 > 0).await;
     world.wait("rooms", S(60), |s| s.awaiting == 0).await;
@@ -295,7 +287,7 @@ async fn r20_the_pause_lever_holds_and_releases_placements() {
 #[tokio::test(start_paused = true)]
 async fn a_call_without_sessions_is_ended_on_the_sfu_too() {
     let world = World::new(2, 1);
-    placed(&world, 10).await;
+    world.place(10, 2).await;
     for call in 0..10 {
         world.leave(call, 0);
         world.leave(call, 1);
@@ -307,7 +299,7 @@ async fn a_call_without_sessions_is_ended_on_the_sfu_too() {
 #[tokio::test(start_paused = true)]
 async fn a_cordoned_sfu_gets_no_new_calls_and_keeps_its_own() {
     let world = World::new(2, 1);
-    placed(&world, 20).await;
+    world.place(20, 2).await;
     let id = sfu_api::SfuId::new("sfu-0").expect("valid");
     let before = world.engine.cordon(&id, true).expect("known").calls;
     for call in 20..60 {
@@ -321,7 +313,7 @@ async fn a_cordoned_sfu_gets_no_new_calls_and_keeps_its_own() {
 #[tokio::test(start_paused = true)]
 async fn r17_an_operators_word_moves_calls_and_holds_although_the_sfu_answers() {
     let world = World::new(4, 1);
-    placed(&world, 40).await;
+    world.place(40, 2).await;
     let id = sfu_api::SfuId::new("sfu-2").expect("valid");
     let view = || world.engine.sfus().into_iter().find(|s| s.id == id).expect("known");
     let calls = view().calls;
@@ -341,7 +333,7 @@ async fn r17_an_operators_word_moves_calls_and_holds_although_the_sfu_answers() 
 async fn r17_a_catalogue_change_leaves_calls_observed_and_in_place() {
     let world = World::new(4, 1);
     world.set("digest.interval", &json!("2s"));
-    placed(&world, 80).await;
+    world.place(80, 2).await;
     let before: Vec<_> = (0..80).map(|c| world.sfu_of(c)).collect();
     // One entry changes, one goes.
     world.recatalogue(4, 1, |specs| {
@@ -363,7 +355,7 @@ async fn r17_a_catalogue_change_leaves_calls_observed_and_in_place() {
 #[tokio::test(start_paused = true)]
 async fn i05_a_higher_term_for_our_slots_keeps_their_calls() {
     let world = World::new(4, 1);
-    placed(&world, 40).await;
+    world.place(40, 2).await;
     let before: Vec<_> = (0..40).map(|c| world.sfu_of(c)).collect();
     world.own_everything(9);
     assert_eq!(before, (0..40).map(|c| world.sfu_of(c)).collect::<Vec<_>>());
@@ -374,7 +366,7 @@ async fn i05_a_higher_term_for_our_slots_keeps_their_calls() {
 #[tokio::test(start_paused = true)]
 async fn r14_an_sfu_that_rejects_everything_is_no_sinkhole() {
     let world = World::new(3, 1);
-    placed(&world, 30).await;
+    world.place(30, 2).await;
     let before = world.engine.status().attempts_total;
     world.fleet.with("sfu-1", |n| n.mode = Mode::Rejects);
     for call in 30..330 {
@@ -401,7 +393,7 @@ async fn a_draining_sfu_sends_calls_elsewhere_at_once() {
 #[tokio::test(start_paused = true)]
 async fn r17_when_most_of_the_fleet_falls_silent_it_is_probably_us() {
     let world = World::new(10, 1);
-    placed(&world, 100).await;
+    world.place(100, 2).await;
     world.set("health.suspect_max", &json!("5s"));
     world.fleet.each(|_, n| n.mode = Mode::Hangs);
     world.wait("the freeze", S(120), |s| s.frozen).await;

@@ -17,13 +17,6 @@ fn id(sfu: &str) -> SfuId {
     SfuId::new(sfu).expect("valid")
 }
 
-async fn placed(world: &World, calls: usize) {
-    for call in 0..calls {
-        world.join(call, 0);
-    }
-    world.wait("placing everything", S(120), |s| s.placed == calls as u64).await;
-}
-
 fn verdict(world: &World, sfu: &str) -> Verdict {
     world.engine.sfu(&id(sfu)).expect("known").verdict
 }
@@ -45,7 +38,7 @@ fn call_on(world: &World, sfu: &str, calls: usize) -> (GuildId, CallId) {
 #[tokio::test(start_paused = true)]
 async fn r17_with_a_witness_calls_move_when_it_sees_the_refusals_too() {
     let world = World::new(5, 1);
-    placed(&world, 100).await;
+    world.place(100, 1).await;
     world.engine.set_witnesses(1);
     world.fleet.with("sfu-1", |n| n.mode = Mode::Refuses);
     world.wait("suspicion", S(30), |s| s.sfus.suspect == 1).await;
@@ -62,7 +55,7 @@ async fn r17_with_a_witness_calls_move_when_it_sees_the_refusals_too() {
 async fn r13_two_syncers_that_talk_declare_the_dead_as_fast_as_one() {
     let one = World::new(6, 1);
     let other = World::beside(&one, "other");
-    placed(&one, 120).await; // the other one has no calls there, and asks an idle SFU every ten seconds
+    one.place(120, 1).await; // the other one has no calls there, and asks an idle SFU every ten seconds
     for world in [&one, &other] {
         world.engine.set_witnesses(1);
     }
@@ -85,7 +78,7 @@ async fn r13_two_syncers_that_talk_declare_the_dead_as_fast_as_one() {
 #[tokio::test(start_paused = true)]
 async fn r17_a_hung_sfu_moves_when_two_gateways_lost_their_media_and_not_when_one_did() {
     let world = World::new(5, 1);
-    placed(&world, 100).await;
+    world.place(100, 1).await;
     let (guild, call) = call_on(&world, "sfu-2", 100);
     let report = |gateway: &str| {
         let gateway = GatewayId::new(gateway).expect("valid");
@@ -110,7 +103,7 @@ async fn r17_a_hung_sfu_moves_when_two_gateways_lost_their_media_and_not_when_on
 #[tokio::test(start_paused = true)]
 async fn r17_a_hung_sfu_moves_when_its_entry_is_gone() {
     let world = World::new(4, 1);
-    placed(&world, 80).await;
+    world.place(80, 1).await;
     world.recatalogue(4, 1, |specs| specs.retain(|s| s.id.as_str() != "sfu-3"));
     tokio::time::sleep(S(30)).await;
     assert_eq!(world.engine.status().notices_total, 0, "it answers: an entry may be gone by mistake");
@@ -119,7 +112,7 @@ async fn r17_a_hung_sfu_moves_when_its_entry_is_gone() {
 }
 
 async fn silent(world: &World) {
-    placed(world, 100).await;
+    world.place(100, 1).await;
     world.set("health.suspect_max", &json!("5s"));
     world.fleet.each(|id, n| {
         if id.as_str() != "sfu-0" && id.as_str() != "sfu-1" {
@@ -163,7 +156,7 @@ async fn r17_a_freeze_ends_by_the_lever_and_never_holds_back_hard_evidence() {
 #[tokio::test(start_paused = true)]
 async fn r17_an_sfu_that_keeps_dying_is_kept_out_for_longer_each_time() {
     let world = World::new(4, 1);
-    placed(&world, 40).await;
+    world.place(40, 1).await;
     let mut held = Vec::new();
     for n in 1..=3 {
         world.fleet.with("sfu-1", |n| n.mode = Mode::Refuses);
@@ -190,7 +183,7 @@ async fn r17_an_sfu_that_keeps_dying_is_kept_out_for_longer_each_time() {
 async fn an_sfu_that_keeps_dying_is_better_than_none() {
     let world = World::new(1, 1);
     world.set("health.flap_hold", &json!("10m"));
-    placed(&world, 5).await;
+    world.place(5, 1).await;
     for n in 1..=3 {
         world.fleet.restart("sfu-0");
         world.wait("the restart", S(60), |s| s.notices_total == n).await;

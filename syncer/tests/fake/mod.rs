@@ -419,6 +419,15 @@ impl World {
         self.engine.leave(&Leave { guild, call, session, gateway, seq: None }, Instant::now()).expect("owned");
     }
 
+    /// Begins calls of so many sessions, and waits until all are placed.
+    pub(crate) async fn place(&self, calls: usize, sessions: usize) {
+        for call in 0..calls {
+            (0..sessions).for_each(|session| self.join(call, session));
+        }
+        let all = |s: &EngineStatus| s.placed == calls as u64 && s.awaiting == 0;
+        self.wait("placing everything", Duration::from_secs(120), all).await;
+    }
+
     /// Waits on the paused clock until `until` holds; fails after `limit`.
     pub(crate) async fn wait(&self, what: &str, limit: Duration, until: impl Fn(&EngineStatus) -> bool) -> Duration {
         let start = Instant::now();
