@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -25,7 +25,18 @@ pub(crate) struct Load {
     mark: Mutex<usize>,
     stop: Arc<AtomicBool>,
     joins: Vec<JoinHandle<()>>,
-    new_calls: JoinHandle<Vec<f64>>,
+    new_calls: JoinHandle<Vec<New>>,
+}
+
+/// A new call that has its endpoint.
+#[derive(Debug, Default)]
+pub(crate) struct New {
+    /// When it began.
+    pub(crate) began: Option<Instant>,
+    /// How long it waited for its endpoint, in seconds.
+    pub(crate) waited_s: f64,
+    /// What `:explain` said after every whole second of that.
+    pub(crate) said: Vec<String>,
 }
 
 /// How long joins took.
@@ -93,43 +104,49 @@ impl Load {
         self.since_mark()
     }
 
-    /// Ends it; says how many calls were new, and how long the slowest waited for its endpoint, in seconds.
-    pub(crate) async fn stop(self) -> (usize, f64) {
+    /// Ends it; says how many calls were new, and which one waited longest.
+    pub(crate) async fn stop(self) -> (usize, New) {
         self.stop.store(true, Ordering::Relaxed);
         for join in self.joins {
             join.await.expect("no join failed");
         }
-        let waited = self.new_calls.await.expect("no call failed");
-        (waited.len(), waited.into_iter().fold(0.0, f64::max))
+        let new = self.new_calls.await.expect("no call failed");
+        (new.len(), new.into_iter().max_by(|a, b| a.waited_s.total_cmp(&b.waited_s)).unwrap_or_default())
     }
 }
 
 /// Begins a call, waits for its endpoint, and so on.
-fn new_calls(rig: &Rig, stop: Arc<AtomicBool>) -> JoinHandle<Vec<f64>> {
-    let request = |n: usize| {
+fn new_calls(rig: &Rig, stop: Arc<AtomicBool>) -> JoinHandle<Vec<New>> {
+    let requests = |n: usize| {
         let call = format!("new{n}");
-        rig.request(Method::PUT, &format!("/v1/guilds/{}/calls/{call}/participants/s", guild(&call)), 0).body("{}")
+        let path = format!("/v1/guilds/{}/calls/{call}", guild(&call));
+        let join = rig.request(Method::PUT, &format!("{path}/participants/s"), 0).body("{}");
+        (join, rig.request(Method::GET, &format!("{path}:explain"), 0))
     };
-    let requests: Vec<_> = (0..5_000).map(request).collect();
+    let requests: Vec<_> = (0..5_000).map(requests).collect();
     #[expect(clippy::disallowed_methods, reason = "the test joins it")]
     tokio::spawn(async move {
-        let mut waited = Vec::new();
-        for request in requests {
+        let mut all = Vec::new();
+        for (join, explain) in requests {
             if stop.load(Ordering::Relaxed) {
                 break;
             }
             let began = Instant::now();
-            loop {
-                let again = request.try_clone().expect("no stream");
-                let answer: Value = again.send().await.expect("an answer").json().await.expect("JSON");
-                if answer["endpoint"].is_string() {
-                    break;
-                }
+            let mut said = Vec::new();
+            while !ask(&join).await["endpoint"].is_string() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
+                if began.elapsed_s() > (said.len() + 1) as f64 {
+                    said.push(ask(&explain).await["waiting_for"].to_string());
+                }
             }
-            waited.push(began.elapsed_s());
+            all.push(New { began: Some(began), waited_s: began.elapsed_s(), said });
             tokio::time::sleep(NEW_EVERY).await;
         }
-        waited
+        all
     })
+}
+
+async fn ask(request: &RequestBuilder) -> Value {
+    let again = request.try_clone().expect("no stream");
+    again.send().await.expect("an answer").json().await.expect("JSON")
 }

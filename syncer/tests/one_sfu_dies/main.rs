@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use self::load::Load;
+use self::load::{Load, New};
 use self::rig::{Rig, Scale};
 use self::support::{PATIENCE, until};
 
@@ -68,11 +68,13 @@ async fn r13_one_sfu_with_most_participants_dies_and_the_rest_does_not_notice() 
     let (truth, took) = (asked.elapsed_s(), began.elapsed_s());
     let during = load.since_mark();
     let after = load.window(scale.baseline).await;
-    let (new_calls, slowest_new) = load.stop().await;
+    let (new_calls, New { began: new_began, waited_s: slowest_new, said }) = load.stop().await;
+    let after_notice = new_began.map_or(0.0, |new| began.elapsed_s() - new.elapsed_s());
 
     println!(
         "{} calls in {took:.1} s at {} per second; half-way {repair_eta:.1} s (all {eta:.1} s) said, {truth:.1} s true; \
-         p99 {:.1} / {:.1} / {:.1} ms before / during / after; {new_calls} new calls, the slowest in {slowest_new:.2} s",
+         p99 {:.1} / {:.1} / {:.1} ms before / during / after; {new_calls} new calls, the slowest in {slowest_new:.2} s, \
+         begun {after_notice:.1} s after the notice and told {said:?}",
         scale.calls, scale.pace, before.p99_ms, during.p99_ms, after.p99_ms
     );
     assert!((0.75..=1.25).contains(&(repair_eta / truth)), "{repair_eta:.1} s said, {truth:.1} s true: {half}");
