@@ -65,7 +65,8 @@ pub(crate) fn object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 fn located<T: DeserializeOwned>(bytes: &[u8]) -> Option<String> {
     let error = serde_path_to_error::deserialize::<_, T>(&mut serde_json::Deserializer::from_slice(bytes)).err()?;
     let path = error.path().to_string();
-    (path != ".").then(|| format!("`{path}` {}", error.inner()))
+    // `?` stands for a key that was not read to its end.
+    (path != "." && path != "?").then(|| format!("`{path}` {}", error.inner()))
 }
 
 /// Cuts a streamed body into lines.

@@ -74,7 +74,7 @@ impl ApiError {
 
     /// 413.
     pub(crate) fn too_large(limit: usize) -> Self {
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("the body may have at most {limit} bytes"))
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("at most {limit} bytes are taken"))
     }
 
     /// 503, come back somewhat later.

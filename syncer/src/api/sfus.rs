@@ -85,6 +85,10 @@ pub(crate) async fn act(
             ACTIONS.map(|a| format!("`:{a}`")).join(", ")
         )));
     };
+    // A deadline that goes unread would be worse than none.
+    if request.uri().query().is_some_and(|query| !query.is_empty()) {
+        return Err(ApiError::invalid("this takes no query: `deadline` and `reason` belong in the body"));
+    }
     let bytes = body::read(request.into_body()).await?;
     let ActBody { deadline, reason } = body::json(&bytes)?;
     if deadline.is_some() && action != "drain" {

@@ -75,12 +75,8 @@ async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(),
     ctx.observe(sfu, &Evidence::Answered { boot_id: Some(answer.boot_id), asked, took }, now);
     sfu.report(answer.load, now);
     let Some(differences) = answer.differences else { return Ok(()) };
-    let epochs: HashMap<&RoomId, Epoch> = named.iter().map(|o| (&o.room, o.epoch)).collect();
-    for room in &differences.missing {
-        if let Some(epoch) = epochs.get(room) {
-            forgotten(ctx, sfu, room, *epoch, now);
-        }
-    }
+    let missing: HashSet<&RoomId> = differences.missing.iter().collect();
+    forgotten(ctx, sfu, named.iter().filter(|o| missing.contains(&o.room)), now);
     let surplus = differences.surplus.into_iter().filter(|r| r.participants == 0);
     orphans(ctx, sfu, surplus.map(|r| (r.room, r.slot, r.epoch)), now);
     Ok(())
@@ -109,20 +105,25 @@ async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[Ours], deadline: I
         sfu.report(load, now);
     }
     let there: HashSet<&RoomId> = list.rooms.iter().map(|r| &r.room).collect();
-    for o in named.iter().filter(|o| !there.contains(&o.room)) {
-        forgotten(ctx, sfu, &o.room, o.epoch, now);
-    }
+    forgotten(ctx, sfu, named.iter().filter(|o| !there.contains(&o.room)), now);
     let known = |r: ListedRoom| Some((r.room, r.slot?, r.epoch?)).filter(|_| r.participants == 0);
     orphans(ctx, sfu, list.rooms.into_iter().filter_map(known), now);
     Ok(())
 }
 
-fn forgotten(ctx: &Context, sfu: &Arc<Sfu>, room: &RoomId, epoch: Epoch, now: Instant) {
-    let news = ctx.shards.iter().find_map(|s| s.lock().room_lost(sfu.idx, room, epoch, now));
-    if let Some(news) = news {
-        tracing::warn!(sfu = %sfu.id, %room, %epoch, "the sfu forgot a room");
-        ctx.metrics.forgotten.inc();
-        ctx.announce(news);
+fn forgotten<'a>(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = &'a Ours>, now: Instant) {
+    let mut lost = 0_u64;
+    for Ours { room, slot, epoch, .. } in rooms {
+        let news = ctx.shard(*slot).lock().room_lost(sfu.idx, room, *epoch, now);
+        if let Some(news) = news {
+            tracing::debug!(sfu = %sfu.id, %room, %epoch, "the sfu forgot a room");
+            ctx.metrics.forgotten.inc();
+            ctx.announce(news);
+            lost += 1;
+        }
+    }
+    if lost > 0 {
+        tracing::warn!(sfu = %sfu.id, rooms = lost, "the sfu forgot rooms");
         ctx.wake.notify_one();
     }
 }
@@ -130,13 +131,18 @@ fn forgotten(ctx: &Context, sfu: &Arc<Sfu>, room: &RoomId, epoch: Epoch, now: In
 fn orphans(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = (RoomId, Slot, Epoch)>, now: Instant) {
     // Looked up again after the answer: a placement may have come meanwhile.
     let claimed: HashMap<RoomId, Epoch> = ours(ctx, sfu).into_iter().map(|o| (o.room, o.epoch)).collect();
+    let mut ended = 0_u64;
     for (room, slot, epoch) in rooms {
         let Some(term) = ctx.shard(slot).lock().term(slot) else { continue }; // another syncer's to judge
         if claimed.contains_key(&room) || epoch.term > term {
             continue;
         }
-        tracing::info!(sfu = %sfu.id, %room, %epoch, "ending an orphan room");
+        tracing::debug!(sfu = %sfu.id, %room, %epoch, "ending an orphan room");
         ctx.metrics.orphans.inc();
         ctx.release(Release { sfu: sfu.idx, room, slot, term, epoch }, now);
+        ended += 1;
+    }
+    if ended > 0 {
+        tracing::info!(sfu = %sfu.id, rooms = ended, "ending orphan rooms");
     }
 }
