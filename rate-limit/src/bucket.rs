@@ -115,16 +115,34 @@ impl Bucket {
         meter.try_take(quota, n, now)
     }
 
-    /// Returns `n` tokens that were taken and not used. Never fills beyond the burst.
+    /// Returns `n` tokens that were taken just now and not used. Never fills beyond the burst.
     pub fn give_back(&self, n: u32, now: Instant) {
+        self.give_back_late(n, now, now);
+    }
+
+    /// Returns what is left of `n` tokens that were taken at `taken` and not used. What was earned since may
+    /// have been for these, and was used by others: given back whole, tokens of a quiet time would be spent twice.
+    pub fn give_back_late(&self, n: u32, taken: Instant, now: Instant) {
         let (quota, meter) = &mut *self.state.lock();
-        meter.give_back(quota, n, now);
+        let earned = quota.rate_per_s * now.saturating_duration_since(taken).as_secs_f64();
+        meter.give_back(quota, (f64::from(n) - earned).max(0.0), now);
     }
 
     /// Changes the quota and keeps the debt: what was taken stays taken, so a smaller quota bites at once.
     pub fn set_quota(&self, quota: Quota, now: Instant) {
         let (old, meter) = &mut *self.state.lock();
         meter.settle(old, now);
+        *old = quota;
+    }
+
+    /// As [`Self::set_quota`], for a limit that was decided anew: what is owed beyond the new burst is let go, so that
+    /// the bucket is empty at most. Where a large burst was just used, a cut would otherwise admit nothing at all
+    /// until a debt of the old size is paid at the new rate. Do not use it for shares that shrink and grow with a
+    /// view: growing would spend again what shrinking let go.
+    pub fn set_limit(&self, quota: Quota, now: Instant) {
+        let (old, meter) = &mut *self.state.lock();
+        meter.settle(old, now);
+        meter.forgive(&quota);
         *old = quota;
     }
 
@@ -176,13 +194,20 @@ impl Meter {
         Err(NotYet { ready_at: now.max(self.at) + wait.min(RECHECK_MAX) })
     }
 
-    pub(crate) fn give_back(&mut self, quota: &Quota, n: u32, now: Instant) {
+    pub(crate) fn give_back(&mut self, quota: &Quota, tokens: f64, now: Instant) {
         self.settle(quota, now);
-        self.debt = (self.debt - f64::from(n)).max(0.0);
+        self.debt = (self.debt - tokens).max(0.0);
     }
 
     pub(crate) fn settle(&mut self, quota: &Quota, now: Instant) {
         *self = Self { debt: self.debt(quota, now), at: now.max(self.at) };
+    }
+
+    /// Lets go what is owed beyond the burst. A closed quota has none: what is owed then stays until it is opened.
+    pub(crate) fn forgive(&mut self, quota: &Quota) {
+        if !quota.is_closed() {
+            self.debt = self.debt.min(f64::from(quota.burst));
+        }
     }
 
     pub(crate) fn available(&self, quota: &Quota, now: Instant) -> u32 {

@@ -57,19 +57,20 @@ impl<K: Hash + Eq + Clone> Keyed<K> {
         table.seats[seat].1.try_take(&quota, n, now)
     }
 
-    /// Returns `n` tokens that were taken and not used. A key that was evicted meanwhile has nothing to return to.
+    /// Returns `n` tokens that were taken just now and not used. A key that was evicted meanwhile has nothing to return to.
     pub fn give_back(&self, key: &K, n: u32, now: Instant) {
         let table = &mut *self.table.lock();
         if let Some(&seat) = table.index.get(key) {
-            table.seats[seat].1.give_back(&table.quota, n, now);
+            table.seats[seat].1.give_back(&table.quota, f64::from(n), now);
         }
     }
 
-    /// Changes the quota of every key; debts stay.
-    pub fn set_quota(&self, quota: Quota, now: Instant) {
+    /// Changes the limit of every key, as [`Bucket::set_limit`](crate::Bucket::set_limit) does.
+    pub fn set_limit(&self, quota: Quota, now: Instant) {
         let table = &mut *self.table.lock();
         for (_, meter) in &mut table.seats {
             meter.settle(&table.quota, now);
+            meter.forgive(&quota);
         }
         table.quota = quota;
     }

@@ -48,6 +48,27 @@ proptest! {
         prop_assert!(worst_excess(&log, rate, burst) <= 1e-5);
     }
 
+    /// Whatever is taken, used at once, or given back later by whoever did not use it after all: what is used keeps
+    /// within the law, in any window.
+    #[test]
+    fn r07_tokens_that_are_given_back_late_are_not_spent_twice(
+        rate in 0.1_f64..500.0, burst in 1_u32..20,
+        steps in proptest::collection::vec((prop_oneof![0_u64..50, 0_u64..500_000], 0_u8..4), 1..200),
+    ) {
+        let start = Instant::now();
+        let (bucket, mut at, mut log) = (Bucket::new(quota(rate, burst), start), Duration::ZERO, Vec::new());
+        let mut unused = std::collections::VecDeque::new();
+        for (step_us, what) in steps {
+            at += Duration::from_micros(step_us);
+            match what {
+                0 => unused.extend(bucket.try_take(1, start + at).is_ok().then_some(at)),
+                1 => if let Some(taken) = unused.pop_front() { bucket.give_back_late(1, start + taken, start + at); },
+                _ => log.extend(bucket.try_take(1, start + at).is_ok().then_some((at.as_secs_f64(), 1))),
+            }
+        }
+        prop_assert!(worst_excess(&log, rate, burst) <= 1e-5);
+    }
+
     #[test]
     fn decides_like_a_naive_token_count(rate in 1_u32..100, burst in 1_u32..50, steps in steps()) {
         // The model keeps whole millionths of a token, so it has no rounding: rate per second = rate per µs in millionths.
@@ -88,6 +109,28 @@ proptest! {
         let spent: f64 = log.iter().map(|&(_, n)| f64::from(n)).sum();
         let last = log.last().map_or(0.0, |&(at, _)| at);
         prop_assert!(spent <= after.0 * last + 1e-5);
+    }
+
+    /// A limit that is cut while all of it is used: empty from then on, and not for longer than a token takes.
+    #[test]
+    fn r20_a_limit_that_is_cut_holds_at_once_and_admits_at_once(
+        before in (1.0_f64..10_000.0, 1_u32..10_000), after in (0.1_f64..50.0, 1_u32..20), shut: bool, then in steps(),
+    ) {
+        let after = quota(after.0.min(before.0), after.1.min(before.1));
+        let start = Instant::now();
+        let bucket = Bucket::new(quota(before.0, before.1), start);
+        bucket.try_take(before.1, start).expect("full");
+        if shut {
+            bucket.set_limit(Quota::CLOSED, start);
+        }
+        bucket.set_limit(after, start);
+        prop_assert_eq!(bucket.available(start), 0);
+        let soon = start + Duration::from_secs_f64(1.0 / after.rate_per_s) + Duration::from_micros(10);
+        prop_assert!(bucket.ready_at(start) <= soon, "stopped for {:?}", bucket.ready_at(start) - start);
+        let log = admitted(&bucket, start, &then);
+        prop_assert!(worst_excess(&log, after.rate_per_s, after.burst) <= 1e-5);
+        let spent: f64 = log.iter().map(|&(_, n)| f64::from(n)).sum();
+        prop_assert!(spent <= after.rate_per_s * log.last().map_or(0.0, |&(at, _)| at) + 1e-5);
     }
 
     #[test]

@@ -87,9 +87,9 @@ fn r20_a_smaller_quota_bites_every_key_at_once() {
     let now = Instant::now();
     let keyed = Keyed::new(quota(1.0, 10), 5);
     keyed.try_take(&"a", 4, now).expect("full");
-    keyed.set_quota(quota(1.0, 5), now);
+    keyed.set_limit(quota(1.0, 5), now);
     assert_eq!((keyed.available(&"a", now), keyed.available(&"b", now)), (1, 5));
-    keyed.set_quota(Quota::CLOSED, now);
+    keyed.set_limit(Quota::CLOSED, now);
     assert!(keyed.try_take(&"a", 1, now + Duration::from_secs(100)).is_err());
     assert!(keyed.quota().is_closed());
     assert!(!keyed.is_empty());

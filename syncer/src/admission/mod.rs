@@ -177,11 +177,12 @@ impl Admission {
         inner.settings = settings;
         let children = throttled(settings.children, inner.throttle.follow(settings.throttle, now));
         if self.children.quota() != children {
-            self.children.set_quota(children, now);
+            // What came in before is no reason to let nobody in now.
+            self.children.set_limit(children, now);
         }
         let guild = scaled(children, settings.guild_share);
         if self.guilds.quota() != guild {
-            self.guilds.set_quota(guild, now);
+            self.guilds.set_limit(guild, now);
         }
         self.calm.store(inner.is_calm(), Ordering::Relaxed);
     }

@@ -21,6 +21,12 @@ const BACKOFF: Backoff = Backoff { base: Duration::from_millis(100), max: Durati
 /// Wait before the room of a lost answer is ended: by then the SFU has finished making it.
 const GHOST_AFTER: Duration = Duration::from_secs(2);
 
+/// How long an SFU that serves nothing is left alone at this step: at least half of the step's bound, so that the
+/// steps of an outage can be counted.
+pub(crate) fn pause(step: u32, rng: &mut impl rand::Rng) -> Duration {
+    BACKOFF.bound(step) / 2 + BACKOFF.full_jitter(step, rng) / 2
+}
+
 pub(super) struct Attempt {
     ctx: Arc<Context>,
     work: PlaceWork,
@@ -170,8 +176,8 @@ impl Attempt {
             let outcome = if error.is_overload() { Outcome::Overload } else { Outcome::Neutral };
             taken.settle(outcome, true, now);
         } else {
+            ctx.budget.overall().give_back_late(1, taken.made_at(), now);
             taken.unused(now);
-            ctx.budget.overall().give_back(1, now);
         }
         // The syncer's own window follows local signals alone: dead SFUs must not slow the repair
         // on the others.
@@ -201,16 +207,17 @@ impl Attempt {
         }
     }
 
-    /// Keeps the SFU out of selection for as long as it asked, or longer with every attempt in a row
-    /// that it refuses, although its probes are fine. The call itself goes elsewhere.
+    /// Keeps the SFU out of selection for as long as it asked, or longer with every step in a row
+    /// in which it refuses, although its probes are fine. The call itself goes elsewhere.
     fn hold(&self, sfu: &Sfu, error: &DriverError, now: Instant) {
         // A fence or another incarnation concerns one room, not the SFU's ability to serve.
         let refused = matches!(error.kind(), ErrorKind::Rejected | ErrorKind::Internal | ErrorKind::Overloaded);
-        if let Some(after) = error.retry_after() {
+        let asked = error.retry_after();
+        if refused || asked.is_some() {
+            sfu.leave_alone(now, |step| asked.unwrap_or_else(|| self.ctx.with_rng(|rng| pause(step, rng))));
+        }
+        if let Some(after) = asked {
             sfu.hold_until(now + after);
-        } else if refused {
-            let step = sfu.count_failure().saturating_sub(1);
-            sfu.hold_until(now + self.ctx.with_rng(|rng| BACKOFF.bound(step) / 2 + BACKOFF.full_jitter(step, rng) / 2));
         }
     }
 

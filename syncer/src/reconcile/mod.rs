@@ -25,6 +25,8 @@ use sfu_api::BATCH_OPERATIONS_MAX;
 use tokio::time::Instant;
 
 use self::attempt::Attempt;
+#[cfg(test)]
+pub(crate) use self::attempt::pause;
 pub use self::estimate::{Estimate, Flow, Limit, RegionSupply, Supply};
 pub use self::mover::Mover;
 use self::placer::{Barren, SelectPlacer};
@@ -108,8 +110,12 @@ impl Reconciler {
 
     fn adjust_budget(&self, now: Instant) {
         let ctx = &self.ctx;
-        let moved = ctx.budget.set_fleet(ctx.levers.quotas(), now) | ctx.budget.tick(now);
+        let decided = ctx.budget.set_fleet(ctx.levers.quotas(), now);
+        let moved = decided | ctx.budget.tick(now);
         let share = ctx.budget.sfu_share();
+        if decided {
+            ctx.catalogue.now().all.iter().for_each(|sfu| sfu.bucket.set_limit(share, now));
+        }
         if moved {
             ctx.pace.forget(now);
             ctx.apply_shares(now);

@@ -75,13 +75,14 @@ impl Budget {
         state.fleet.sfu.share(state.parts)
     }
 
-    /// Takes over new fleet limits. Returns whether shares changed.
+    /// Takes over new fleet limits. Returns whether there were any. They hold from now on: what was used under the
+    /// old ones is no reason to stop.
     pub fn set_fleet(&self, fleet: Quotas, now: Instant) -> bool {
         let state = &mut *self.state.lock();
         let changed = state.fleet != fleet;
         state.fleet = fleet;
         if changed {
-            self.apply(state, now);
+            self.apply(state, |bucket, quota| bucket.set_limit(quota, now));
         }
         changed
     }
@@ -95,7 +96,7 @@ impl Budget {
             state.parts = ready;
             state.growing = None;
             if changed {
-                self.apply(state, now);
+                self.apply(state, |bucket, quota| bucket.set_quota(quota, now));
             }
             return changed;
         }
@@ -114,7 +115,7 @@ impl Budget {
         let Some((parts, _)) = state.growing.filter(|(_, at)| *at <= now) else { return false };
         state.parts = parts;
         state.growing = None;
-        self.apply(state, now);
+        self.apply(state, |bucket, quota| bucket.set_quota(quota, now));
         true
     }
 
@@ -124,11 +125,11 @@ impl Budget {
         self.state.lock().parts
     }
 
-    fn apply(&self, state: &State, now: Instant) {
-        self.overall.set_quota(state.fleet.overall.share(state.parts), now);
+    fn apply(&self, state: &State, set: impl Fn(&Bucket, Quota)) {
+        set(&self.overall, state.fleet.overall.share(state.parts));
         let region = state.fleet.region.share(state.parts);
         for bucket in state.regions.values() {
-            bucket.set_quota(region, now);
+            set(bucket, region);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! One SFU as selection sees it: atomics, a window, a bucket and a verdict.
 
+mod reservation;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -7,10 +9,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
+use rate_limit::{Bucket, Quota, Window, WindowLimits};
 use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
+pub use self::reservation::Reservation;
 use super::{Drain, Orders};
 use crate::drivers::{SfuDriver, SfuSpec};
 use crate::health::{Change, Evidence, Health, Rules, Verdict};
@@ -55,7 +58,7 @@ pub struct Sfu {
     flapping_until: Mutex<Option<Instant>>,
     /// Reservations since the last load report.
     reserved: AtomicU32,
-    /// Attempts in a row that it did not serve.
+    /// Steps in a row in which it served nothing.
     failures: AtomicU32,
     /// Times that all of its rooms were lost.
     losses: AtomicU64,
@@ -89,8 +92,10 @@ pub enum Excluded {
     Draining,
     /// It takes no new rooms.
     NotAccepting,
-    /// It asked for patience (`Retry-After`).
+    /// It asked for patience (`Retry-After`), or served nothing of late.
     Held,
+    /// It served nothing of late, and the one attempt that finds out is under way.
+    OnTrial,
     /// It carries all that it can.
     Full,
     /// Its window is full.
@@ -105,7 +110,7 @@ impl Excluded {
     /// Whether waiting a moment is all it takes: a limit holds it back, and it is in order.
     #[must_use]
     pub const fn is_passing(self) -> bool {
-        matches!(self, Self::Held | Self::Window | Self::SfuBucket | Self::RegionBucket)
+        matches!(self, Self::Held | Self::OnTrial | Self::Window | Self::SfuBucket | Self::RegionBucket)
     }
 }
 
@@ -118,7 +123,8 @@ impl fmt::Display for Excluded {
             Self::Quarantined => f.write_str("it is in quarantine"),
             Self::Draining => f.write_str("it is being drained"),
             Self::NotAccepting => f.write_str("it takes no new rooms"),
-            Self::Held => f.write_str("it asked to be left alone for now"),
+            Self::Held => f.write_str("it asked to be left alone for now, or served nothing of late"),
+            Self::OnTrial => f.write_str("it served nothing of late, and one attempt is finding out"),
             Self::Full => f.write_str("it is full"),
             Self::Window => f.write_str("its window of operations in flight is full"),
             Self::SfuBucket => f.write_str("its bucket of creations is empty"),
@@ -195,9 +201,14 @@ impl Sfu {
         self.losses.load(Ordering::SeqCst)
     }
 
-    /// An attempt was not served; returns how many in a row.
-    pub fn count_failure(&self) -> u32 {
-        self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    /// An attempt was not served: for `wait` it is left alone, which is told how many steps went before this one.
+    /// Attempts that were under way together are one step. After it, one attempt at a time finds out, until one
+    /// is served.
+    pub fn leave_alone(&self, now: Instant, wait: impl FnOnce(u32) -> Duration) {
+        let mut held = self.held_until.lock();
+        if held.is_none_or(|until| until <= now) {
+            *held = Some(now + wait(self.failures.fetch_add(1, Ordering::Relaxed)));
+        }
     }
 
     /// An attempt was served.
@@ -322,14 +333,16 @@ impl Sfu {
     }
 
     /// Takes a load report. Older ones than the last are ignored, since answers overtake each other;
-    /// but not for long, since clocks are set back and a wrong one must not blind us.
+    /// but not for long, since clocks are set back and a wrong one must not blind us. Of those taken in the same
+    /// millisecond the highest counts: in a crowd it is the last.
     pub fn report(&self, load: Load, now: Instant) {
         let mut last = self.load.lock();
         if last.is_some_and(|(old, _)| old == load) {
             return; // the same sample again: what was reserved since it was taken still is
         }
         let newer = |(old, at): (Load, Instant)| {
-            old.sampled_at <= load.sampled_at || now.saturating_duration_since(at) >= REORDER_MAX
+            (old.sampled_at, old.calls) <= (load.sampled_at, load.calls)
+                || now.saturating_duration_since(at) >= REORDER_MAX
         };
         if last.is_none_or(newer) {
             *last = Some((load, now));
@@ -393,6 +406,8 @@ impl Sfu {
             Err(Excluded::NotAccepting)
         } else if self.held_until.lock().is_some_and(|until| now < until) {
             Err(Excluded::Held)
+        } else if self.failures.load(Ordering::Relaxed) > 0 && self.window.in_flight() > 0 {
+            Err(Excluded::OnTrial)
         } else if score >= 1.0 {
             Err(Excluded::Full)
         } else if self.window.in_flight() >= self.window.limit() {
@@ -434,65 +449,6 @@ impl Sfu {
             return None;
         }
         self.reserved.fetch_add(1, Ordering::Relaxed);
-        Some(Reservation { sfu: self.clone(), region_bucket, losses: self.losses(), settled: false })
-    }
-}
-
-/// A placement's claim on an SFU. Dropped unsettled, it is given back.
-#[derive(Debug)]
-#[must_use]
-pub struct Reservation {
-    sfu: Arc<Sfu>,
-    region_bucket: Arc<Bucket>,
-    /// [`Sfu::losses`] when it was made.
-    losses: u64,
-    settled: bool,
-}
-
-// === impl Reservation ===
-
-impl Reservation {
-    /// The SFU.
-    #[must_use]
-    pub fn sfu(&self) -> &Arc<Sfu> {
-        &self.sfu
-    }
-
-    /// [`Sfu::losses`] when it was made: what was made before a loss is lost.
-    #[must_use]
-    pub fn losses(&self) -> u64 {
-        self.losses
-    }
-
-    /// The attempt has ended. `made`: the SFU may have a room more than before.
-    pub fn settle(mut self, outcome: Outcome, made: bool, now: Instant) {
-        self.settled = true;
-        self.sfu.window.leave(outcome, now);
-        if !made {
-            self.release();
-        }
-    }
-
-    /// The attempt was never sent: its tokens were not used.
-    pub fn unused(mut self, now: Instant) {
-        self.settled = true;
-        self.sfu.window.leave(Outcome::Neutral, now);
-        self.sfu.bucket.give_back(1, now);
-        self.region_bucket.give_back(1, now);
-        self.release();
-    }
-
-    fn release(&self) {
-        // A report may have reset the count meanwhile; it never goes below zero.
-        self.sfu.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).ok();
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if !self.settled {
-            self.sfu.window.leave(Outcome::Neutral, Instant::now());
-            self.release();
-        }
+        Some(Reservation { sfu: self.clone(), region_bucket, losses: self.losses(), made_at: now, settled: false })
     }
 }

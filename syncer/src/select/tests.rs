@@ -1,3 +1,5 @@
+mod crowd;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
