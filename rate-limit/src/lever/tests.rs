@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -134,4 +135,89 @@ fn r20_an_act_that_is_no_lever_is_in_the_same_ring() {
         (audit[0].name, audit[0].by.as_str(), audit[0].reason.as_deref()),
         ("guild.block", "ops", Some("a raid"))
     );
+}
+
+/// What an operator, or a script of one, may send: near the ranges of the levers above and far from them.
+fn any_value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        3 => (0_u64..1_200).prop_map(|n| json!(n)),
+        1 => any::<u64>().prop_map(|n| json!(n)),
+        1 => any::<i64>().prop_map(|n| json!(n)),
+        2 => (-10.0_f64..600.0).prop_map(|n| json!(n)),
+        1 => any::<f64>().prop_map(|n| json!(n)), // one that is no number becomes null
+        2 => any::<bool>().prop_map(|b| json!(b)),
+        3 => (0_u64..200_000_000, prop_oneof![Just("ms"), Just("s"), Just("h"), Just("")])
+            .prop_map(|(n, unit)| json!(format!("{n}{unit}"))),
+        1 => ".{0,20}".prop_map(|text| json!(text)),
+        1 => Just(Value::Null),
+        1 => Just(json!([1])),
+        1 => Just(json!({ "value": 1 })),
+    ]
+}
+
+/// A second opinion of what each lever above takes.
+fn is_allowed(name: &str, value: &Value) -> bool {
+    let within = |value: Option<f64>, min: f64, max: f64| value.is_some_and(|v| (min..=max).contains(&v));
+    let day = || Some(humantime::parse_duration(value.as_str()?).ok()? <= Duration::from_secs(86_400));
+    match name {
+        "place.rate" => within(value.as_f64(), 1.0, 500.0),
+        "place.burst" => value.is_u64() && within(value.as_f64(), 1.0, 1_000.0),
+        "sweep" => value.is_boolean(),
+        "suspect_max" => day() == Some(true),
+        _ => false,
+    }
+}
+
+proptest! {
+    /// Whatever is sent, in whatever company: all of it is in force at once and says who did it, or none of it
+    /// is and the first that is wrong is named.
+    #[test]
+    fn r20_any_change_is_in_force_whole_or_refused_with_the_name_of_what_is_wrong(
+        changes in prop::collection::vec(
+            prop::collection::vec(
+                (prop::sample::select(vec!["place.rate", "place.burst", "sweep", "suspect_max", "none.such"]), any_value()),
+                0..4),
+            1..40),
+    ) {
+        let (levers, rate, burst, sweep, suspect) = levers();
+        let values = || (rate.get(), burst.get(), sweep.get(), suspect.get());
+        let mut heard = levers.changed();
+        for (at, change) in (0_u64..).zip(&changes) {
+            let (before, shown, audited) = (values(), levers.list(), levers.audit());
+            heard.mark_unchanged();
+            let pairs = || change.iter().map(|(name, value)| (*name, value));
+            let wrong = change.iter().find(|(name, value)| !is_allowed(name, value));
+            prop_assert_eq!(levers.check_all(pairs()).is_err(), wrong.is_some(), "a dry run says the same");
+            prop_assert_eq!(values(), before, "and changes nothing");
+            match (levers.set_all(pairs(), "ops", Some("why"), at), wrong) {
+                (Err(error), Some((name, _))) => {
+                    prop_assert!(error.to_string().contains(&format!("`{name}`")), "{error} does not name {name}");
+                    prop_assert_eq!((values(), levers.list()), (before, shown), "all or none");
+                    prop_assert_eq!(levers.audit(), audited);
+                    prop_assert!(!heard.has_changed().expect("the registry lives"));
+                }
+                (Ok(done), None) => {
+                    prop_assert_eq!(done.len(), change.len());
+                    prop_assert!(heard.has_changed().expect("the registry lives"));
+                    for view in levers.list() {
+                        let last = change.iter().rev().find(|(name, _)| *name == view.name);
+                        let Some((name, value)) = last else { continue };
+                        prop_assert_eq!((view.changed_by.as_deref(), view.changed_at), (Some("ops"), Some(at)));
+                        match *name {
+                            "place.rate" => prop_assert_eq!(Some(rate.get()), value.as_f64()),
+                            "place.burst" => prop_assert_eq!(Some(burst.get()), value.as_u64()),
+                            "sweep" => prop_assert_eq!(Some(sweep.get()), value.as_bool()),
+                            _ => prop_assert_eq!(
+                                humantime::parse_duration(value.as_str().expect("text")), Ok(suspect.get())),
+                        }
+                    }
+                    let audit = levers.audit();
+                    let newest: Vec<_> = audit.iter().rev().take(change.len()).map(|c| c.name).collect();
+                    let mine: Vec<_> = change.iter().rev().map(|(name, _)| *name).take(audit.len()).collect();
+                    prop_assert_eq!(newest, mine, "who changed what is there to read");
+                }
+                (done, wrong) => prop_assert!(false, "{done:?}, though wrong is {wrong:?}"),
+            }
+        }
+    }
 }

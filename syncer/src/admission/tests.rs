@@ -72,7 +72,7 @@ proptest! {
     #[test]
     fn r08_no_crowd_of_guilds_overdraws_the_child_bucket(
         asks in proptest::collection::vec((0usize..40, any::<bool>(), 0u64..40), 1..600),
-        rate in 1.0..200.0f64, burst in 1u32..50, share in 0.0..1.0f64,
+        rate in 1.0..200.0f64, burst in 1u32..50, share in prop_oneof![0.0..1.0f64, Just(1.0)],
     ) {
         let start = Instant::now();
         let door = Admission::new(Settings { guild_share: share, ..settings(rate, burst) }, start);
@@ -83,6 +83,9 @@ proptest! {
                 debt = (debt - (now - last).as_secs_f64() * rate).max(0.0) + 1.0;
                 last = now;
                 prop_assert!(debt <= f64::from(burst) + 1e-3, "{debt} of {burst}");
+            } else if share >= 1.0 - 1e-9 {
+                let owed = (debt - (now - last).as_secs_f64() * rate).max(0.0) + 1.0;
+                prop_assert!(owed > f64::from(burst) - 1e-3, "turned away with {owed} of {burst} used");
             }
         }
     }
@@ -124,6 +127,95 @@ proptest! {
             prop_assert!(wait > Duration::ZERO && wait <= S(31), "{wait:?}");
             prop_assert!(wait + S(1) >= MS(ready_ms.min(26_000)), "{wait:?} is before {ready_ms} ms");
         }
+    }
+}
+
+proptest! {
+    /// However the lever is pulled: the door is never open wider than it says, shuts with it at once, opens by no
+    /// more than a step a second, and gets there in the end; what comes in keeps to how far it was open.
+    #[test]
+    fn r20_the_throttle_never_runs_ahead_of_its_lever_and_follows_it_in_steps(
+        pulls in prop::collection::vec((0.0..=1.0f64, 0u64..4_000), 1..30),
+    ) {
+        let start = Instant::now();
+        let full = settings(1_000.0, 10);
+        let door = Admission::new(full, start);
+        let (mut now, mut open, mut stepped, mut lever) = (start, 1.0_f64, start, 1.0);
+        for (to, for_ms) in pulls {
+            lever = to;
+            for _ in 0..=for_ms / 250 {
+                door.set(Settings { throttle: lever, ..full }, now);
+                let is = door.view().throttle;
+                prop_assert!(is <= lever, "{is} open where {lever} is allowed");
+                if is > open {
+                    prop_assert!(is <= open + 0.1 + 1e-9 && now - stepped >= S(1), "from {open} to {is} after {:?}", now - stepped);
+                }
+                if is > open || lever <= open {
+                    stepped = now;
+                }
+                open = is;
+                prop_assert!((door.view().new_calls_per_s - 1_000.0 * open).abs() < 1e-6);
+                // Joins are let in by a draw, so that a part of them is.
+                let joins = (0..20u32).filter(|n| {
+                    door.admit(&guild(0), Class::Join, now, || f64::from(*n) / 20.0).is_ok()
+                });
+                prop_assert!((joins.count() as f64 - 20.0 * open).abs() <= 1.0);
+                now += MS(250);
+            }
+        }
+        for _ in 0..11 {
+            now += S(1);
+            door.set(Settings { throttle: lever, ..full }, now);
+        }
+        prop_assert_eq!(door.view().throttle, lever, "it gets there");
+    }
+
+    /// A door that is made narrower in a crowd is narrow at once, and not shut: from then on, as many come in as
+    /// its new rate says, also after it was shut for a while.
+    #[test]
+    fn r09_r20_a_narrower_door_lets_in_at_its_own_rate_from_the_first_second(
+        before in (100.0..10_000.0f64, 1_000u32..20_000), after in (5.0..100.0f64, 1u32..50), shut_s in 0u64..30,
+    ) {
+        let mut now = Instant::now();
+        let door = Admission::new(settings(before.0, before.1), now);
+        while ask(&door, 0, Class::NewCall, now).is_ok() {}
+        if shut_s > 0 {
+            door.set(Settings { throttle: 0.0, ..settings(before.0, before.1) }, now);
+            now += S(shut_s);
+        }
+        let narrow = Settings { throttle: if shut_s > 0 { 0.1 } else { 1.0 }, ..settings(after.0, after.1) };
+        door.set(narrow, now);
+        let rate = door.view().new_calls_per_s;
+        prop_assert!((rate - after.0 * narrow.throttle).abs() < 1e-9);
+        let (start, mut admitted) = (now, 0.0);
+        while now - start < S(20) {
+            now += MS(5);
+            admitted += f64::from(u8::from(ask(&door, 0, Class::NewCall, now).is_ok()));
+        }
+        let served = 20.0 * rate;
+        prop_assert!(admitted <= served + 1.0 && admitted >= 0.9 * served - 2.0, "{admitted} of {served} came in");
+    }
+
+    /// Who asks changes nothing: the same children at the same moments, by one guild, by a few or each by its own,
+    /// as calls or as streams: as many come in.
+    #[test]
+    fn r08_the_same_children_are_admitted_whichever_guilds_ask(
+        asks in prop::collection::vec((0usize..1_000, any::<bool>(), 0u64..60), 1..400),
+        rate in 1.0..200.0f64, burst in 1u32..50, few in 2usize..20,
+    ) {
+        let admitted = |guild: &dyn Fn(usize) -> usize| {
+            let mut now = Instant::now();
+            let door = Admission::new(settings(rate, burst), now);
+            let mut come_in = |(who, stream, gap_ms): &(usize, bool, u64)| {
+                now += MS(*gap_ms);
+                ask(&door, guild(*who), if *stream { Class::Stream } else { Class::NewCall }, now).is_ok()
+            };
+            asks.iter().map(&mut come_in).collect::<Vec<bool>>()
+        };
+        let one = admitted(&|_| 0);
+        prop_assert!(one[0], "the first finds a full bucket");
+        prop_assert_eq!(&one, &admitted(&|who| who));
+        prop_assert_eq!(&one, &admitted(&|who| who % few));
     }
 }
 

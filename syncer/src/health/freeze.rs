@@ -89,6 +89,8 @@ impl Freeze {
 mod tests {
     use std::time::Duration;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn peer() -> SyncerId {
@@ -116,5 +118,40 @@ mod tests {
         assert_eq!(freeze.view(later).over_ms, Some(10_000), "since it began, not since it was last looked at");
         freeze.look(2, 10, 0.5, false, later);
         assert!(!freeze.is_over() && freeze.view(later).over_ms.is_none());
+    }
+
+    proptest! {
+        /// Silence proves nothing exactly while more than the share are silent, nobody lifted that, and no syncer of
+        /// another zone has said the same of late without taking it back.
+        #[test]
+        fn r17_silence_of_many_proves_nothing_unless_another_zone_or_an_operator_says_so(
+            walk in prop::collection::vec(prop_oneof![
+                (0usize..12, 1usize..12, any::<bool>()).prop_map(|(silent, all, lifted)| (Some((silent, all, lifted)), 0, false, 0)),
+                (0u8..3, any::<bool>(), 0u64..20).prop_map(|(by, over, secs)| (None, by, over, secs)),
+            ], 1..80),
+            share in 0.0..=1.0f64, gaps in prop::collection::vec(0u64..10, 80),
+        ) {
+            let (mut freeze, mut now) = (Freeze::default(), Instant::now());
+            let (mut over, mut lifted, mut since) = (false, false, now);
+            let mut said: BTreeMap<u8, Instant> = BTreeMap::new();
+            for ((look, by, agrees, secs), gap) in walk.into_iter().zip(gaps) {
+                now += Duration::from_secs(gap);
+                if let Some((silent, all, lever)) = look {
+                    freeze.look(silent, all, share, lever, now);
+                    let is_over = silent as f64 > share * all as f64 + 1e-9;
+                    // On the edge either is right.
+                    prop_assume!((silent as f64 - share * all as f64).abs() > 1e-9);
+                    if is_over && !over { since = now; }
+                    (over, lifted) = (is_over, lever);
+                } else {
+                    let until = now + Duration::from_secs(secs);
+                    freeze.hear(&SyncerId::new(format!("s{by}")).expect("valid"), agrees, until);
+                    if agrees { said.insert(by, until); } else { said.remove(&by); }
+                }
+                let agreed = said.values().any(|until| *until > now);
+                prop_assert_eq!(freeze.is_frozen(now), over && !lifted && !agreed);
+                prop_assert_eq!(freeze.view(now).over_ms.map(u128::from), over.then(|| (now - since).as_millis()));
+            }
+        }
     }
 }

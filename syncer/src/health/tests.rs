@@ -292,6 +292,75 @@ proptest! {
         }
     }
 
+    /// One notice: a change of verdict begins where the last one ended, so that an SFU is dead once however many
+    /// say so, until something is heard of it again; and what is heard of a dead one moves nobody.
+    #[test]
+    fn r13_whoever_says_it_however_often_an_sfu_dies_once(
+        events in prop::collection::vec((prop_oneof![
+            4 => Just(failed(Failure::Unreachable, true)),
+            4 => soft(),
+            2 => (0..3_u8).prop_map(|n| reported(&format!("gw-{n}"))),
+            2 => (0..3_u8).prop_map(|n| witnessed(&format!("p{n}"), Sight::Refused)),
+            1 => Just(Evidence::DeclaredDead),
+            1 => any::<bool>().prop_map(Evidence::Listed),
+            1 => (0..2_u8).prop_map(|n| answered(&format!("boot-{n}"), Instant::now())),
+        ], 0u64..3_000), 0..200),
+    ) {
+        let (mut h, mut now) = (Health::default(), Instant::now());
+        let mut heard = true;
+        for (event, gap) in events {
+            now += ms(gap);
+            let event = match event {
+                Evidence::Answered { boot_id, took, .. } => Evidence::Answered { boot_id, asked: now, took },
+                other => other,
+            };
+            let before = h.verdict();
+            heard |= matches!(event, Evidence::Answered { .. });
+            let change = h.observe(&event, &Rules::default(), now);
+            prop_assert_eq!(change.map_or(before, |c| c.from), before, "{:?}", change);
+            prop_assert_eq!(change.map_or(before, |c| c.to), h.verdict(), "{:?}", change);
+            if let Some(change) = change {
+                prop_assert!(change.from != change.to || change.to == Verdict::Restarted, "{change:?} is no news");
+                if change.to == Verdict::Dead {
+                    prop_assert!(std::mem::take(&mut heard), "it had not come back since it died");
+                }
+                if change.from == Verdict::Dead {
+                    prop_assert!(matches!(event, Evidence::Answered { .. }), "{event:?} brought it back");
+                }
+            }
+        }
+    }
+
+    /// Nobody is stranded: whatever went before, an SFU that has failed and gives no good sign is dead after
+    /// `suspect_max`, if silence counts, and not before; and never if there is no `suspect_max`.
+    #[test]
+    fn r17_silence_moves_calls_after_suspect_max_and_strands_nobody(
+        before in prop::collection::vec((soft(), 0u64..2_000), 0..50),
+        suspect_max_s in 0u64..60, every_ms in 100u64..2_000,
+    ) {
+        let rules = Rules { suspect_max: Duration::from_secs(suspect_max_s), ..Rules::default() };
+        let (mut h, mut now) = (Health::default(), Instant::now());
+        for (event, gap) in before.iter().filter(|(e, _)| !matches!(e, Evidence::Tick { .. })) {
+            now += ms(*gap);
+            h.observe(event, &Rules { suspect_max: Duration::ZERO, ..rules }, now);
+        }
+        h.observe(&answered("a", now), &rules, now);
+        let start = now;
+        let end = start + 3 * rules.suspect_max + Duration::from_secs(10);
+        while now < end {
+            now += ms(every_ms);
+            h.observe(&failed(Failure::TimedOut, true), &rules, now);
+            h.observe(&Evidence::Tick { silence_counts: true }, &rules, now);
+            let silent = now - start - ms(every_ms);
+            if silent < rules.suspect_max || suspect_max_s == 0 {
+                prop_assert!(h.verdict() != Verdict::Dead, "dead after {silent:?} of silence");
+            } else if silent > ms(every_ms) {
+                prop_assert_eq!(h.verdict(), Verdict::Dead, "stranded after {:?} of silence", silent);
+            }
+        }
+        prop_assert_eq!(h.verdict(), if suspect_max_s == 0 { Verdict::Suspect } else { Verdict::Dead });
+    }
+
     /// `Dead` by refusal always had the failures and the span that the rules ask for.
     #[test]
     fn r17_death_by_refusal_had_its_evidence(gaps in prop::collection::vec(0u64..1_500, 1..40)) {

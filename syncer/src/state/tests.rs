@@ -1,6 +1,7 @@
 //! The shard against a random walk of everything that can happen to it.
 
 mod absent;
+mod storms;
 
 use std::collections::HashMap;
 use std::sync::Arc;
