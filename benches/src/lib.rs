@@ -2,8 +2,8 @@
 //! run against.
 //!
 //! Machines are shared and noisy, so every figure is a *ratio taken in one run*: all contestants run in
-//! every round, in a new random order each time, and what is compared are medians over rounds. The least
-//! and the greatest are printed beside them, so that a reader sees how much to believe.
+//! every round, in a new random order each time, and a bar is judged by the median of the rounds' own ratios
+//! ([`stats::Figure::ratio`]). Medians, the least and the greatest are printed, so that a reader sees how much to believe.
 
 #![allow(clippy::print_stdout, clippy::print_stderr)] // Benches talk to a terminal.
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 
-use crate::stats::Summary;
+use crate::stats::{Figure, Summary};
 use crate::{machine, plot};
 
 /// Everything one run of a bench measured.
@@ -38,7 +38,7 @@ pub struct Verdict {
     pub scenario: String,
     /// What is compared, and the most that the ratio may be.
     pub bar: String,
-    /// Ours to theirs, of the medians.
+    /// Ours to theirs: see [`Figure::ratio`].
     pub ratio: f64,
     /// Whether the ratio is within the bar.
     pub met: bool,
@@ -78,6 +78,9 @@ pub struct Row {
     pub min: f64,
     /// Over the rounds.
     pub max: f64,
+    /// In the order of the rounds.
+    #[serde(default)]
+    pub rounds: Vec<f64>,
 }
 
 // === impl Report ===
@@ -110,32 +113,44 @@ impl Report {
     /// A figure over the rounds so far.
     #[must_use]
     pub fn summary(&self, scenario: &str, contestant: &str, metric: &str) -> Option<Summary> {
-        let key = Key { scenario: scenario.to_owned(), contestant: contestant.to_owned(), metric: metric.to_owned() };
-        Summary::of(self.samples.get(&key)?)
+        Summary::of(self.values(scenario, contestant, metric)?)
     }
 
-    /// The median of a figure.
+    /// The median of a figure, to be compared with what was not measured in the same rounds.
     #[must_use]
     pub fn median(&self, scenario: &str, contestant: &str, metric: &str) -> Option<f64> {
         self.summary(scenario, contestant, metric).map(|summary| summary.median)
     }
 
-    /// The least median of a metric among some contestants.
+    /// A figure, round by round.
     #[must_use]
-    pub fn best(&self, scenario: &str, contestants: &[&str], metric: &str) -> Option<f64> {
-        contestants.iter().filter_map(|name| self.median(scenario, name, metric)).min_by(f64::total_cmp)
+    pub fn figure(&self, scenario: &str, contestant: &str, metric: &str) -> Option<Figure> {
+        Figure::of(self.values(scenario, contestant, metric)?)
     }
 
-    /// Judges `ours / theirs` against the most it may be. Nothing is said when a side was not measured.
-    pub fn judge(&mut self, scenario: &str, what: &str, ours: Option<f64>, theirs: Option<f64>, most: f64) {
+    /// The figure with the least median of a metric among some contestants.
+    #[must_use]
+    pub fn best(&self, scenario: &str, contestants: &[&str], metric: &str) -> Option<Figure> {
+        let figures = contestants.iter().filter_map(|name| self.figure(scenario, name, metric));
+        figures.min_by(|one, other| one.median().total_cmp(&other.median()))
+    }
+
+    fn values(&self, scenario: &str, contestant: &str, metric: &str) -> Option<&[f64]> {
+        let key = Key { scenario: scenario.to_owned(), contestant: contestant.to_owned(), metric: metric.to_owned() };
+        self.samples.get(&key).map(Vec::as_slice)
+    }
+
+    /// Judges the ratio of `ours` to `theirs` against the most it may be. Nothing is said when a side was not measured.
+    pub fn judge(
+        &mut self,
+        scenario: &str,
+        what: &str,
+        ours: Option<impl Into<Figure>>,
+        theirs: Option<impl Into<Figure>>,
+        most: f64,
+    ) {
         let (Some(ours), Some(theirs)) = (ours, theirs) else { return };
-        let ratio = if theirs > 0.0 {
-            ours / theirs
-        } else if ours > 0.0 {
-            f64::INFINITY
-        } else {
-            1.0
-        };
+        let ratio = ours.into().ratio(&theirs.into());
         let bar = format!("{what} ≤ {}", short(most));
         self.verdicts.push(Verdict { scenario: scenario.to_owned(), bar, ratio, met: ratio <= most });
     }
@@ -203,10 +218,11 @@ impl Report {
 
     fn document(&self) -> Document {
         let rows = self.seen.iter().filter_map(|key| {
-            let Summary { median, min, max } = Summary::of(self.samples.get(key)?)?;
+            let rounds = self.samples.get(key)?.clone();
+            let Summary { median, min, max } = Summary::of(&rounds)?;
             let Key { scenario, contestant, metric } = key.clone();
             let unit = self.units.get(&metric).copied().unwrap_or_default().to_owned();
-            Some(Row { scenario, contestant, metric, unit, median, min, max })
+            Some(Row { scenario, contestant, metric, unit, median, min, max, rounds })
         });
         let machine = format!("{}; load before {}", machine::describe(), self.load_before);
         Document {
@@ -272,17 +288,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bar_compares_medians_over_rounds() {
+    fn a_bar_compares_round_by_round_with_the_best_by_its_median() {
         let mut report = Report::new("test", "");
-        for (ours, theirs) in [(1.0, 2.0), (9.0, 2.0), (1.5, 3.0)] {
+        // The worse one is better in the round in which the machine was slow for the others.
+        for (ours, theirs, worse) in [(1.0, 2.0, 4.0), (9.0, 12.0, 4.0), (1.5, 2.0, 4.0)] {
             report.add("s", "ours", "drain", "ms", ours);
             report.add("s", "theirs", "drain", "ms", theirs);
+            report.add("s", "worse", "drain", "ms", worse);
         }
-        let (ours, theirs) = (report.median("s", "ours", "drain"), report.best("s", &["theirs", "absent"], "drain"));
-        report.judge("s", "drain", ours, theirs, 0.8);
-        report.judge("s", "drain", ours, None, 0.8);
-        assert_eq!(report.verdicts.len(), 1);
-        assert!(report.verdicts[0].met && (report.verdicts[0].ratio - 0.75).abs() < 1e-9);
-        assert_eq!(report.document().rows.len(), 2);
+        let (ours, theirs) =
+            (report.figure("s", "ours", "drain"), report.best("s", &["worse", "theirs", "absent"], "drain"));
+        report.judge("s", "drain", ours.clone(), theirs, 0.8);
+        report.judge("s", "drain", ours.clone(), None::<Figure>, 0.8);
+        report.judge("s", "drain", ours, Some(1.0), 0.8);
+        let verdicts: Vec<_> = report.verdicts.iter().map(|verdict| (verdict.ratio, verdict.met)).collect();
+        assert_eq!(verdicts, [(0.75, true), (1.5, false)]);
+        let rows = report.document().rows;
+        assert_eq!((rows.len(), rows[0].median, rows[0].rounds.as_slice()), (3, 1.5, [1.0, 9.0, 1.5].as_slice()));
     }
 }

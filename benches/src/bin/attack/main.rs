@@ -77,7 +77,7 @@ fn main() -> Result<()> {
                 }
             }
         }
-        let (attacked, alone) = (report.median(scenario, "attacked", "p99"), report.median(scenario, "alone", "p99"));
+        let (attacked, alone) = (report.figure(scenario, "attacked", "p99"), report.figure(scenario, "alone", "p99"));
         report.judge(scenario, "p99 with attackers to p99 without", attacked, alone, RATIO_MAX);
         let never = report.summary(scenario, "attacked", "never dropped").map(|s| s.max);
         report.judge(scenario, "attackers that were never dropped", never, Some(0.0), 1.0);

@@ -103,7 +103,7 @@ fn judge_one(report: &mut Report, ours: &str, semaphore: &str) {
     report.judge("cancel_40000", &format!("{ours} per op to that at 1,000"), many, few, 2.0);
     for parked in PARKED {
         let scenario = format!("cancel_{parked}");
-        let (mine, theirs) = (report.median(&scenario, ours, metric), report.median(&scenario, semaphore, metric));
+        let (mine, theirs) = (report.figure(&scenario, ours, metric), report.figure(&scenario, semaphore, metric));
         report.judge(&scenario, &format!("{ours} per op to {semaphore}"), mine, theirs, 2.0);
     }
     // R3: the slope from 10 waiting on.

@@ -121,7 +121,7 @@ fn open_limits() -> BTreeMap<String, toml::Value> {
 }
 
 fn judge(report: &mut Report, scenario: &str) {
-    let joins = |r: &Report, who| r.median(scenario, who, "us_per_join");
+    let joins = |r: &Report, who| r.figure(scenario, who, "us_per_join");
     let (ours, bare) = (joins(report, SYNCER), joins(report, PARSE_ONLY));
     report.judge(scenario, "time per join to the parse-only server's (rate ≥ 0.5)", ours, bare, 2.0);
     let ours = |r: &Report, metric| r.median(scenario, SYNCER, metric);

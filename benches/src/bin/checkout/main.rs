@@ -155,12 +155,12 @@ fn note(report: &mut Report, scenario: &str, name: &str, tasks: usize, wall: Dur
 fn judge(report: &mut Report, scenario: &str, tasks: usize) {
     for ours in ["ours_p1", "ours_p8"] {
         if tasks == 1 {
-            let (mine, theirs) = (report.median(scenario, ours, "p50"), report.median(scenario, "deadpool", "p50"));
+            let (mine, theirs) = (report.figure(scenario, ours, "p50"), report.figure(scenario, "deadpool", "p50"));
             report.judge(scenario, &format!("{ours} p50 to deadpool"), mine, theirs, 0.6);
             continue;
         }
         for metric in ["ns_per_op", "p999"] {
-            let (mine, theirs) = (report.median(scenario, ours, metric), report.best(scenario, &PEERS, metric));
+            let (mine, theirs) = (report.figure(scenario, ours, metric), report.best(scenario, &PEERS, metric));
             report.judge(scenario, &format!("{ours} {metric} to the best peer with waiters"), mine, theirs, 1.0);
         }
     }

@@ -143,27 +143,27 @@ fn judge(cell: &Cell, report: &mut Report) {
     let dead = cell.fleet.fault.kills();
     let most = if dead { 0.8 } else { 1.05 };
     for metric in ["drain", "p99"] {
-        let (ours, bar) = (report.median(name, "ours", metric), report.best(name, &bars, metric));
+        let (ours, bar) = (report.figure(name, "ours", metric), report.best(name, &bars, metric));
         report.judge(name, &format!("{metric} to the better bar"), ours, bar, most);
     }
     if cell.fleet.hosts >= 100 {
-        let (ours, bar) = (report.median(name, "ours", "connections"), report.best(name, &bars, "connections"));
+        let (ours, bar) = (report.figure(name, "ours", "connections"), report.best(name, &bars, "connections"));
         // Fewer than one for each host that is alive cannot be.
         let least = f64::from(cell.fleet.hosts) * if dead { 0.8 } else { 1.0 };
-        let bar = bar.map(|bar| bar.max(least / CONNECTIONS_SHARE));
+        let bar = bar.map(|bar| bar.map(|connections| connections.max(least / CONNECTIONS_SHARE)));
         report.judge(name, "connections to the thriftier bar (or one per live host)", ours, bar, CONNECTIONS_SHARE);
     }
     if cell.fleet.handler_ms == 200 {
         for metric in ["drain", "p99"] {
-            let (ours, bare) = (report.median(name, "ours", metric), report.median(name, "reqwest", metric));
+            let (ours, bare) = (report.figure(name, "ours", metric), report.figure(name, "reqwest", metric));
             report.judge(name, &format!("{metric} to bare reqwest"), ours, bare, 1.1);
         }
     }
-    let lease = report.median(name, "ours", "lease_p99");
+    let lease = report.figure(name, "ours", "lease_p99");
     let sixth = TTL.as_secs_f64() * 1e3 / 6.0;
-    report.judge(name, "lease p99 to a sixth of its time", lease, Some(sixth), 1.0);
+    report.judge(name, "lease p99 to a sixth of its time", lease.clone(), Some(sixth), 1.0);
     // Where the storm's own lane would have kept the lease as well, there is nothing to be isolated from.
-    let same = report.median(name, "ours", "same_on_storm_lane_p99").filter(|same| *same > sixth);
+    let same = report.figure(name, "ours", "same_on_storm_lane_p99").filter(|same| same.median() > sixth);
     report.judge(name, "lease p99 to the same request on the storm's lane, which endangers it", lease, same, 0.1);
     let lost = report.summary(name, "ours", "leases_lost").map(|lost| lost.max);
     report.judge(name, "leases lost (most in a round, to 1)", lost, Some(1.0), 0.0);
