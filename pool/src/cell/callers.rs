@@ -146,7 +146,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         keep_alive: Option<Duration>,
     ) -> Back<W> {
         fault::point(Point::PutBack);
-        self.silent &= now.is_none();
+        if self.silent && now.is_some() {
+            self.silent = false; // What is not so need not be written.
+        }
         let told = keep_alive.map(|told| told.min(self.tuning.idle_timeout.get()));
         if told.is_some() && told != self.conns.idle_timeout(key) {
             return Back::Not;

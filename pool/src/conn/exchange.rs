@@ -14,6 +14,7 @@ use hyper::client::conn::TrySendError;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::Link;
+use super::h1::Return;
 use crate::body::{Body, Held};
 use crate::cell::{ConnKey, Event, LATE_MIN, Taken, Verdict};
 use crate::error::{Error, Kind, Sent, Stage};
@@ -42,7 +43,7 @@ const CATCH_UP_MAX: Duration = Duration::from_millis(100);
 /// A request's hold on a connection. Dropping it at any moment leaves the cell correct.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    cell: Arc<Cell>,
+    home: Home,
     key: ConnKey,
     link: Option<Link>,
     reused: bool,
@@ -54,6 +55,14 @@ pub(crate) struct Lease {
     since: Option<Instant>,
     /// When the head of the response came.
     headed: Option<Instant>,
+}
+
+/// What keeps a lease's cell: of an HTTP/1.1 connection, which nobody shares, the connection. All leases of an origin
+/// would change the cell's own count, and it would go back and forth between processors.
+#[derive(Debug, Clone)]
+enum Home {
+    Cell(Arc<Cell>),
+    Conn(Arc<Return>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,14 +163,32 @@ impl Failure {
     }
 }
 
+// === impl Home ===
+
+impl Home {
+    fn cell(&self) -> &Arc<Cell> {
+        match self {
+            Self::Cell(cell) => cell,
+            Self::Conn(back) => back.cell().expect("a leased connection has been told its cell"),
+        }
+    }
+}
+
 // === impl Lease ===
 
 impl Lease {
-    pub(crate) fn new(cell: Arc<Cell>, taken: Taken<Link>) -> Self {
+    pub(crate) fn new(cell: &Arc<Cell>, taken: Taken<Link>) -> Self {
         let Taken { key, channel, reused, sampled } = taken;
+        let home = match &channel {
+            Link::H1 { back, .. } => {
+                back.belongs_to(cell);
+                Home::Conn(Arc::clone(back))
+            }
+            Link::H2 { .. } => Home::Cell(Arc::clone(cell)),
+        };
         let since = sampled.then(Instant::now);
         Self {
-            cell,
+            home,
             key,
             link: Some(channel),
             reused,
@@ -191,25 +218,25 @@ impl Lease {
     pub(super) fn give_back(mut self) {
         self.phase = Phase::Done;
         let link = self.link.take();
-        self.cell.give_back(self.key, link, Verdict::Answered, self.keep_alive, self.since);
+        self.home.cell().give_back(self.key, link, Verdict::Answered, self.keep_alive, self.since);
     }
 
     /// The connection is not to be used again.
     pub(super) fn discard(mut self) {
         self.phase = Phase::Done;
         drop(self.link.take());
-        self.cell.give_back(self.key, None, Verdict::Answered, None, self.since);
+        self.home.cell().give_back(self.key, None, Verdict::Answered, None, self.since);
     }
 
     /// The response body is over: read to its end or dropped.
     fn finish(&mut self) {
         self.phase = Phase::Done;
-        self.headed.into_iter().for_each(|headed| self.cell.partition().metrics.read(headed));
+        self.headed.into_iter().for_each(|headed| self.home.cell().partition().metrics.read(headed));
         let Some(link) = self.link.take() else { return };
         match link {
             Link::H1 { sender, back } if !sender.is_ready() => {
                 let parked = Self {
-                    cell: Arc::clone(&self.cell),
+                    home: self.home.clone(),
                     key: self.key,
                     link: Some(Link::H1 { sender, back: Arc::clone(&back) }),
                     reused: self.reused,
@@ -220,16 +247,16 @@ impl Lease {
                     headed: None,
                 };
                 if self.prompt {
-                    self.cell.apply(Event::Returning(self.key));
+                    self.home.cell().apply(Event::Returning(self.key));
                 }
                 back.park(parked);
             }
             Link::H1 { .. } => {
-                self.cell.give_back(self.key, Some(link), Verdict::Answered, self.keep_alive, self.since);
+                self.home.cell().give_back(self.key, Some(link), Verdict::Answered, self.keep_alive, self.since);
             }
             Link::H2 { .. } => {
                 drop(link);
-                self.cell.give_back(self.key, None, Verdict::Answered, None, self.since);
+                self.home.cell().give_back(self.key, None, Verdict::Answered, None, self.since);
             }
         }
     }
@@ -245,7 +272,7 @@ impl Lease {
         if let Some(link) = self.link.take() {
             link.cut();
         }
-        self.cell.give_back(self.key, None, verdict, None, self.since);
+        self.home.cell().give_back(self.key, None, verdict, None, self.since);
     }
 }
 
@@ -260,7 +287,7 @@ impl Held for Lease {
 
     fn left(&mut self) {
         if self.phase == Phase::Answered {
-            self.cell.partition().metrics.left.inc();
+            self.home.cell().partition().metrics.left.inc();
         }
     }
 
@@ -275,10 +302,10 @@ impl Drop for Lease {
         match self.phase {
             Phase::Unused => {
                 let link = self.link.take().filter(|link| !link.is_shared());
-                self.cell.give_back(self.key, link, Verdict::Unused, None, None);
+                self.home.cell().give_back(self.key, link, Verdict::Unused, None, None);
             }
             Phase::InFlight => {
-                self.cell.partition().metrics.abandoned.inc();
+                self.home.cell().partition().metrics.abandoned.inc();
                 self.abandon(Verdict::Abandoned);
             }
             Phase::Broken => self.abandon(Verdict::Abandoned),
@@ -288,7 +315,7 @@ impl Drop for Lease {
                 // A parked lease that was dropped with its driver.
                 if let Some(link) = self.link.take() {
                     drop(link);
-                    self.cell.give_back(self.key, None, Verdict::Abandoned, None, None);
+                    self.home.cell().give_back(self.key, None, Verdict::Abandoned, None, None);
                 }
             }
         }

@@ -5,14 +5,19 @@
 //! the connection's owner, not of the caller: the lease is parked here and the driver, which moves the
 //! bytes anyway, returns it when the connection is ready. No task is spawned per request.
 
+use std::sync::{Arc, OnceLock};
+
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
 use super::exchange::Lease;
+use crate::partition::Cell;
 
-/// Where a finished request leaves its lease for the driver.
+/// What an HTTP/1.1 connection has beside hyper's: where a finished request leaves its lease for the driver.
 #[derive(Debug, Default)]
 pub(crate) struct Return {
+    /// The connection's cell, once it was leased.
+    cell: OnceLock<Arc<Cell>>,
     slot: Mutex<Slot>,
     pub(super) driver: AtomicWaker,
 }
@@ -29,6 +34,15 @@ struct Slot {
 // === impl Return ===
 
 impl Return {
+    /// The connection is this cell's.
+    pub(super) fn belongs_to(&self, cell: &Arc<Cell>) {
+        self.cell.get_or_init(|| Arc::clone(cell));
+    }
+
+    pub(super) fn cell(&self) -> Option<&Arc<Cell>> {
+        self.cell.get()
+    }
+
     /// Leaves a lease for the driver. After the driver's end it is dropped, which retires it.
     pub(super) fn park(&self, lease: Lease) {
         let refused = {

@@ -27,7 +27,7 @@ use crate::fault::{self, Point};
 use crate::origin::Origin;
 use crate::spans;
 
-/// One origin of a partition. The lock and what each wait changes begin a cache line.
+/// One origin of a partition. The lock and what each request changes are a cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Cell {
@@ -179,7 +179,7 @@ impl Cell {
         let mut taken = None;
         self.locked(|state| taken = state.checkout(&mut |link| closed.push(link)));
         drop(closed);
-        taken.map(|taken| Lease::new(Arc::clone(self), taken))
+        taken.map(|taken| Lease::new(self, taken))
     }
 
     pub(super) fn note_crowded(&self, crowded: bool) {

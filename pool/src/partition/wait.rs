@@ -210,7 +210,7 @@ impl Cell {
 
     fn told(self: &Arc<Self>, answer: Answer<Link, Error>) -> Result<Lease, Error> {
         match answer {
-            Answer::Given(taken) => Ok(Lease::new(Arc::clone(self), taken)),
+            Answer::Given(taken) => Ok(Lease::new(self, taken)),
             Answer::Refused(why) => Err(self.explain(why)),
         }
     }
