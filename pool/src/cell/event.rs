@@ -5,7 +5,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::conns::{CloseReason, ConnKey, Taken, Verdict};
+use super::conns::{ConnKey, Taken, Verdict};
 use super::waiters::WaiterKey;
 use crate::dial::scheduler::Class;
 
@@ -167,6 +167,29 @@ pub(crate) enum Back<W> {
     Not,
 }
 
+/// Why a connection was not used any longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum CloseReason {
+    /// The peer closed it, or it broke.
+    Peer,
+    /// Nobody used it for its time.
+    Idle,
+    /// It reached its age.
+    Age,
+    /// Its peer said that it takes no more requests, or closed it, before we used it again.
+    Draining,
+    /// Its exchange was given up half-way.
+    Abandoned,
+    /// Too many requests in a row timed out on it.
+    Suspect,
+    /// Another origin needed the room.
+    Spilled,
+    /// It was beyond the cap of its origin.
+    Surplus,
+    /// Its origin was drained or forgotten.
+    Drained,
+}
+
 /// What the shell has to do after it released the lock.
 #[derive(Debug)]
 pub(crate) enum Action<C, W, E> {
@@ -214,4 +237,23 @@ pub(crate) struct CellLearnt {
     pub(crate) h2: Option<bool>,
     pub(crate) proven: bool,
     pub(crate) draining: bool,
+}
+
+// === impl CloseReason ===
+
+impl CloseReason {
+    /// The name used in metric labels.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Peer => "peer",
+            Self::Idle => "idle",
+            Self::Age => "age",
+            Self::Draining => "draining",
+            Self::Abandoned => "abandoned",
+            Self::Suspect => "suspect",
+            Self::Spilled => "spilled",
+            Self::Surplus => "surplus",
+            Self::Drained => "drained",
+        }
+    }
 }

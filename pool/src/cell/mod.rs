@@ -38,11 +38,11 @@ use tokio::time::Instant;
 use self::breaker::Breaker;
 pub use self::breaker::BreakerState;
 use self::conns::Conns;
-pub(crate) use self::conns::{Channel, CloseReason, ConnKey, Taken, Verdict};
+pub(crate) use self::conns::{Channel, ConnKey, Taken, Verdict};
 use self::estimate::Estimates;
 pub(crate) use self::event::{
-    Action, Actions, Answer, Awaited, Back, Blame, CellCounts, Epoch, Event, FailedDial, Intake, Joined, Refusal,
-    Ticket,
+    Action, Actions, Answer, Awaited, Back, Blame, CellCounts, CloseReason, Epoch, Event, FailedDial, Intake, Joined,
+    Refusal, Ticket,
 };
 use self::places::Held;
 pub(crate) use self::tuning::Tuning;
@@ -81,11 +81,12 @@ fn first_generation(life: u32) -> u64 {
     u64::from(life) << LIFE_SHIFT
 }
 
-/// See the module's documentation. What each wait changes, or has to look at, comes first: where two processors work on one
-/// cell, a request costs as much time as cache lines go back and forth.
+/// See the module's documentation. What each request changes comes first, then what each wait changes: where two
+/// processors work on one cell, a request costs as much time as cache lines go back and forth.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct CellState<C, W, E> {
+    conns: Conns<C>,
     /// In line for any connection.
     line: Waiters<W, Answer<C, E>>,
     /// The places that those in line take in the partition.
@@ -97,7 +98,6 @@ pub(crate) struct CellState<C, W, E> {
     /// Rings that were asked for and have not come, the earliest last. All of them are remembered: a later
     /// one does its work when it comes, and is not asked for twice.
     rings: SmallVec<[Instant; 1]>,
-    conns: Conns<C>,
     /// In line for a connection dialled for them. Few origins ever have such callers.
     fresh_line: Option<Box<Waiters<W, Answer<C, E>>>>,
     /// Counts the fresh starts after a panic; wraps. See [`CellState::renew`].

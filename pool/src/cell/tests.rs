@@ -13,6 +13,7 @@ use crate::limits::LaneLimits;
 
 mod decisions;
 mod foreign;
+mod free;
 mod interleavings;
 mod relics;
 
