@@ -15,14 +15,14 @@ proptest! {
     }
 
     #[test]
-    fn any_header_is_refused_or_clamped(header in ".{0,80}") {
+    fn r14_any_header_is_refused_or_clamped(header in ".{0,80}") {
         if let Some(wait) = clamp_retry_after(&header, SystemTime::UNIX_EPOCH) {
             prop_assert!((RETRY_AFTER_MIN..=RETRY_AFTER_MAX).contains(&wait));
         }
     }
 
     #[test]
-    fn any_number_is_clamped(seconds in -1e30_f64..1e30) {
+    fn r14_any_number_is_clamped(seconds in -1e30_f64..1e30) {
         let wait = clamp_retry_after(&format!("{seconds:.3}").chars().take(60).collect::<String>(), SystemTime::UNIX_EPOCH);
         prop_assert!(wait.is_some_and(|w| (RETRY_AFTER_MIN..=RETRY_AFTER_MAX).contains(&w)));
     }

@@ -186,7 +186,7 @@ proptest! {
     /// Whatever is read when, dropped from the log, resumed or overtaken: per watcher and call the
     /// state strictly grows, and the last state always arrives.
     #[test]
-    fn i07_states_grow_and_the_last_one_arrives(
+    fn r16_i07_states_grow_and_the_last_one_arrives(
         ops in proptest::collection::vec(op(), 1..200),
         per_gateway in 2_usize..8,
         all in 2_usize..16,
@@ -237,7 +237,7 @@ proptest! {
     /// News is made under a lock and told after it: a snapshot may be ahead of what is under way,
     /// and two news of one call may arrive in either order.
     #[test]
-    fn i07_news_that_a_snapshot_overtook_is_not_told_after_it(ops in proptest::collection::vec(late_op(), 1..120)) {
+    fn r16_i07_news_that_a_snapshot_overtook_is_not_told_after_it(ops in proptest::collection::vec(late_op(), 1..120)) {
         let (hub, engine) = (Hub::new(7), Engine::default());
         let mut clients = [Client::new(&hub, 0), Client::new(&hub, 0)];
         let mut under_way = Vec::new();

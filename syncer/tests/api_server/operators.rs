@@ -79,6 +79,7 @@ async fn r16_a_drained_sfu_is_emptied_over_https_with_progress_and_an_audit() {
         ("drain", json!({ "deadline": "soon" })),
         ("cordon", json!({ "deadline": "1m" })),
         ("undrain", json!({ "reason": "x".repeat(300) })),
+        ("drain?deadline=30s", json!({})), // it would go unread
     ] {
         let (status, error) = act(action, body).await;
         assert_eq!((status, &error["error_code"]), (StatusCode::BAD_REQUEST, &json!("invalid")), "{error}");

@@ -47,6 +47,8 @@ enum Op {
     Leave(u8, u8),
     /// On the SFU, or nowhere: everything is held back.
     Place(Option<u32>),
+    /// A new call in its turn, and the answer comes at once.
+    Seat(u32),
     Drain(u32, u32),
     /// An answer arrives, and maybe once more.
     Answer(usize, bool),
@@ -63,6 +65,7 @@ fn ops() -> impl Strategy<Value = Op> {
         4 => (0..CALLS, 0u8..4).prop_map(|(c, s)| Op::Join(c, s)),
         1 => (0..CALLS, 0u8..4).prop_map(|(c, s)| Op::Leave(c, s)),
         5 => prop::option::weighted(0.9, 0..SFUS).prop_map(Op::Place),
+        2 => (0..SFUS).prop_map(Op::Seat),
         2 => (0..SFUS, 0..SFUS).prop_map(|(from, to)| Op::Drain(from, to)),
         5 => (any::<usize>(), any::<bool>()).prop_map(|(n, again)| Op::Answer(n, again)),
         2 => (any::<usize>(), 0u64..10_000).prop_map(|(n, ms)| Op::GiveUp(n, ms)),
@@ -122,12 +125,23 @@ impl Storm {
 
     /// The next call is tried on `sfu`. R14: none before its time. R15: none twice at once.
     fn place(&mut self, sfu: Option<u32>) -> bool {
-        let Next::Reserved { work, epoch, .. } = self.shard.place_next(None, &mut On(sfu)) else { return false };
+        self.place_of(None, sfu)
+    }
+
+    fn place_of(&mut self, class: Option<Class>, sfu: Option<u32>) -> bool {
+        let Next::Reserved { work, epoch, .. } = self.shard.place_next(class, &mut On(sfu)) else { return false };
         if let Some(not_before) = self.failed.remove(&work.key) {
             assert!(not_before <= self.now, "R14: tried again {:?} early", not_before - self.now);
         }
         self.takes_off(work.key, epoch, sfu.expect("it was placed somewhere"));
         true
+    }
+
+    fn seat(&mut self, sfu: u32) {
+        let new = self.shard.dirty().first_ready(Some(Class::New)).map(|_| Class::New);
+        if self.place_of(new, Some(sfu)) {
+            self.answer(self.flying.len() - 1, false);
+        }
     }
 
     fn drain(&mut self, from: u32, to: u32) {
@@ -207,6 +221,7 @@ impl Storm {
             Op::Place(sfu) => {
                 self.place(sfu);
             }
+            Op::Seat(sfu) => self.seat(sfu),
             Op::Drain(from, to) => self.drain(from, to),
             Op::Answer(n, again) => self.answer(n, again),
             Op::GiveUp(n, ms) => {
@@ -306,11 +321,9 @@ proptest! {
         max in 1usize..6,
     ) {
         let mut storm = Storm::new();
-        for n in 0..CALLS {
-            storm.join(n, 0);
-            storm.place(Some(u32::from(n) % 2));
-            storm.answer(0, false);
-        }
+        (0..CALLS).for_each(|n| storm.join(n, 0));
+        // Some wait when it happens, and find their place there while the pass is under way.
+        (0..u32::from(CALLS) * 2 / 3).for_each(|n| storm.seat(n % 2));
         before.iter().for_each(|op| storm.act(op));
         storm.told.clear();
         storm.emptied.clear();
