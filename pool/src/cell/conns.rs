@@ -2,7 +2,7 @@
 //!
 //! Newest first out, so that surplus connections fall idle and can be closed; oldest first closed. A list through
 //! the connections has exactly those that can take one more request: an idle HTTP/1.1 connection, or an HTTP/2
-//! connection with a stream to spare. (As a stack beside them it was two more cache lines that every request changes,
+//! connection with a stream to spare. (As a stack beside them it was one more cache line that every request changes,
 //! and had to be searched.)
 
 use std::time::Duration;
@@ -71,7 +71,7 @@ pub(crate) struct Taken<C> {
     pub(crate) sampled: bool,
 }
 
-/// What each request changes comes first, and where to find connections: a cache line with the lock before it.
+/// What each request changes comes first.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Conns<C> {

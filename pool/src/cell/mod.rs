@@ -81,12 +81,11 @@ fn first_generation(life: u32) -> u64 {
     u64::from(life) << LIFE_SHIFT
 }
 
-/// See the module's documentation. What each request changes comes first, then what each wait changes: where two
-/// processors work on one cell, a request costs as much time as cache lines go back and forth.
+/// See the module's documentation. What each wait changes, or has to look at, comes first: where two processors work on one
+/// cell, a request costs as much time as cache lines go back and forth.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct CellState<C, W, E> {
-    conns: Conns<C>,
     /// In line for any connection.
     line: Waiters<W, Answer<C, E>>,
     /// The places that those in line take in the partition.
@@ -98,6 +97,7 @@ pub(crate) struct CellState<C, W, E> {
     /// Rings that were asked for and have not come, the earliest last. All of them are remembered: a later
     /// one does its work when it comes, and is not asked for twice.
     rings: SmallVec<[Instant; 1]>,
+    conns: Conns<C>,
     /// In line for a connection dialled for them. Few origins ever have such callers.
     fresh_line: Option<Box<Waiters<W, Answer<C, E>>>>,
     /// Counts the fresh starts after a panic; wraps. See [`CellState::renew`].

@@ -36,7 +36,7 @@ pub(crate) struct WaiterKey {
 }
 
 /// First in, first out, with deadlines. `W` wakes a waiter, `A` is what it is told. What changes with each caller comes
-/// first: two cache lines.
+/// first: a cache line with the lock around it, and another one.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Waiters<W, A> {

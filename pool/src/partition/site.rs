@@ -27,7 +27,7 @@ use crate::fault::{self, Point};
 use crate::origin::Origin;
 use crate::spans;
 
-/// One origin of a partition. The lock and what each request changes are a cache line.
+/// One origin of a partition. The lock and what each wait changes begin a cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Cell {
