@@ -3,6 +3,7 @@
 mod fake;
 mod recovery;
 mod sharing;
+mod writes;
 
 use std::time::Duration;
 

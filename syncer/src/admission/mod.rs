@@ -28,7 +28,7 @@ mod throttle;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rate_limit::{Bucket, Keyed, Quota};
 use sfu_api::GuildId;
 use tokio::time::Instant;
@@ -71,7 +71,7 @@ pub struct Admission {
     pub sheds: Sheds,
     /// What was felt at the last tick.
     pub felt: Felt,
-    inner: Mutex<Inner>,
+    inner: RwLock<Inner>,
     children: Bucket,
     guilds: Keyed<GuildId>,
     slots: Mutex<Slots>,
@@ -163,7 +163,7 @@ impl Admission {
             sheds: Sheds::default(),
             felt: Felt::default(),
             calm: AtomicBool::new(inner.is_calm()),
-            inner: Mutex::new(inner),
+            inner: RwLock::new(inner),
             children: Bucket::new(children, now),
             guilds: Keyed::new(scaled(children, settings.guild_share), GUILDS_MAX),
             slots: Mutex::new(Slots::new(now)),
@@ -173,7 +173,7 @@ impl Admission {
 
     /// Takes over what levers and membership say now.
     pub fn set(&self, settings: Settings, now: Instant) {
-        let inner = &mut *self.inner.lock();
+        let inner = &mut *self.inner.write();
         inner.settings = settings;
         let children = throttled(settings.children, inner.throttle.follow(settings.throttle, now));
         if self.children.quota() != children {
@@ -189,7 +189,7 @@ impl Admission {
 
     /// Takes the signals of the time since the last tick.
     pub fn tick(&self, signals: &Signals, now: Instant) {
-        let inner = &mut *self.inner.lock();
+        let inner = &mut *self.inner.write();
         inner.gate.tick(signals, &inner.settings.rules, now);
         self.queue.set(signals.waiting);
         self.calm.store(inner.is_calm(), Ordering::Relaxed);
@@ -237,7 +237,7 @@ impl Admission {
 
     /// Whether rooms may be compared with an SFU now: the first work to be put off.
     pub fn may_sweep(&self, now: Instant, draw: impl FnOnce() -> f64) -> bool {
-        let may = self.inner.lock().gate.admit(Class::Sweep, &self.queue.get(), now, draw);
+        let may = self.inner.read().gate.admit(Class::Sweep, &self.queue.get(), now, draw);
         may.inspect_err(|reason| self.sheds.count(Class::Sweep, *reason)).is_ok()
     }
 
@@ -246,7 +246,7 @@ impl Admission {
     pub fn view(&self) -> AdmissionView {
         let (memory_bytes, memory_bytes_max) = self.felt.memory();
         let (waiting_max, throttle) = {
-            let inner = self.inner.lock();
+            let inner = self.inner.read();
             (inner.gate.window(), inner.throttle.open())
         };
         let Waiting { all, new_calls, streams } = self.queue.get();
@@ -274,7 +274,7 @@ impl Admission {
         now: Instant,
         draw: &mut impl FnMut() -> f64,
     ) -> Result<(), (Reason, Instant)> {
-        let Inner { settings, throttle, gate } = &*self.inner.lock();
+        let Inner { settings, throttle, gate } = &*self.inner.read();
         let open = throttle.open();
         if settings.is_blocked(class) || self.blocks.holds(guild) {
             return Err((Reason::Blocked, now + BLOCKED_FOR));

@@ -100,7 +100,7 @@ impl Lines {
     /// The next line that has already arrived.
     pub(crate) fn buffered(&mut self) -> Option<Next> {
         loop {
-            let Some(end) = self.buffer.iter().position(|b| *b == b'\n') else {
+            let Some(end) = memchr::memchr(b'\n', &self.buffer) else {
                 if self.buffer.len() > LINE_BYTES_MAX {
                     self.buffer.clear();
                     // Told once, however much of it still comes.

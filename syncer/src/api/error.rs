@@ -77,6 +77,11 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", format!("at most {limit} bytes are taken"))
     }
 
+    /// 400: the line of a stream is longer than it may be.
+    pub(crate) fn line_too_long(limit: usize) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, ..Self::too_large(limit) }
+    }
+
     /// 503, come back somewhat later.
     pub(crate) fn unavailable(code: &'static str, message: impl Into<String>, at_least: Duration) -> Self {
         Self::later(StatusCode::SERVICE_UNAVAILABLE, code, message, spread(at_least))

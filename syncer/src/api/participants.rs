@@ -89,7 +89,7 @@ pub(crate) async fn join(
     }
     let JoinBody { seq, kind, region } = body;
     let join = Join { guild, call, session, gateway: caller.id, seq, kind, region };
-    let answer = app.engine.join(join, Instant::now())?;
+    let answer = app.engine.join(&join, Instant::now())?;
     Ok(Json(JoinAnswer::from(answer)).into_response())
 }
 

@@ -159,7 +159,13 @@ impl Context {
     /// The shard that holds `slot`.
     #[must_use]
     pub fn shard(&self, slot: Slot) -> &Mutex<Shard> {
-        &self.shards[usize::from(slot.get()) % SHARDS]
+        &self.shards[Self::shard_of(slot)]
+    }
+
+    /// The number of that shard.
+    #[must_use]
+    pub fn shard_of(slot: Slot) -> usize {
+        usize::from(slot.get()) % SHARDS
     }
 
     /// Names one operation. Epochs are unique within a shard, and a slot is in one shard; a syncer that

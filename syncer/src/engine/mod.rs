@@ -13,28 +13,27 @@ mod sfus;
 mod sights;
 mod types;
 mod views;
+mod writes;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rand::RngExt as _;
 use rate_limit::Levers;
 use sfu_api::{CallId, Epoch, GatewayId, GuildId, OwnerTerm, RoomId, SessionId, Slot, SyncerId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::admission::{Block, Class, Reason};
-use crate::context::{Context, SHARDS};
+use crate::admission::Block;
+use crate::context::Context;
 use crate::drivers::{CredentialRequest, SfuDriver, SfuSpec, SpecError};
 use crate::health::Evidence;
 use crate::observe::{Expiry, Observer};
 use crate::ownership::slot_of;
 use crate::reconcile::{Mover, Reconciler};
-use crate::state::{Adds, Left, Limits, SeqCheck, SfuIdx};
 
 pub use self::gateways::GatewayStream;
 use self::gauges::Gauges;
@@ -45,14 +44,9 @@ pub use self::types::{
     CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
     EngineStatus, Explanation, GatewayCounts, NewsCursor, Refusal, SfuCounts, SfuView,
 };
+pub use self::writes::Write;
 pub use crate::context::{Announcement, Announcer, Shortage};
 pub use crate::state::{Cause, Join, Leave};
-
-/// When a caller of a syncer that drains comes back: by then another owns the guild.
-const DRAINED_AFTER: Duration = Duration::from_secs(2);
-
-/// When a caller that met a size limit comes back: calls and guilds do not empty within seconds.
-const FULL_FOR: Duration = Duration::from_secs(10);
 
 /// Pause before a loop that ended unexpectedly is started again.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
@@ -65,9 +59,6 @@ const GUILD_BLOCK: &str = "admission.block.guild";
 
 /// Makes the driver of an SFU.
 pub type DriverFactory = Arc<dyn Fn(&SfuSpec) -> Result<Arc<dyn SfuDriver>, SpecError> + Send + Sync>;
-
-/// What a credential is made for.
-type Seat = (SfuIdx, RoomId, Epoch);
 
 /// A syncer's engine. Clones share it.
 #[derive(Clone)]
@@ -104,89 +95,6 @@ impl Engine {
         let feeling = ctx.clone();
         watched(&ctx, "pressure", move || Pressure::new(feeling.clone()).run());
         Self { ctx, drivers }
-    }
-
-    /// Takes a join. The call is created if need be, and placed soon; the answer says where it is
-    /// now, which for a new call is nowhere yet.
-    ///
-    /// # Errors
-    ///
-    /// When another syncer owns the guild, a limit is reached, or the syncer is draining.
-    pub fn join(&self, join: Join, now: Instant) -> Result<CallAnswer, Refusal> {
-        let who = join.session.clone();
-        let (mut answer, at) = self.take_join(join, now)?;
-        if let Some((idx, room, epoch)) = at {
-            answer.token = self.ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), &who, &room, epoch));
-        }
-        Ok(answer)
-    }
-
-    /// As [`Self::join`], for a session that has its credential: none is made.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::join`].
-    pub fn tell(&self, join: Join, now: Instant) -> Result<CallAnswer, Refusal> {
-        self.take_join(join, now).map(|(answer, _)| answer)
-    }
-
-    /// The answer without a credential, and what one is made from.
-    fn take_join(&self, join: Join, now: Instant) -> Result<(CallAnswer, Option<Seat>), Refusal> {
-        let ctx = &self.ctx;
-        let slot = slot_of(&join.guild);
-        let draw = || ctx.with_rng(|rng| rng.random::<f64>());
-        let admit = |guild: &GuildId, adds| {
-            let class = match adds {
-                Adds::Session => Class::Join,
-                Adds::Call(_) if ctx.is_draining() => {
-                    return Err(Refusal::Draining {
-                        retry_after: ctx.admission.slot(now + DRAINED_AFTER, now, draw()),
-                    });
-                }
-                Adds::Call(kind) => kind.into(),
-            };
-            ctx.admission.admit(guild, class, now, draw).map_err(Refusal::Limited)
-        };
-        let class = Class::from(join.kind);
-        let too_many = |what, limit| {
-            let retry_after = ctx.admission.deny(class, Reason::Size, now + FULL_FOR, now, draw()).retry_after;
-            Refusal::TooMany { what, limit, retry_after }
-        };
-        let limits = Limits { admit_sessions: !ctx.admission.is_calm(), ..ctx.levers.limits() };
-        let mut shard = ctx.shard(slot).lock();
-        if shard.term(slot).is_none() {
-            return Err(Refusal::NotOwner);
-        }
-        let joined = shard.join(slot, join, &limits, now, admit, too_many);
-        drop(shard);
-        let joined = joined.inspect_err(|_| {
-            ctx.metrics.shed.inc();
-        })?;
-        if joined.marked {
-            ctx.wake.notify_one();
-        }
-        let (epoch, phase) = joined.announced.unzip();
-        let mut answer = CallAnswer { epoch, phase, ignored: joined.seq == SeqCheck::Old, ..CallAnswer::default() };
-        let at = joined.at.map(|(idx, room, endpoint, epoch)| {
-            answer.endpoint = Some(endpoint);
-            (idx, room, epoch)
-        });
-        Ok((answer, at))
-    }
-
-    /// Takes a leave. Returns whether the session was in the call.
-    ///
-    /// # Errors
-    ///
-    /// When another syncer owns the guild.
-    pub fn leave(&self, leave: &Leave, now: Instant) -> Result<bool, Refusal> {
-        let ctx = &self.ctx;
-        let slot = slot_of(&leave.guild);
-        let mut shard = ctx.shard(slot).lock();
-        if shard.term(slot).is_none() {
-            return Err(Refusal::NotOwner);
-        }
-        Ok(shard.leave(leave, &ctx.levers.limits(), now) == Left::Removed)
     }
 
     /// A gateway says that media failed in a call. It counts against the SFU only while that cannot be
@@ -228,13 +136,10 @@ impl Engine {
     /// Takes over the slots this syncer may serve, with its term for each. Calls of other slots
     /// are forgotten here; their rooms and media stay.
     pub fn set_owned(&self, owned: &[(Slot, OwnerTerm)], _now: Instant) {
-        let mut by_shard: Vec<HashMap<Slot, OwnerTerm>> = vec![HashMap::new(); SHARDS];
-        for (slot, term) in owned {
-            by_shard[usize::from(slot.get()) % SHARDS].insert(*slot, *term);
-        }
         let mut forgotten = 0;
-        for (shard, terms) in self.ctx.shards.iter().zip(by_shard) {
-            forgotten += shard.lock().set_terms(terms);
+        for (n, shard) in self.ctx.shards.iter().enumerate() {
+            let its = owned.iter().copied().filter(|(slot, _)| Context::shard_of(*slot) == n);
+            forgotten += shard.lock().set_terms(its.collect());
         }
         tracing::info!(slots = owned.len(), forgotten, "slots owned");
         self.ctx.wake.notify_one();

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::MutexGuard;
 use sfu_api::BATCH_OPERATIONS_MAX;
 use tokio::time::Instant;
 
@@ -37,6 +38,10 @@ use crate::state::{Blocker, Class, Demand, Next, SfuIdx, turn};
 
 /// Longest sleep of the loop: levers are read again at least this often (R20 wants < 1 s).
 const NAP_MAX: Duration = Duration::from_millis(250);
+
+/// Least time between two rounds, unless the first left work: every join of a storm wakes the loop, and a round locks
+/// every shard. A round decides up to [`DECISIONS_MAX`] placements, so this keeps none back.
+const ROUND_APART_MIN: Duration = Duration::from_millis(1);
 
 /// How often blocked calls are looked at again: a tenth of what a user notices.
 const UNBLOCK_PERIOD: Duration = Duration::from_millis(100);
@@ -91,7 +96,7 @@ impl Reconciler {
             }
             tokio::select! {
                 () = self.ctx.stop.cancelled() => return,
-                () = self.ctx.wake.notified() => {}
+                () = self.ctx.wake.notified() => tokio::time::sleep_until(now + ROUND_APART_MIN).await,
                 () = tokio::time::sleep_until(next) => {}
             }
         }
@@ -143,8 +148,10 @@ impl Reconciler {
         let mut releases = Vec::new();
         let mut blockers = BTreeSet::new();
         for shard in &self.ctx.shards {
-            while shard.lock().tick(now, TICK_MAX, &mut releases) {}
-            let shard = shard.lock();
+            let mut shard = shard.lock();
+            while shard.tick(now, TICK_MAX, &mut releases) {
+                MutexGuard::bump(&mut shard); // whoever waits goes first
+            }
             next = [next, shard.dirty().first_waiting().map(|(at, _)| at)].into_iter().flatten().min();
             blockers.extend(shard.dirty().blockers().cloned());
         }
@@ -192,7 +199,7 @@ impl Reconciler {
         }
         let mut placer = SelectPlacer::new(ctx, &mut self.barren, now);
         for _ in 0..DECISIONS_MAX {
-            let (shard, class) = whose_turn(ctx, self.started)?;
+            // What may be done is asked before what there is to do, for which every shard has to be locked.
             if let Err(not_yet) = ctx.budget.overall().try_take(1, now) {
                 return Some(not_yet.ready_at);
             }
@@ -200,12 +207,13 @@ impl Reconciler {
                 ctx.budget.overall().give_back(1, now);
                 return None; // an attempt that ends wakes the loop
             }
-            let decided = ctx.shards[shard].lock().place_next(class, &mut placer);
+            let due = whose_turn(ctx, self.started);
+            let decided = due.map(|(shard, class)| ctx.shards[shard].lock().place_next(class, &mut placer));
             let started = match decided {
-                Next::Reserved { work, epoch, room } => {
+                Some(Next::Reserved { work, epoch, room }) => {
                     placer.take().map(|reservation| Attempt::new(ctx, work, epoch, room, reservation))
                 }
-                Next::Idle | Next::PutAside => None,
+                Some(Next::Idle | Next::PutAside) | None => None,
             };
             match started {
                 Some(attempt) => {
@@ -215,6 +223,7 @@ impl Reconciler {
                 None => {
                     ctx.window.leave(rate_limit::Outcome::Neutral, now);
                     ctx.budget.overall().give_back(1, now);
+                    due?; // nothing is ready
                 }
             }
         }

@@ -3,7 +3,7 @@
 use sfu_api::{CallId, CallKind, GuildId, RegionId, SessionId, Slot};
 use tokio::time::Instant;
 
-use super::{CallKey, Class, Dirty, GatewayIdx, Members, Place, Placement, Why};
+use super::{CallKey, Class, Dirty, GatewayIdx, Join, Members, Place, Placement, Why};
 
 /// One call: the expensive child of a guild.
 #[derive(Clone, Debug)]
@@ -44,13 +44,14 @@ pub enum SeqCheck {
 // === impl Call ===
 
 impl Call {
-    pub(super) fn new(guild: GuildId, id: CallId, slot: Slot, kind: CallKind, region: Option<RegionId>) -> Self {
+    /// The call that a first join asks for.
+    pub(super) fn new(join: &Join, slot: Slot) -> Self {
         Self {
-            guild,
-            id,
+            guild: join.guild.clone(),
+            id: join.call.clone(),
             slot,
-            kind,
-            region,
+            kind: join.kind,
+            region: join.region.clone(),
             participants: Members::new(),
             placement: Placement::Unplaced,
             awaiting_since: None,

@@ -5,7 +5,7 @@
 //! that of its [size](smallness). So a repair overtakes a new call that came up to
 //! [`Class::handicap`] earlier, a large call a small one of its class, and nothing starves, because
 //! handicaps are finite (R10). Lines are kept by class, so that a class can have its [turn] while
-//! another has a backlog of minutes, ready or blocked. Ranks are kept to a [tick](TICK), since in a storm every join
+//! another has a backlog of minutes, ready or blocked. Ranks are kept to a [tick](TICK_MS), since in a storm every join
 //! ranks a call.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +93,7 @@ pub fn smallness(sessions: usize) -> Duration {
 
 /// Ranks are told apart to this: a fiftieth of what twice the size is worth. Calls of one tick stand in the order of
 /// their keys.
-const TICK: Duration = Duration::from_millis(8);
+const TICK_MS: u64 = 8;
 
 /// Ticks are counted from this long before the first rank: more than class and size ever add to the moment of a
 /// need, so that no later need has an earlier rank.
@@ -197,7 +197,7 @@ impl Dirty {
 
     fn tick(&self, at: Instant) -> u64 {
         let since = self.origin.map_or(Duration::ZERO, |origin| at.saturating_duration_since(origin));
-        u64::try_from(since.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX)
+        (since.as_secs().saturating_mul(1_000) + u64::from(since.subsec_millis())) / TICK_MS
     }
 
     /// The number of the first call, of `class` or of all, and its rank.
@@ -206,8 +206,7 @@ impl Dirty {
             Some(class) => lines[class as usize].iter().next(),
             None => lines.iter().filter_map(|line| line.iter().next()).min_by_key(|(tick, _)| *tick),
         }?;
-        let since = TICK.saturating_mul(u32::try_from(tick).unwrap_or(u32::MAX));
-        self.origin.map(|origin| (origin + since, number))
+        self.origin.map(|origin| (origin + Duration::from_millis(tick * TICK_MS), number))
     }
 
     /// The number of the most urgent ready call, of `class` or of all, and its rank.

@@ -58,11 +58,11 @@ impl Gateways {
     }
 
     /// The number for what the gateway tells now. One that enters no call has to be left at once.
-    pub(super) fn number(&mut self, id: GatewayId) -> GatewayIdx {
-        if let Some(idx) = self.by_id.get(&id).and_then(|all| all.last()) {
+    pub(super) fn number(&mut self, id: &GatewayId) -> GatewayIdx {
+        if let Some(idx) = self.by_id.get(id).and_then(|all| all.last()) {
             return *idx;
         }
-        self.add(id)
+        self.add(id.clone())
     }
 
     fn add(&mut self, id: GatewayId) -> GatewayIdx {

@@ -4,7 +4,7 @@
 //! With half a million guilds their names would be most of a table. So finding a call reads a word of a small
 //! table and then the call, whatever else its guild has.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 
 use hashbrown::HashTable;
 use sfu_api::{CallId, GuildId};
@@ -19,64 +19,86 @@ pub(super) type Calls = Slab<(u32, Call)>;
 /// The calls of a guild, in no order and never none. Most guilds have one or two: four stand in the table itself.
 type Numbers = SmallVec<[u32; 4]>;
 
-/// The calls by name, and those of each guild.
+/// The calls by name, and those of each guild. What is kept stands under a hash that it carries along: a table
+/// that grows would otherwise read every call again.
 #[derive(Debug, Default)]
 pub(super) struct Guilds {
-    names: HashTable<u32>,
-    guilds: HashTable<Numbers>,
+    names: HashTable<(Mark, u32)>,
+    guilds: HashTable<(Mark, Numbers)>,
     hasher: RandomState,
+}
+
+/// Half of a hash: enough to tell one in billions, and half as much to keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark(u32);
+
+// === impl Mark ===
+
+impl Mark {
+    /// A whole hash again. Tables take the place of an entry from the lower bits and tell entries apart by
+    /// the upper ones, so both halves are what is known.
+    const fn spread(self) -> u64 {
+        (self.0 as u64) << 32 | self.0 as u64
+    }
 }
 
 // === impl Guilds ===
 
 impl Guilds {
+    fn mark(&self, name: impl Hash) -> Mark {
+        Mark((self.hasher.hash_one(name) >> 32) as u32) // truncates nothing: half is left
+    }
+
     /// The number of a call.
     pub(super) fn find(&self, calls: &Calls, guild: &GuildId, id: &CallId) -> Option<u32> {
-        let is_it = |number: &u32| {
-            let call = of(calls, *number);
-            call.id == *id && call.guild == *guild
+        let mark = self.mark((guild, id));
+        let is_it = |(kept, number): &(Mark, u32)| {
+            *kept == mark && {
+                let call = of(calls, *number);
+                call.id == *id && call.guild == *guild
+            }
         };
-        self.names.find(self.hasher.hash_one((guild, id)), is_it).copied()
+        self.names.find(mark.spread(), is_it).map(|(_, number)| *number)
     }
 
     /// The calls of a guild.
     pub(super) fn of(&self, calls: &Calls, guild: &GuildId) -> &[u32] {
-        let found = self.guilds.find(self.hasher.hash_one(guild), |numbers| guild_of(calls, numbers) == guild);
-        found.map_or(&[], SmallVec::as_slice)
+        let mark = self.mark(guild);
+        let found = self.guilds.find(mark.spread(), |entry| is_of(calls, entry, mark, guild));
+        found.map_or(&[], |(_, numbers)| numbers.as_slice())
     }
 
     /// Takes in a call that is in `calls` by now.
     pub(super) fn insert(&mut self, calls: &Calls, number: u32) {
-        let Self { names, guilds, hasher } = self;
         let call = of(calls, number);
-        names.insert_unique(hasher.hash_one((&call.guild, &call.id)), number, |number| {
-            let call = of(calls, *number);
-            hasher.hash_one((&call.guild, &call.id))
-        });
-        let is_its = |numbers: &Numbers| *guild_of(calls, numbers) == call.guild;
-        let hash = |numbers: &Numbers| hasher.hash_one(guild_of(calls, numbers));
-        guilds.entry(hasher.hash_one(&call.guild), is_its, hash).or_insert(Numbers::new()).get_mut().push(number);
+        let (name, guild) = (self.mark((&call.guild, &call.id)), self.mark(&call.guild));
+        self.names.insert_unique(name.spread(), (name, number), |(kept, _)| kept.spread());
+        let is_its = |entry: &(Mark, Numbers)| is_of(calls, entry, guild, &call.guild);
+        let entry = self.guilds.entry(guild.spread(), is_its, |(kept, _)| kept.spread());
+        entry.or_insert_with(|| (guild, Numbers::new())).get_mut().1.push(number);
     }
 
     /// Lets go of a call that is still in `calls`.
     pub(super) fn remove(&mut self, calls: &Calls, number: u32) {
-        let Self { names, guilds, hasher } = self;
         let call = of(calls, number);
-        if let Ok(name) = names.find_entry(hasher.hash_one((&call.guild, &call.id)), |named| *named == number) {
-            name.remove();
+        let (name, guild) = (self.mark((&call.guild, &call.id)), self.mark(&call.guild));
+        if let Ok(named) = self.names.find_entry(name.spread(), |(_, named)| *named == number) {
+            named.remove();
         }
-        let is_its = |numbers: &Numbers| *guild_of(calls, numbers) == call.guild;
-        if let Ok(mut guild) = guilds.find_entry(hasher.hash_one(&call.guild), is_its) {
-            guild.get_mut().retain(|kept| *kept != number);
-            if guild.get().is_empty() {
-                guild.remove();
+        let is_its = |entry: &(Mark, Numbers)| is_of(calls, entry, guild, &call.guild);
+        if let Ok(mut entry) = self.guilds.find_entry(guild.spread(), is_its) {
+            let (_, numbers) = entry.get_mut();
+            numbers.retain(|kept| *kept != number);
+            if numbers.is_empty() {
+                entry.remove();
             }
         }
     }
 }
 
-fn guild_of<'a>(calls: &'a Calls, numbers: &[u32]) -> &'a GuildId {
-    &of(calls, *numbers.first().expect("a guild without calls has no entry")).guild
+fn is_of(calls: &Calls, (kept, numbers): &(Mark, Numbers), mark: Mark, guild: &GuildId) -> bool {
+    let first = numbers.first().expect("a guild without calls has no entry");
+    *kept == mark && of(calls, *first).guild == *guild
 }
 
 fn of(calls: &Calls, number: u32) -> &Call {

@@ -30,7 +30,7 @@ fn term(revision: u64) -> OwnerTerm {
 
 fn shard() -> Shard {
     let mut shard = Shard::default();
-    shard.set_terms(HashMap::from([(slot(), term(1))]));
+    shard.set_terms([(slot(), term(1))].into_iter().collect());
     shard
 }
 
@@ -57,7 +57,7 @@ fn join(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Result<Joined
 fn join_from(shard: &mut Shard, call: u8, session: u8, gateway: &str, now: Instant) -> Result<Joined, String> {
     let admit = |_: &GuildId, _| Ok(());
     let join = Join { gateway: GatewayId::new(gateway).expect("valid"), ..join_of(call, session, None) };
-    shard.join(slot(), join, &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
+    shard.join(slot(), &join, &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
 }
 
 fn leave_of(join: Join, seq: Option<u64>) -> Leave {
@@ -306,16 +306,16 @@ fn late_and_repeated_writes_change_nothing() {
     let ok = |_: &GuildId, _| Ok::<(), String>(());
     let too_many = |what: &str, _| what.to_owned();
     let seq = |n| join_of(0, 0, Some(n));
-    assert_eq!(shard.join(slot(), seq(5), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
-    assert_eq!(shard.join(slot(), seq(5), &LIMITS, t, ok, too_many).expect("repeats").seq, SeqCheck::Old);
-    assert_eq!(shard.join(slot(), seq(4), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
+    assert_eq!(shard.join(slot(), &seq(5), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
+    assert_eq!(shard.join(slot(), &seq(5), &LIMITS, t, ok, too_many).expect("repeats").seq, SeqCheck::Old);
+    assert_eq!(shard.join(slot(), &seq(4), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
     let leave = |seq| leave_of(join_of(0, 0, None), seq);
     assert_eq!(shard.leave(&leave(Some(4)), &LIMITS, t), Left::Nothing);
     // What arrives after the leave that followed it brings nobody back.
     assert_eq!(shard.leave(&leave(Some(6)), &LIMITS, t), Left::Removed);
-    assert_eq!(shard.join(slot(), seq(5), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
+    assert_eq!(shard.join(slot(), &seq(5), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
     assert_eq!(shard.counts(), ShardCounts::default());
-    assert_eq!(shard.join(slot(), seq(7), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
+    assert_eq!(shard.join(slot(), &seq(7), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
     // A gateway that the session has left is not believed, unless it can say which write it means.
     let elsewhere = GatewayId::new("elsewhere").expect("valid");
     let stale = Leave { gateway: elsewhere, ..leave(None) };
@@ -328,7 +328,7 @@ fn r08_a_refused_child_leaves_nothing_behind() {
     let t = Instant::now();
     let mut shard = shard();
     let refused =
-        shard.join(slot(), join_of(0, 0, None), &LIMITS, t, |_, _| Err("limited".to_owned()), |w, _| w.to_owned());
+        shard.join(slot(), &join_of(0, 0, None), &LIMITS, t, |_, _| Err("limited".to_owned()), |w, _| w.to_owned());
     assert_eq!(refused.err().as_deref(), Some("limited"));
     for call in 0..3 {
         join(&mut shard, call, 0, t).expect("three fit");
@@ -437,7 +437,7 @@ proptest! {
                 Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), None, now); }
                 Step::Term(revision) => {
                     highest = highest.max(term(revision));
-                    shard.set_terms(HashMap::from([(slot(), highest)]));
+                    shard.set_terms([(slot(), highest)].into_iter().collect());
                 }
                 Step::Advance(ms) => {
                     now += Duration::from_millis(ms);
@@ -470,7 +470,7 @@ proptest! {
         let now = Instant::now();
         let mut shard = shard();
         for c in 0..calls { join(&mut shard, c, 0, now).expect("three fit"); }
-        prop_assert_eq!(shard.set_terms(HashMap::new()), usize::from(calls));
+        prop_assert_eq!(shard.set_terms(Terms::default()), usize::from(calls));
         prop_assert_eq!(shard.counts(), ShardCounts::default());
         prop_assert_eq!(invariants::of_shard(&shard), None);
     }

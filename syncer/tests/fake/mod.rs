@@ -400,18 +400,18 @@ impl World {
     }
 
     pub(crate) fn join(&self, call: usize, session: usize) {
-        self.engine.join(join(call, session), Instant::now()).expect("joins");
+        self.engine.join(&join(call, session), Instant::now()).expect("joins");
     }
 
     /// Joins a call that wants to be in this region.
     pub(crate) fn join_in(&self, call: usize, region: &str) {
         let region = Some(RegionId::new(region).expect("valid"));
-        self.engine.join(Join { region, ..join(call, 0) }, Instant::now()).expect("joins");
+        self.engine.join(&Join { region, ..join(call, 0) }, Instant::now()).expect("joins");
     }
 
     /// Whether a call may begin.
     pub(crate) fn may_begin(&self, call: usize) -> bool {
-        self.engine.join(join(call, 0), Instant::now()).is_ok()
+        self.engine.join(&join(call, 0), Instant::now()).is_ok()
     }
 
     pub(crate) fn leave(&self, call: usize, session: usize) {

@@ -229,10 +229,14 @@ impl Target {
     }
 }
 
+/// What is looked for in results.
+const DONE: &[u8] = b"\"status\":200";
+
 /// Counts results without parsing them: that would cost more than what is measured.
 #[derive(Debug, Default)]
 struct Results {
     done: u64,
+    /// The end of what came last, in which the next may begin.
     rest: Vec<u8>,
 }
 
@@ -240,14 +244,30 @@ struct Results {
 
 impl Results {
     fn take(&mut self, data: &[u8]) {
-        for piece in data.split_inclusive(|byte| *byte == b'\n') {
-            self.rest.extend_from_slice(piece);
-            if piece.ends_with(b"\n") {
-                // The status follows the op id, which is short.
-                let head = &self.rest[..self.rest.len().min(64)];
-                self.done += u64::from(head.windows(12).any(|w| w == b"\"status\":200"));
-                self.rest.clear();
-            }
+        let over = DONE.len() - 1;
+        self.rest.extend_from_slice(&data[..data.len().min(over)]);
+        self.done += self.rest.windows(DONE.len()).filter(|w| *w == DONE).count() as u64;
+        self.done += memchr::memmem::find_iter(data, DONE).count() as u64;
+        if data.len() >= over {
+            self.rest.clear();
+            self.rest.extend_from_slice(&data[data.len() - over..]);
+        } else {
+            self.rest.drain(..self.rest.len().saturating_sub(over));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_counted_however_they_are_cut() {
+        let text = b"{\"op\":\"1\",\"status\":200}\n{\"op\":\"2\",\"status\":429}\n{\"status\":200,\"x\":1}\n";
+        for size in 1..=text.len() {
+            let mut results = Results::default();
+            text.chunks(size).for_each(|chunk| results.take(chunk));
+            assert_eq!(results.done, 2, "cut every {size} bytes");
         }
     }
 }

@@ -16,9 +16,12 @@ use serde::{Deserialize, Serialize};
 use sfu_api::SyncerId;
 use tokio::time::Instant;
 
-use super::{ApiError, Gone, NDJSON, OperationResult, Road};
+use super::NDJSON;
+use super::result::OperationResult;
+use super::road::{Gone, Road};
+use crate::api::ApiError;
 use crate::api::error::RETRY_BASE;
-use crate::api::participants::JoinAnswer;
+use crate::engine::CallAnswer;
 use crate::ownership::Owner;
 use crate::state::Round;
 
@@ -69,22 +72,20 @@ impl Road {
     /// Does what a marker says, everywhere.
     pub(super) async fn mark(&mut self, marker: Marker) -> Result<(), Gone> {
         let Marker { op, what, round } = marker;
+        self.perform(); // what came before it is done before it
         let done = match what {
             Mark::Sync => self.sync().await,
             Mark::Synced => {
-                // What came before it is done before it, also where other syncers do it.
+                // Also where other syncers do it.
                 self.settle().await?;
                 self.synced(round.map(Round)).await
             }
         };
         let result = match done {
-            Ok(round) => {
-                let done = OperationResult::done(op, JoinAnswer::default());
-                OperationResult { answer: None, round: Some(round.0), ..done }
-            }
+            Ok(round) => OperationResult { round: Some(round.0), ..OperationResult::done(op, CallAnswer::default()) },
             Err(e) => OperationResult::failed(op, e),
         };
-        result.write(&mut self.pending);
+        self.result(&result);
         Ok(())
     }
 

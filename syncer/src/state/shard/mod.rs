@@ -9,6 +9,7 @@ mod absent;
 mod moving;
 mod people;
 mod placing;
+mod terms;
 mod views;
 
 use std::collections::{BTreeMap, HashMap};
@@ -30,6 +31,7 @@ pub use self::absent::Expired;
 pub use self::moving::Moved;
 pub use self::people::{Adds, Join, Joined, Leave, Left};
 pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
+pub use self::terms::Terms;
 pub use self::views::NewsPage;
 
 /// Names a call within its shard. The generation tells a reused entry from the one meant.
@@ -115,7 +117,7 @@ pub struct Shard {
     pub(super) gateways: Gateways,
     /// What the endpoints of an SFU begin with, as seen last; one for each SFU of the catalogue.
     bases: HashMap<SfuIdx, Option<Arc<str>>>,
-    pub(super) terms: HashMap<Slot, OwnerTerm>,
+    terms: Terms,
     pub(super) dirty: Dirty,
     gone: Gone,
     pub(super) counts: ShardCounts,
@@ -131,9 +133,9 @@ pub struct Shard {
 impl Shard {
     /// Replaces the slots this shard may serve. Calls of slots that are gone are forgotten: their
     /// rooms and media stay, the new owner adopts them.
-    pub fn set_terms(&mut self, terms: HashMap<Slot, OwnerTerm>) -> usize {
+    pub fn set_terms(&mut self, terms: Terms) -> usize {
         let lost: Vec<CallKey> =
-            self.keys().into_iter().filter(|k| self.get(*k).is_some_and(|c| !terms.contains_key(&c.slot))).collect();
+            self.keys().into_iter().filter(|k| self.get(*k).is_some_and(|c| terms.of(c.slot).is_none())).collect();
         for key in &lost {
             self.forget(*key);
         }
@@ -144,7 +146,7 @@ impl Shard {
     /// Our term for `slot`, if we own it.
     #[must_use]
     pub fn term(&self, slot: Slot) -> Option<OwnerTerm> {
-        self.terms.get(&slot).copied()
+        self.terms.of(slot)
     }
 
     /// Raises the placement counter above `seen`, the highest epoch an SFU has shown.

@@ -78,7 +78,7 @@ impl Shard {
     pub fn join<E>(
         &mut self,
         slot: Slot,
-        join: Join,
+        join: &Join,
         limits: &Limits,
         now: Instant,
         admit: impl FnOnce(&GuildId, Adds) -> Result<(), E>,
@@ -93,14 +93,13 @@ impl Shard {
             return Ok(Joined { seq: SeqCheck::Old, announced, at, marked: false });
         }
         let found = self.find(&join.guild, &join.call);
-        self.let_in(found, &join, limits, admit, too_many)?;
-        let Join { guild, call, session, gateway, seq, kind, region } = join;
-        let key = found.unwrap_or_else(|| self.insert(Call::new(guild, call, slot, kind, region)));
-        let on = self.get(key).and_then(|call| call.participants.get(&session));
-        let same_gateway = on.is_some_and(|(on, _)| self.gateways.is_of(on, &gateway));
-        let gateway = self.gateways.number(gateway);
+        self.let_in(found, join, limits, admit, too_many)?;
+        let key = found.unwrap_or_else(|| self.insert(Call::new(join, slot)));
+        let on = self.get(key).and_then(|call| call.participants.get(&join.session));
+        let same_gateway = on.is_some_and(|(on, _)| self.gateways.is_of(on, &join.gateway));
+        let gateway = self.gateways.number(&join.gateway);
         let joined = self.edit(key, |call, dirty| {
-            let (check, from) = call.put(&session, gateway, same_gateway, seq);
+            let (check, from) = call.put(&join.session, gateway, same_gateway, join.seq);
             let left = from.filter(|from| !call.participants.is_on(*from));
             // A late write may be the only one of its gateway.
             let on = check == SeqCheck::New || call.participants.is_on(gateway);

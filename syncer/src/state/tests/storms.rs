@@ -94,7 +94,7 @@ impl Storm {
         let (ok, too_many) = (|_: &GuildId, _| Ok::<(), String>(()), |what: &str, _| what.to_owned());
         let join = join_of(call, session, None);
         let key = (join.guild.clone(), join.call.clone());
-        let joined = self.shard.join(slot(), join, &WIDE, self.now, ok, too_many).expect("there is room");
+        let joined = self.shard.join(slot(), &join, &WIDE, self.now, ok, too_many).expect("there is room");
         let told = self.told.entry(self.shard.find(&key.0, &key.1).expect("it was just joined")).or_default();
         if let Some((epoch, phase)) = joined.announced
             && told.last().is_none_or(|(e, p, _)| (*e, *p) < (epoch, phase))
@@ -381,7 +381,7 @@ proptest! {
                 let id = CallId::new(format!("c{n}")).expect("valid");
                 let join = Join { call: id, kind, ..join_of(0, session, None) };
                 let (ok, too_many) = (|_: &GuildId, _| Ok::<(), String>(()), |what: &str, _| what.to_owned());
-                storm.shard.join(slot(), join, &WIDE, storm.now, ok, too_many).expect("there is room");
+                storm.shard.join(slot(), &join, &WIDE, storm.now, ok, too_many).expect("there is room");
             }
             if *class == 0 {
                 // One that waits is placed, to be lost in the end and so to be a repair.

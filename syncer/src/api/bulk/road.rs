@@ -1,0 +1,246 @@
+//! One stream: lines are gathered as they arrive, done together, and told.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sfu_api::SyncerId;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::result::OperationResult;
+use super::round::Begun;
+use super::worker::{Foreign, Worker};
+use super::{BULK_IDLE_MAX, Do, Operation};
+use crate::api::body::{LINE_BYTES_MAX, Lines, Next, object};
+use crate::api::route::Route;
+use crate::api::{ApiError, App, Caller};
+use crate::engine::{Join, Leave, Write};
+use crate::ownership::Owner;
+
+/// Lines done together: so many that a lock of call state serves some of them, so few that it is held for
+/// ~100 µs at most even if all are of one guild.
+const TOGETHER_MAX: usize = 128;
+/// Bytes of lines done together: those of 128 long ones, and what a stream keeps of them at most.
+const TOGETHER_BYTES_MAX: usize = 32 * 1024;
+/// Results gathered into one write.
+const WRITE_BYTES: usize = 16 * 1024;
+/// Lines waiting for one owner: two batches, so that the next one fills while one is under way.
+const FOREIGN_LINES_MAX: usize = 2 * super::worker::BATCH_LINES_MAX;
+
+/// One stream of operations.
+pub(super) struct Road {
+    pub(super) app: Arc<App>,
+    pub(super) caller: Caller,
+    pub(super) redirect: bool,
+    pub(super) out: mpsc::Sender<Bytes>,
+    /// Results that are not told yet.
+    pending: Vec<u8>,
+    /// Lines that have no result in `pending` yet.
+    gathered: Gathered,
+    workers: HashMap<SyncerId, (Arc<str>, mpsc::Sender<Foreign>)>,
+    tasks: JoinSet<()>,
+    /// The round that this stream began.
+    pub(super) begun: Option<Begun>,
+}
+
+/// Lines of one moment, in their order.
+#[derive(Default)]
+struct Gathered {
+    lines: Vec<Line>,
+    writes: Vec<Write>,
+    bytes: usize,
+}
+
+/// A line that was read.
+enum Line {
+    /// Its operation is the next of the writes; what comes back with the result.
+    Ours(Option<String>),
+    /// It is wrong, or not ours.
+    Refused(OperationResult),
+}
+
+/// The client no longer reads.
+pub(super) struct Gone;
+
+// === impl Road ===
+
+impl Road {
+    pub(super) fn new(app: Arc<App>, caller: Caller, redirect: bool, out: mpsc::Sender<Bytes>) -> Self {
+        Self {
+            app,
+            caller,
+            redirect,
+            out,
+            pending: Vec::new(),
+            gathered: Gathered::default(),
+            workers: HashMap::new(),
+            tasks: JoinSet::new(),
+            begun: None,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut lines: Lines) {
+        let out = self.out.clone();
+        let stop = self.app.stop.clone();
+        tokio::select! {
+            _ = self.drive(&mut lines) => {}
+            () = out.closed() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    async fn drive(&mut self, lines: &mut Lines) -> Result<(), Gone> {
+        loop {
+            let next = match lines.buffered() {
+                Some(next) => next,
+                None => {
+                    // Nothing more for now: what has come is done and told before we wait.
+                    if !self.is_idle() && !lines.arrived() {
+                        self.flush().await?;
+                    }
+                    lines.next(BULK_IDLE_MAX).await
+                }
+            };
+            match next {
+                Next::End => break,
+                Next::TooLong => self.refuse(None, ApiError::line_too_long(LINE_BYTES_MAX)),
+                Next::Line(line) => {
+                    self.gathered.bytes += line.len();
+                    self.line(line).await?;
+                }
+            }
+            if self.gathered.is_full() {
+                self.perform();
+            }
+            if self.pending.len() >= WRITE_BYTES {
+                self.tell().await?;
+            }
+            tokio::task::consume_budget().await;
+        }
+        self.settle().await
+    }
+
+    /// Whether nothing is left to do or to tell.
+    fn is_idle(&self) -> bool {
+        self.gathered.lines.is_empty() && self.pending.is_empty()
+    }
+
+    /// Waits until all that was handed to other owners is done, and tells it.
+    pub(super) async fn settle(&mut self) -> Result<(), Gone> {
+        self.flush().await?;
+        self.workers.clear();
+        while self.tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Does and tells what has come.
+    pub(super) async fn flush(&mut self) -> Result<(), Gone> {
+        self.perform();
+        self.tell().await
+    }
+
+    async fn tell(&mut self) -> Result<(), Gone> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        // Room for a whole write, and for the results of all that is done together.
+        let next = Vec::with_capacity(WRITE_BYTES + WRITE_BYTES / 2);
+        self.out.send(std::mem::replace(&mut self.pending, next).into()).await.map_err(|_| Gone)
+    }
+
+    /// Adds a result; what was gathered has its own by now.
+    pub(super) fn result(&mut self, result: &OperationResult) {
+        result.write(&mut self.pending);
+    }
+
+    fn refuse(&mut self, op: Option<String>, e: ApiError) {
+        self.gathered.lines.push(Line::Refused(OperationResult::failed(op, e)));
+    }
+
+    async fn line(&mut self, line: Bytes) -> Result<(), Gone> {
+        let operation: Operation = match object(&line) {
+            Ok(operation) => operation,
+            Err(e) => {
+                if let Ok(marker) = object(&line) {
+                    return self.mark(marker).await;
+                }
+                self.refuse(op_of(&line), ApiError::invalid(format!("the line is not an operation: {e}")));
+                return Ok(());
+            }
+        };
+        match self.app.route(&operation.guild, &self.caller) {
+            Ok(Route::Here) => self.gather(operation),
+            Ok(Route::There(owner)) if self.redirect => {
+                self.refuse(operation.op, ApiError::not_owner(Some(Arc::clone(&owner.url))));
+            }
+            Ok(Route::There(owner)) => return self.there(&owner, Foreign { op: operation.op, line }).await,
+            Err(e) => self.refuse(operation.op, e),
+        }
+        Ok(())
+    }
+
+    fn gather(&mut self, operation: Operation) {
+        let Operation { op, what, guild, call, session, seq, kind, region, token } = operation;
+        let gateway = self.caller.id.clone();
+        self.gathered.lines.push(Line::Ours(op));
+        self.gathered.writes.push(match what {
+            Do::Join => {
+                Write::Join { join: Join { guild, call, session, gateway, seq, kind, region }, credential: token }
+            }
+            Do::Leave => Write::Leave(Leave { guild, call, session, gateway, seq }),
+        });
+    }
+
+    /// Does what was gathered.
+    pub(super) fn perform(&mut self) {
+        let Gathered { lines, writes, bytes } = &mut self.gathered;
+        let mut done = self.app.engine.write(writes, Instant::now()).into_iter();
+        for line in lines.drain(..) {
+            match line {
+                Line::Refused(result) => result.write(&mut self.pending),
+                Line::Ours(op) => match done.next().expect("each write has its answer") {
+                    Ok(answer) => OperationResult::done(op, answer).write(&mut self.pending),
+                    Err(refusal) => OperationResult::failed(op, refusal.into()).write(&mut self.pending),
+                },
+            }
+        }
+        writes.clear();
+        *bytes = 0;
+    }
+
+    async fn there(&mut self, owner: &Arc<Owner>, foreign: Foreign) -> Result<(), Gone> {
+        let known = self.workers.get(&owner.id).filter(|(url, _)| *url == owner.url);
+        let worker = match known {
+            Some((_, worker)) => worker.clone(),
+            None => {
+                let (to, from) = mpsc::channel(FOREIGN_LINES_MAX);
+                let worker = Worker {
+                    app: Arc::clone(&self.app),
+                    caller: self.caller.clone(),
+                    owner: Arc::clone(owner),
+                    out: self.out.clone(),
+                };
+                self.tasks.spawn(worker.run(from));
+                self.workers.insert(owner.id.clone(), (Arc::clone(&owner.url), to.clone()));
+                to
+            }
+        };
+        worker.send(foreign).await.map_err(|_| Gone)
+    }
+}
+
+// === impl Gathered ===
+
+impl Gathered {
+    fn is_full(&self) -> bool {
+        self.lines.len() >= TOGETHER_MAX || self.bytes >= TOGETHER_BYTES_MAX
+    }
+}
+
+/// The op id of a line that is otherwise wrong, if it can be found.
+fn op_of(line: &[u8]) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_slice(line).ok()?;
+    value.get("op")?.as_str().map(str::to_owned)
+}

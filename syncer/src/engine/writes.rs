@@ -1,0 +1,218 @@
+//! Joins and leaves: one, or many that arrived together.
+//!
+//! Every lock of a shard fetches what the shard changes from the core that changed it last, which costs more
+//! than a join by itself. So writes that came together and are of one shard are taken under one lock.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rand::RngExt as _;
+use sfu_api::{Epoch, GuildId, RoomId, SessionId, Slot};
+use tokio::time::Instant;
+
+use super::{CallAnswer, Engine, Refusal, token};
+use crate::admission::{Class, Reason};
+use crate::context::Context;
+use crate::ownership::slot_of;
+use crate::state::{Adds, Join, Leave, Left, Limits, SeqCheck, SfuIdx, Shard};
+
+/// When a caller of a syncer that drains comes back: by then another owns the guild.
+const DRAINED_AFTER: Duration = Duration::from_secs(2);
+
+/// When a caller that met a size limit comes back: calls and guilds do not empty within seconds.
+const FULL_FOR: Duration = Duration::from_secs(10);
+
+/// What a session does.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// It joins a call, or tells again that it is there.
+    Join {
+        /// Who, and which call.
+        join: Join,
+        /// Whether the answer shall carry a credential: who only tells again has one.
+        credential: bool,
+    },
+    /// It leaves a call.
+    Leave(Leave),
+}
+
+/// What came of a write that was taken, before there is a credential.
+#[derive(Debug, Default)]
+struct Taken {
+    answer: CallAnswer,
+    /// What a credential is made from.
+    seat: Option<(SfuIdx, RoomId, Epoch)>,
+    /// The reconciler has something to do.
+    marked: bool,
+}
+
+/// What the writes of one moment have in common.
+struct Door<'a> {
+    ctx: &'a Context,
+    limits: Limits,
+    now: Instant,
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Takes a join. The call is created if need be, and placed soon; the answer says where it is
+    /// now, which for a new call is nowhere yet.
+    ///
+    /// # Errors
+    ///
+    /// When another syncer owns the guild, a limit is reached, or the syncer is draining.
+    pub fn join(&self, join: &Join, now: Instant) -> Result<CallAnswer, Refusal> {
+        let (door, slot) = (Door::new(&self.ctx, now), slot_of(&join.guild));
+        let taken = door.join(&mut self.ctx.shard(slot).lock(), slot, join);
+        if taken.as_ref().is_ok_and(|taken| taken.marked) {
+            self.ctx.wake.notify_one();
+        }
+        self.answer(taken, Some(&join.session))
+    }
+
+    /// Takes a leave. Returns whether the session was in the call.
+    ///
+    /// # Errors
+    ///
+    /// When another syncer owns the guild.
+    pub fn leave(&self, leave: &Leave, now: Instant) -> Result<bool, Refusal> {
+        let (door, slot) = (Door::new(&self.ctx, now), slot_of(&leave.guild));
+        let left = door.leave(&mut self.ctx.shard(slot).lock(), slot, leave)?;
+        Ok(left == Left::Removed)
+    }
+
+    /// Takes writes that came together, those about one guild in their order; says in the same order what
+    /// came of each, as [`Self::join`] and [`Self::leave`] would. A shard is locked for all of its writes at
+    /// once, about a microsecond for each of them.
+    pub fn write(&self, writes: &[Write], now: Instant) -> Vec<Result<CallAnswer, Refusal>> {
+        let ctx = &self.ctx;
+        let door = Door::new(ctx, now);
+        let slotted = |(at, write): (usize, &Write)| {
+            let slot = slot_of(write.guild());
+            (Context::shard_of(slot), slot, at)
+        };
+        let mut order: Vec<(usize, Slot, usize)> = writes.iter().enumerate().map(slotted).collect();
+        order.sort_by_key(|(shard, ..)| *shard); // stable, so in their order
+        let mut taken: Vec<Result<Taken, Refusal>> = writes.iter().map(|_| Ok(Taken::default())).collect();
+        let mut marked = false;
+        let mut groups: Vec<&[(usize, Slot, usize)]> = order.chunk_by(|(one, ..), (other, ..)| one == other).collect();
+        // Whoever came first goes first: where little is left to be had, no shard's guilds get it more often.
+        groups.sort_by_key(|group| group.first().map(|(.., at)| *at));
+        let mut groups = VecDeque::from(groups);
+        let mut busy = 0;
+        while let Some(group) = groups.pop_front() {
+            let Some(shard) = group.first().map(|(shard, ..)| &ctx.shards[*shard]) else { continue };
+            // Whoever holds a shard is soon done; meanwhile the others are.
+            let locked = if busy > groups.len() { Some(shard.lock()) } else { shard.try_lock() };
+            let Some(mut shard) = locked else {
+                busy += 1;
+                groups.push_back(group);
+                continue;
+            };
+            busy = 0;
+            for (_, slot, at) in group {
+                taken[*at] = door.take(&mut shard, *slot, &writes[*at]);
+                marked |= taken[*at].as_ref().is_ok_and(|taken| taken.marked);
+            }
+        }
+        if marked {
+            ctx.wake.notify_one();
+        }
+        taken.into_iter().zip(writes).map(|(taken, write)| self.answer(taken, write.wants_credential())).collect()
+    }
+
+    /// The answer, with a credential for that session.
+    fn answer(&self, taken: Result<Taken, Refusal>, to: Option<&SessionId>) -> Result<CallAnswer, Refusal> {
+        let Taken { mut answer, seat, .. } = taken.inspect_err(|_| {
+            self.ctx.metrics.shed.inc();
+        })?;
+        if let (Some((idx, room, epoch)), Some(session)) = (seat, to) {
+            answer.token = self.ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), session, &room, epoch));
+        }
+        Ok(answer)
+    }
+}
+
+// === impl Write ===
+
+impl Write {
+    fn guild(&self) -> &GuildId {
+        match self {
+            Self::Join { join, .. } => &join.guild,
+            Self::Leave(leave) => &leave.guild,
+        }
+    }
+
+    fn wants_credential(&self) -> Option<&SessionId> {
+        match self {
+            Self::Join { join, credential: true } => Some(&join.session),
+            Self::Join { .. } | Self::Leave(_) => None,
+        }
+    }
+}
+
+// === impl Door ===
+
+impl<'a> Door<'a> {
+    fn new(ctx: &'a Context, now: Instant) -> Self {
+        let limits = Limits { admit_sessions: !ctx.admission.is_calm(), ..ctx.levers.limits() };
+        Self { ctx, limits, now }
+    }
+
+    fn take(&self, shard: &mut Shard, slot: Slot, write: &Write) -> Result<Taken, Refusal> {
+        match write {
+            Write::Join { join, .. } => self.join(shard, slot, join),
+            Write::Leave(leave) => self.leave(shard, slot, leave).map(|_| Taken::default()),
+        }
+    }
+
+    fn join(&self, shard: &mut Shard, slot: Slot, join: &Join) -> Result<Taken, Refusal> {
+        if shard.term(slot).is_none() {
+            return Err(Refusal::NotOwner);
+        }
+        let admit = |guild: &GuildId, adds| self.admit(guild, adds);
+        let too_many = |what, limit| self.too_many(join.kind.into(), what, limit);
+        let joined = shard.join(slot, join, &self.limits, self.now, admit, too_many)?;
+        let (epoch, phase) = joined.announced.unzip();
+        let ignored = joined.seq == SeqCheck::Old;
+        let mut taken = Taken { marked: joined.marked, ..Taken::default() };
+        taken.answer = CallAnswer { epoch, phase, ignored, ..CallAnswer::default() };
+        if let Some((idx, room, endpoint, epoch)) = joined.at {
+            taken.answer.endpoint = Some(endpoint);
+            taken.seat = Some((idx, room, epoch));
+        }
+        Ok(taken)
+    }
+
+    fn leave(&self, shard: &mut Shard, slot: Slot, leave: &Leave) -> Result<Left, Refusal> {
+        if shard.term(slot).is_none() {
+            return Err(Refusal::NotOwner);
+        }
+        Ok(shard.leave(leave, &self.limits, self.now))
+    }
+
+    fn admit(&self, guild: &GuildId, adds: Adds) -> Result<(), Refusal> {
+        let (ctx, now) = (self.ctx, self.now);
+        let class = match adds {
+            Adds::Session => Class::Join,
+            Adds::Call(_) if ctx.is_draining() => {
+                return Err(Refusal::Draining {
+                    retry_after: ctx.admission.slot(now + DRAINED_AFTER, now, self.draw()),
+                });
+            }
+            Adds::Call(kind) => kind.into(),
+        };
+        ctx.admission.admit(guild, class, now, || self.draw()).map_err(Refusal::Limited)
+    }
+
+    fn too_many(&self, class: Class, what: &'static str, limit: u64) -> Refusal {
+        let denied = self.ctx.admission.deny(class, Reason::Size, self.now + FULL_FOR, self.now, self.draw());
+        Refusal::TooMany { what, limit, retry_after: denied.retry_after }
+    }
+
+    /// From 0 to 1.
+    fn draw(&self) -> f64 {
+        self.ctx.with_rng(|rng| rng.random())
+    }
+}

@@ -1,0 +1,102 @@
+//! Writes that came together do what they would do one by one.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use sfu_api::{CallId, CallKind, GatewayId, GuildId, OwnerTerm, SessionId, Slot};
+use syncer::engine::{CallAnswer, Join, Leave, Refusal, Write};
+use tokio::time::Instant;
+
+use crate::fake::World;
+
+const GUILDS: u8 = 12;
+const CALLS: u8 = 3;
+const SESSIONS: u8 = 4;
+
+fn guild(n: u8) -> GuildId {
+    GuildId::new(format!("g{n}")).expect("valid")
+}
+
+fn call(n: u8) -> CallId {
+    CallId::new(format!("c{n}")).expect("valid")
+}
+
+fn write() -> impl Strategy<Value = Write> {
+    let ids = (0..GUILDS, 0..CALLS, 0..SESSIONS, 0..2u8);
+    (ids, prop::option::of(0..6u64), any::<[bool; 3]>()).prop_map(
+        |((g, c, s, at), seq, [joins, credential, stream])| {
+            let (guild, call, session) = (guild(g), call(c), SessionId::new(format!("s{s}")).expect("valid"));
+            let gateway = GatewayId::new(format!("gw{at}")).expect("valid");
+            let kind = if stream { CallKind::Stream } else { CallKind::Voice };
+            if joins {
+                Write::Join { join: Join { guild, call, session, gateway, seq, kind, region: None }, credential }
+            } else {
+                Write::Leave(Leave { guild, call, session, gateway, seq })
+            }
+        },
+    )
+}
+
+/// What a caller sees, but for what two syncers may well have differently: epochs, and when to come back.
+fn seen(answer: Result<CallAnswer, Refusal>, wants_token: bool) -> Result<(Option<u8>, bool, bool, bool), String> {
+    let answer = answer.map_err(|refusal| refusal.to_string())?;
+    assert!(wants_token || answer.token.is_none(), "nobody asked for a credential");
+    Ok((answer.phase, answer.endpoint.is_some(), answer.token.is_some(), answer.ignored))
+}
+
+fn asks(write: &Write) -> bool {
+    matches!(write, Write::Join { credential: true, .. })
+}
+
+fn one(world: &World, write: &Write, now: Instant) -> Result<CallAnswer, Refusal> {
+    match write {
+        Write::Join { join, credential } => {
+            let answer = world.engine.join(join, now)?;
+            Ok(if *credential { answer } else { CallAnswer { token: None, ..answer } })
+        }
+        Write::Leave(leave) => world.engine.leave(leave, now).map(|_| CallAnswer::default()),
+    }
+}
+
+/// A world that owns three slots of four, with small limits.
+fn small() -> World {
+    let world = World::new(4, 1);
+    let term = OwnerTerm { generation: 1, revision: 2 };
+    let some = (0..4_096).filter(|n| n % 4 > 0).filter_map(Slot::new).map(|slot| (slot, term));
+    world.engine.set_owned(&some.collect::<Vec<_>>(), Instant::now());
+    world.set("admission.calls_per_guild_max", &2.into());
+    world.set("admission.participants_per_call_max", &3.into());
+    world
+}
+
+async fn same(first: Vec<Write>, then: Vec<Write>) {
+    let (together, alone) = (small(), small());
+    for writes in [first, then] {
+        let now = Instant::now();
+        let answers = together.engine.write(&writes, now);
+        assert_eq!(answers.len(), writes.len());
+        for (write, answer) in writes.iter().zip(answers) {
+            assert_eq!(seen(answer, asks(write)), seen(one(&alone, write, now), asks(write)), "{write:?}");
+        }
+        for world in [&together, &alone] {
+            world.wait("placing", Duration::from_secs(30), |status| status.awaiting == 0).await;
+        }
+    }
+    for (g, c) in (0..GUILDS).flat_map(|g| (0..CALLS).map(move |c| (g, c))) {
+        let people = |world: &World| world.engine.call(&guild(g), &call(c)).map(|call| (call.kind, call.participants));
+        assert_eq!(people(&together), people(&alone));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn writes_that_came_together_do_what_they_would_do_one_by_one(
+        first in prop::collection::vec(write(), 0..60),
+        then in prop::collection::vec(write(), 0..60),
+    ) {
+        let paused = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        paused.expect("a runtime").block_on(same(first, then));
+    }
+}
