@@ -55,7 +55,7 @@ impl Expiry {
         let ctx = &self.ctx;
         let quota = ctx.levers.expire();
         if self.pace.quota() != quota {
-            self.pace.set_quota(quota, now);
+            self.pace.set_limit(quota, now);
         }
         let look = ctx.presence.lock().look(&ctx.levers.presence(), now);
         for gateway in &look.vanished {

@@ -111,16 +111,25 @@ impl Call {
         same_gateway: bool,
         seq: Option<u64>,
     ) -> (SeqCheck, Option<GatewayIdx>) {
-        let before = self.participants.get(session);
-        let (check, seq) = match (before, seq) {
-            (Some((_, last)), Some(seq)) if seq == last && same_gateway => (SeqCheck::Old, seq),
-            (Some((_, last)), Some(seq)) if seq <= last => return (SeqCheck::Old, None),
-            (_, Some(seq)) => (SeqCheck::New, seq),
-            (Some((_, last)), None) => (SeqCheck::New, last.saturating_add(1)),
-            (None, None) => (SeqCheck::New, 0),
-        };
-        self.participants.put(session, gateway, seq);
-        (check, before.map(|(from, _)| from).filter(|from| *from != gateway))
+        let (mut check, mut from) = (SeqCheck::New, None);
+        self.participants.update(session, |before| {
+            let seq = match (before, seq) {
+                (Some((_, last)), Some(seq)) if seq == last && same_gateway => {
+                    check = SeqCheck::Old;
+                    seq
+                }
+                (Some((_, last)), Some(seq)) if seq <= last => {
+                    check = SeqCheck::Old;
+                    return None;
+                }
+                (_, Some(seq)) => seq,
+                (Some((_, last)), None) => last.saturating_add(1),
+                (None, None) => 0,
+            };
+            from = before.map(|(from, _)| from).filter(|from| *from != gateway);
+            Some((gateway, seq))
+        });
+        (check, from)
     }
 
     /// Takes the session out of the call; says on which gateway it was. A leave that is older than the

@@ -20,6 +20,10 @@ const FEW_AGAIN: usize = FEW_MAX / 2;
 /// Set in a record's first byte when the id is an even number of lower-case hexadecimal digits, kept two
 /// in a byte. The other seven bits are the id's length less one.
 const HEX: u8 = 0x80;
+/// In place of the value of what is no lower-case hexadecimal digit: greater than all, and so with any of them.
+const NO_DIGIT: u8 = 16;
+/// Bytes of a packed id that is kept in place: UUIDs, and twice as many digits.
+const ID_BYTES: usize = 40;
 /// Bytes of the longest gateway and `seq`, seven bits in each.
 const TAIL_BYTES_MAX: usize = 5 + 10;
 
@@ -89,7 +93,7 @@ impl Members {
     #[must_use]
     pub fn get(&self, session: &SessionId) -> Option<(GatewayIdx, u64)> {
         match &self.0 {
-            Kept::Few(bytes) => find(bytes, session).map(|r| (r.gateway, r.seq)),
+            Kept::Few(bytes) => find(bytes, &pack(session)).map(|r| (r.gateway, r.seq)),
             Kept::Many(many) => many.sessions.get(session).copied(),
         }
     }
@@ -127,11 +131,18 @@ impl Members {
         }
     }
 
-    /// Puts a session in, or changes what is kept of it.
-    pub(super) fn put(&mut self, session: &SessionId, gateway: GatewayIdx, seq: u64) {
+    /// Shows `change` what is kept of a session, if anything, and keeps instead what that returns, if anything.
+    pub(super) fn update(
+        &mut self,
+        session: &SessionId,
+        change: impl FnOnce(Option<(GatewayIdx, u64)>) -> Option<(GatewayIdx, u64)>,
+    ) {
         match &mut self.0 {
             Kept::Few(bytes) => {
-                let (tail, known) = (tail(gateway, seq), find(bytes, session).map(|r| r.tail..r.to));
+                let id = pack(session);
+                let known = find(bytes, &id).map(|r| ((r.gateway, r.seq), r.tail..r.to));
+                let Some((gateway, seq)) = change(known.as_ref().map(|(kept, _)| *kept)) else { return };
+                let (tail, known) = (tail(gateway, seq), known.map(|(_, at)| at));
                 if let Some(kept) = known.clone().and_then(|at| bytes.get_mut(at)).filter(|k| k.len() == tail.len()) {
                     kept.copy_from_slice(&tail);
                     return;
@@ -139,7 +150,7 @@ impl Members {
                 let mut grown = std::mem::take(bytes).into_vec();
                 match known {
                     Some(at) => drop(grown.splice(at, tail)),
-                    None => push(&mut grown, session, &tail),
+                    None => push(&mut grown, &id, &tail),
                 }
                 *bytes = grown.into_boxed_slice();
                 if records(bytes).count() > FEW_MAX {
@@ -150,7 +161,11 @@ impl Members {
                     self.0 = Kept::Many(Box::new(many));
                 }
             }
-            Kept::Many(many) => many.put(session, gateway, seq),
+            Kept::Many(many) => {
+                if let Some((gateway, seq)) = change(many.sessions.get(session).copied()) {
+                    many.put(session, gateway, seq);
+                }
+            }
         }
     }
 
@@ -158,7 +173,7 @@ impl Members {
     pub(super) fn remove(&mut self, session: &SessionId) {
         match &mut self.0 {
             Kept::Few(bytes) => {
-                let Some((from, to)) = find(bytes, session).map(|r| (r.from, r.to)) else { return };
+                let Some((from, to)) = find(bytes, &pack(session)).map(|r| (r.from, r.to)) else { return };
                 let mut left = std::mem::take(bytes).into_vec();
                 left.drain(from..to);
                 *bytes = left.into_boxed_slice();
@@ -170,7 +185,7 @@ impl Members {
                 if many.sessions.len() <= FEW_AGAIN {
                     let mut bytes = Vec::new();
                     for (session, (gateway, seq)) in &many.sessions {
-                        push(&mut bytes, session, &tail(*gateway, *seq));
+                        push(&mut bytes, &pack(session), &tail(*gateway, *seq));
                     }
                     self.0 = Kept::Few(bytes.into_boxed_slice());
                 }
@@ -226,16 +241,6 @@ impl Record<'_> {
         SessionId::new(text).expect("it was packed from an id")
     }
 
-    /// Whether it is this session's: what can be packed is, so no id has two forms.
-    fn is(&self, session: &[u8]) -> bool {
-        usize::from(self.head & !HEX) + 1 == session.len()
-            && if self.head & HEX == 0 {
-                self.session == session
-            } else {
-                self.digits().zip(session.as_chunks().0).all(|(kept, wanted)| kept == *wanted)
-            }
-    }
-
     fn digits(&self) -> impl Iterator<Item = [u8; 2]> + '_ {
         let digit = |n: u8| if n < 10 { b'0' + n } else { b'a' + n - 10 };
         self.session.iter().map(move |byte| [digit(byte >> 4), digit(byte & 15)])
@@ -246,36 +251,52 @@ fn records(bytes: &[u8]) -> Records<'_> {
     Records { bytes, at: 0 }
 }
 
-fn find<'a>(bytes: &'a [u8], session: &SessionId) -> Option<Record<'a>> {
-    let wanted = session.as_bytes();
-    records(bytes).find(|r| r.is(wanted))
+/// The record of a packed id: what can be packed in half is, so no id has two forms.
+fn find<'a>(bytes: &'a [u8], id: &[u8]) -> Option<Record<'a>> {
+    records(bytes).find(|r| bytes.get(r.from..r.tail) == Some(id))
 }
 
-/// Adds a record: kind and length of the id, the id, `tail`.
-fn push(bytes: &mut Vec<u8>, session: &SessionId, tail: &[u8]) {
+/// A session's id as records begin with it: kind and length, and the id.
+fn pack(session: &SessionId) -> SmallVec<[u8; ID_BYTES]> {
     let text = session.as_bytes();
     let head = u8::try_from(text.len() - 1).expect("an id has 1 to 128 bytes");
     let (pairs, odd) = text.as_chunks::<2>();
-    if odd.is_empty() && text.iter().all(|byte| value(*byte).is_some()) {
-        bytes.reserve_exact(1 + pairs.len() + tail.len());
+    let mut bytes = SmallVec::new();
+    if odd.is_empty() {
+        let mut all = 0;
         bytes.push(HEX | head);
-        let value = |byte| value(byte).unwrap_or_default();
-        bytes.extend(pairs.iter().map(|[high, low]| value(*high) << 4 | value(*low)));
-    } else {
-        bytes.reserve_exact(1 + text.len() + tail.len());
-        bytes.push(head);
-        bytes.extend_from_slice(text);
+        bytes.extend(pairs.iter().map(|[high, low]| {
+            let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
+            all |= high | low;
+            high << 4 | low
+        }));
+        if all < NO_DIGIT {
+            return bytes;
+        }
+        bytes.clear();
     }
+    bytes.push(head);
+    bytes.extend_from_slice(text);
+    bytes
+}
+
+/// Adds a record.
+fn push(bytes: &mut Vec<u8>, id: &[u8], tail: &[u8]) {
+    bytes.reserve_exact(id.len() + tail.len());
+    bytes.extend_from_slice(id);
     bytes.extend_from_slice(tail);
 }
 
-const fn value(digit: u8) -> Option<u8> {
-    match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
+/// The values of hexadecimal digits.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut n = 0;
+    while n < 16 {
+        values[b"0123456789abcdef"[n] as usize] = n as u8;
+        n += 1;
     }
-}
+    values
+};
 
 fn tail(gateway: GatewayIdx, seq: u64) -> SmallVec<[u8; TAIL_BYTES_MAX]> {
     let mut bytes = SmallVec::new();
@@ -323,7 +344,12 @@ mod tests {
                 let session = session.expect("valid");
                 let seq = seq << (who % 8 * 7);
                 if joins {
-                    members.put(&session, GatewayIdx(gateway), seq);
+                    let mut kept = None;
+                    members.update(&session, |before| {
+                        kept = before;
+                        Some((GatewayIdx(gateway), seq))
+                    });
+                    prop_assert_eq!(kept, model.get(&session).copied());
                     model.insert(session, (GatewayIdx(gateway), seq));
                 } else {
                     members.remove(&session);
@@ -346,7 +372,8 @@ mod tests {
     fn a_few_sessions_are_one_allocation_of_their_own_bytes() {
         let mut members = Members::new();
         for n in 0..3 {
-            members.put(&SessionId::new(format!("{n:032x}")).expect("valid"), GatewayIdx(0), 1);
+            let session = SessionId::new(format!("{n:032x}")).expect("valid");
+            members.update(&session, |_| Some((GatewayIdx(0), 1)));
         }
         let Kept::Few(bytes) = &members.0 else { panic!("three are few") };
         assert_eq!((bytes.len(), size_of::<Members>()), (3 * (1 + 16 + 1 + 1), 16));
