@@ -156,7 +156,9 @@ impl Error {
     pub(crate) fn exchange(stage: Stage, sent: Sent, source: hyper::Error) -> Self {
         let h2 = source.source().and_then(|source| source.downcast_ref::<h2::Error>());
         if let Some(kind) = h2.and_then(classify_h2) {
-            let sent = if kind == Kind::NotProcessed { Sent::No } else { sent };
+            // A server that leaves (`GOAWAY`) may still finish what came before: hyper reports that in the same words.
+            let refused = h2.is_some_and(|h2| h2.reason() == Some(h2::Reason::REFUSED_STREAM));
+            let sent = if kind == Kind::NotProcessed && refused { Sent::No } else { sent };
             return Self::new(kind, stage).with_sent(sent).with_source(source);
         }
         let kind = if source.is_user() {
@@ -281,8 +283,9 @@ impl Error {
         self.inner.kind == Kind::Local
     }
 
-    /// The peer said that it has not processed the request (HTTP/2 `REFUSED_STREAM`, or a `GOAWAY` that came
-    /// before it): it is busy or leaving, and the request can be repeated.
+    /// The peer said that it has not processed the request (HTTP/2 `REFUSED_STREAM`), or left while the request was
+    /// on its way (`GOAWAY`): it is busy or leaving. In the second case it may have been processed all the same,
+    /// see [`Error::sent`].
     #[must_use]
     pub fn is_not_processed(&self) -> bool {
         self.inner.kind == Kind::NotProcessed

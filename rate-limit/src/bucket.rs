@@ -60,6 +60,8 @@ pub struct Bucket {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Meter {
     debt: f64,
+    /// What a cut of the limit let go and time has not earned since.
+    forgiven: f64,
     at: Instant,
 }
 
@@ -137,8 +139,9 @@ impl Bucket {
 
     /// As [`Self::set_quota`], for a limit that was decided anew: what is owed beyond the new burst is let go, so that
     /// the bucket is empty at most. Where a large burst was just used, a cut would otherwise admit nothing at all
-    /// until a debt of the old size is paid at the new rate. Do not use it for shares that shrink and grow with a
-    /// view: growing would spend again what shrinking let go.
+    /// until a debt of the old size is paid at the new rate. A limit that grows again owes it again, so that nobody
+    /// gains by turning it up and down. Do not use it for shares that shrink with a view: whoever takes the other part
+    /// counts on the debt.
     pub fn set_limit(&self, quota: Quota, now: Instant) {
         let (old, meter) = &mut *self.state.lock();
         meter.settle(old, now);
@@ -172,19 +175,26 @@ impl Bucket {
 
 impl Meter {
     pub(crate) fn full(now: Instant) -> Self {
-        Self { debt: 0.0, at: now }
+        Self { debt: 0.0, forgiven: 0.0, at: now }
     }
 
     pub(crate) fn debt(&self, quota: &Quota, now: Instant) -> f64 {
+        self.settled(quota, now).debt
+    }
+
+    /// The account at `now`: what was earned pays the debt first, and then what was let go.
+    fn settled(&self, quota: &Quota, now: Instant) -> Self {
         let earned = quota.rate_per_s * now.saturating_duration_since(self.at).as_secs_f64();
-        (self.debt - earned).max(0.0)
+        let left = (earned - self.debt).max(0.0);
+        Self { debt: (self.debt - earned).max(0.0), forgiven: (self.forgiven - left).max(0.0), at: now.max(self.at) }
     }
 
     pub(crate) fn try_take(&mut self, quota: &Quota, n: u32, now: Instant) -> Result<(), NotYet> {
-        let owed = self.debt(quota, now) + f64::from(n);
+        let settled = self.settled(quota, now);
+        let owed = settled.debt + f64::from(n);
         let excess = owed - f64::from(quota.burst);
         if !quota.is_closed() && excess <= ROUNDING_TOKENS {
-            *self = Self { debt: owed, at: now.max(self.at) };
+            *self = Self { debt: owed, ..settled };
             return Ok(());
         }
         let possible = !quota.is_closed() && n <= quota.burst;
@@ -200,13 +210,16 @@ impl Meter {
     }
 
     pub(crate) fn settle(&mut self, quota: &Quota, now: Instant) {
-        *self = Self { debt: self.debt(quota, now), at: now.max(self.at) };
+        *self = self.settled(quota, now);
     }
 
-    /// Lets go what is owed beyond the burst. A closed quota has none: what is owed then stays until it is opened.
+    /// Lets go what is owed beyond the burst, and owes again what was let go and is within it. A closed quota has no
+    /// burst: what is owed then stays until it is opened.
     pub(crate) fn forgive(&mut self, quota: &Quota) {
         if !quota.is_closed() {
-            self.debt = self.debt.min(f64::from(quota.burst));
+            let all = self.debt + self.forgiven;
+            self.debt = all.min(f64::from(quota.burst));
+            self.forgiven = all - self.debt;
         }
     }
 

@@ -65,6 +65,15 @@ impl<K: Hash + Eq + Clone> Keyed<K> {
         }
     }
 
+    /// Changes the quota of every key; debts stay.
+    pub fn set_quota(&self, quota: Quota, now: Instant) {
+        let table = &mut *self.table.lock();
+        for (_, meter) in &mut table.seats {
+            meter.settle(&table.quota, now);
+        }
+        table.quota = quota;
+    }
+
     /// Changes the limit of every key, as [`Bucket::set_limit`](crate::Bucket::set_limit) does.
     pub fn set_limit(&self, quota: Quota, now: Instant) {
         let table = &mut *self.table.lock();

@@ -63,7 +63,7 @@ async fn r13_two_syncers_that_talk_declare_the_dead_as_fast_as_one() {
     one.wait("a first doubt", S(30), |s| s.sfus.suspect == 1).await;
     let doubt = Instant::now();
     let name = |id: &str| SyncerId::new(id).expect("valid");
-    while one.engine.status().notices_total == 0 {
+    while one.engine.status().notices_total == 0 || verdict(&other, "sfu-1") != Verdict::Dead {
         for (from, to, id) in [(&one, &other, "s"), (&other, &one, "other")] {
             let (sfus, over) = from.engine.sights(Instant::now());
             to.engine.hear(EvidenceMessage { v: WIRE, from: name(id), over, sfus }, true, Instant::now());
@@ -72,7 +72,6 @@ async fn r13_two_syncers_that_talk_declare_the_dead_as_fast_as_one() {
         assert!(Instant::now() - doubt < S(6), "the second pair of eyes slowed the recovery");
     }
     one.wait("recovery", S(60), |s| s.awaiting == 0).await;
-    assert_eq!(verdict(&other, "sfu-1"), Verdict::Dead);
 }
 
 #[tokio::test(start_paused = true)]

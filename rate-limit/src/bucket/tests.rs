@@ -133,6 +133,27 @@ proptest! {
         prop_assert!(spent <= after.rate_per_s * log.last().map_or(0.0, |&(at, _)| at) + 1e-5);
     }
 
+    /// Whoever turns a limit down and up again has no more of it than if it had stayed up.
+    #[test]
+    fn i04_a_limit_that_is_turned_up_and_down_mints_nothing(
+        turns in proptest::collection::vec((0_u32..50, 1_u32..60, 0_u64..200), 1..60),
+    ) {
+        const RATE: f64 = 20.0;
+        const MOST: u32 = 50;
+        let start = Instant::now();
+        let (bucket, mut at, mut log) = (Bucket::new(quota(RATE, MOST), start), Duration::ZERO, Vec::new());
+        for (burst, n, wait_ms) in turns {
+            at += ms(wait_ms);
+            bucket.set_limit(quota(RATE, burst + 1), start + at);
+            for _ in 0..n {
+                if bucket.try_take(1, start + at).is_ok() {
+                    log.push((at.as_secs_f64(), 1));
+                }
+            }
+        }
+        prop_assert!(worst_excess(&log, RATE, MOST) <= 1e-5);
+    }
+
     #[test]
     fn ready_at_is_true(rate in 0.5_f64..5_000.0, burst in 1_u32..100, n in 1_u32..100, late_us in 0_u64..1_000_000) {
         let n = n.min(burst);

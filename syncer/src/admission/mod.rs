@@ -52,6 +52,8 @@ const BLOCKED_FOR: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// This syncer's share of the limit of new calls and streams.
     pub children: Quota,
+    /// Of how many shares.
+    pub parts: u32,
     /// Part of that share that one guild may use while others need theirs.
     pub guild_share: f64,
     /// How far the global throttle shall be open, from 0 to 1.
@@ -174,15 +176,19 @@ impl Admission {
     /// Takes over what levers and membership say now.
     pub fn set(&self, settings: Settings, now: Instant) {
         let inner = &mut *self.inner.write();
+        // A share that shrinks keeps its debt, on which the newcomer's burst counts (R9). A limit that was cut lets go
+        // of it: what came in before is no reason to let nobody in now.
+        let shared = settings.parts != inner.settings.parts;
         inner.settings = settings;
         let children = throttled(settings.children, inner.throttle.follow(settings.throttle, now));
         if self.children.quota() != children {
-            // What came in before is no reason to let nobody in now.
-            self.children.set_limit(children, now);
+            let set = if shared { Bucket::set_quota } else { Bucket::set_limit };
+            set(&self.children, children, now);
         }
         let guild = scaled(children, settings.guild_share);
         if self.guilds.quota() != guild {
-            self.guilds.set_limit(guild, now);
+            let set = if shared { Keyed::set_quota } else { Keyed::set_limit };
+            set(&self.guilds, guild, now);
         }
         self.calm.store(inner.is_calm(), Ordering::Relaxed);
     }

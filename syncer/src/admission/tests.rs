@@ -15,7 +15,7 @@ fn rules(pace_per_s: f64) -> Rules {
 
 fn settings(rate: f64, burst: u32) -> Settings {
     let children = Quota::new(rate, burst).expect("a valid quota");
-    Settings { children, guild_share: 1.0, throttle: 1.0, blocked: [false; 3], rules: rules(1e6) }
+    Settings { children, parts: 1, guild_share: 1.0, throttle: 1.0, blocked: [false; 3], rules: rules(1e6) }
 }
 
 fn guild(n: usize) -> GuildId {
@@ -38,6 +38,41 @@ fn r08_one_guild_with_ten_thousand_children_is_held_to_what_ten_thousand_guilds_
     let mixed = |n: usize| if n.is_multiple_of(2) { Class::NewCall } else { Class::Stream };
     let counts = [admitted(1, |_| Class::NewCall), admitted(10_000, |_| Class::NewCall), admitted(1, mixed)];
     assert_eq!(counts, [700; 3], "the bucket, whoever asks and for what");
+}
+
+proptest! {
+    /// Others become ready just after this one used its burst: it waits for what it took of theirs, so all together
+    /// soon admit what one alone would.
+    #[test]
+    fn r09_who_shares_its_limit_with_a_newcomer_keeps_its_debt(
+        used in 0usize..1_200, parts in 2u32..10, steps_ms in prop::collection::vec(1u64..2_000, 1..40),
+    ) {
+        let t = Instant::now();
+        let whole = settings(100.0, 1_000);
+        let part = Settings { children: whole.children.share(parts), parts, ..whole };
+        let old = Admission::new(whole, t);
+        let mut n = 0;
+        let mut admit = |door: &Admission, now| {
+            n += 1;
+            ask(door, n, Class::NewCall, now).is_ok()
+        };
+        let mut admitted = (0..used).filter(|_| admit(&old, t)).count();
+        old.set(part, t);
+        let newcomers: Vec<Admission> = (1..parts).map(|_| Admission::new(part, t)).collect();
+        let mut now = t;
+        for step in steps_ms {
+            now += MS(step);
+            for door in newcomers.iter().chain([&old]) {
+                while admit(door, now) {
+                    admitted += 1;
+                }
+            }
+            let whole = 1_000.0 + 100.0 * (now - t).as_secs_f64();
+            let others = whole * f64::from(parts - 1) / f64::from(parts);
+            let limit = whole.max(used.min(1_000) as f64 + others) + f64::from(parts);
+            prop_assert!(admitted as f64 <= limit, "{admitted} of {limit}");
+        }
+    }
 }
 
 #[test]

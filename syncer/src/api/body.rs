@@ -147,6 +147,11 @@ impl Lines {
         }
     }
 
+    /// Whether nothing more will arrive.
+    pub(crate) const fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Takes what has arrived, without waiting; says whether that was anything, be it the end.
     pub(crate) fn arrived(&mut self) -> bool {
         let frame = self.body.frame().now_or_never();

@@ -167,6 +167,7 @@ impl EngineLevers {
     pub fn admission(&self, parts: u32, pace_per_s: f64) -> admission::Settings {
         admission::Settings {
             children: quota(self.new_calls_rate.get(), self.new_calls_burst.get()).share(parts),
+            parts,
             guild_share: self.guild_share.get(),
             throttle: self.throttle.get(),
             blocked: [self.block_joins.get(), self.block_new_calls.get(), self.block_streams.get()],

@@ -138,8 +138,8 @@ impl Engine {
     pub fn set_owned(&self, owned: &[(Slot, OwnerTerm)], _now: Instant) {
         let mut forgotten = 0;
         for (n, shard) in self.ctx.shards.iter().enumerate() {
-            let its = owned.iter().copied().filter(|(slot, _)| Context::shard_of(*slot) == n);
-            forgotten += shard.lock().set_terms(its.collect());
+            let its = owned.iter().copied().filter(|(slot, _)| Context::shard_of(*slot) == n).collect();
+            forgotten += shard.lock().set_terms(its);
         }
         tracing::info!(slots = owned.len(), forgotten, "slots owned");
         self.ctx.wake.notify_one();

@@ -124,8 +124,10 @@ impl Engine {
 
     /// The answer, with a credential for that session.
     fn answer(&self, taken: Result<Taken, Refusal>, to: Option<&SessionId>) -> Result<CallAnswer, Refusal> {
-        let Taken { mut answer, seat, .. } = taken.inspect_err(|_| {
-            self.ctx.metrics.shed.inc();
+        let Taken { mut answer, seat, .. } = taken.inspect_err(|refusal| {
+            if *refusal != Refusal::NotOwner {
+                self.ctx.metrics.shed.inc();
+            }
         })?;
         if let (Some((idx, room, epoch)), Some(session)) = (seat, to) {
             answer.token = self.ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), session, &room, epoch));

@@ -201,7 +201,7 @@ impl Attempt {
         if error.kind() == ErrorKind::Draining {
             sfu.set_accepting(false);
         }
-        self.hold(sfu, error, now);
+        self.hold(sfu, error, asked, now);
         if let Some(evidence) = evidence(error, asked, now) {
             self.ctx.observe(sfu, &evidence, now);
         }
@@ -209,12 +209,12 @@ impl Attempt {
 
     /// Keeps the SFU out of selection for as long as it asked, or longer with every step in a row
     /// in which it refuses, although its probes are fine. The call itself goes elsewhere.
-    fn hold(&self, sfu: &Sfu, error: &DriverError, now: Instant) {
+    fn hold(&self, sfu: &Sfu, error: &DriverError, since: Instant, now: Instant) {
         // A fence or another incarnation concerns one room, not the SFU's ability to serve.
         let refused = matches!(error.kind(), ErrorKind::Rejected | ErrorKind::Internal | ErrorKind::Overloaded);
         let asked = error.retry_after();
         if refused || asked.is_some() {
-            sfu.leave_alone(now, |step| asked.unwrap_or_else(|| self.ctx.with_rng(|rng| pause(step, rng))));
+            sfu.leave_alone(since, now, |step| asked.unwrap_or_else(|| self.ctx.with_rng(|rng| pause(step, rng))));
         }
         if let Some(after) = asked {
             sfu.hold_until(now + after);

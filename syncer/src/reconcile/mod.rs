@@ -34,6 +34,7 @@ use self::placer::{Barren, SelectPlacer};
 use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};
 use crate::health::{Evidence, Failure};
+use crate::select::Sfu;
 use crate::state::{Blocker, Class, Demand, Next, SfuIdx, turn};
 
 /// Longest sleep of the loop: levers are read again at least this often (R20 wants < 1 s).
@@ -119,7 +120,8 @@ impl Reconciler {
         let moved = decided | ctx.budget.tick(now);
         let share = ctx.budget.sfu_share();
         if decided {
-            ctx.catalogue.now().all.iter().for_each(|sfu| sfu.bucket.set_limit(share, now));
+            let changed = |sfu: &&Arc<Sfu>| sfu.bucket.quota() != share;
+            ctx.catalogue.now().all.iter().filter(changed).for_each(|sfu| sfu.bucket.set_limit(share, now));
         }
         if moved {
             ctx.pace.forget(now);

@@ -144,6 +144,7 @@ impl Mover {
         }
         ctx.window.leave(Outcome::Neutral, now);
         ctx.budget.overall().give_back(1, now);
+        ctx.wake.notify_one(); // whoever found no room in the window may have waited for this
         if matches!(moved, Moved::Aside(_)) { Step::Aside } else { Step::End }
     }
 }

@@ -82,7 +82,13 @@ impl Budget {
         let changed = state.fleet != fleet;
         state.fleet = fleet;
         if changed {
-            self.apply(state, |bucket, quota| bucket.set_limit(quota, now));
+            // What did not change keeps its debt, which may be of a larger share.
+            let set = |bucket: &Bucket, quota| {
+                if bucket.quota() != quota {
+                    bucket.set_limit(quota, now)
+                }
+            };
+            self.apply(state, set);
         }
         changed
     }

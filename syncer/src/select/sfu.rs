@@ -201,13 +201,20 @@ impl Sfu {
         self.losses.load(Ordering::SeqCst)
     }
 
-    /// An attempt was not served: for `wait` it is left alone, which is told how many steps went before this one.
+    /// An attempt that was made at `asked` was not served: for `wait` it is left alone, which is told how many steps went before this one.
     /// Attempts that were under way together are one step. After it, one attempt at a time finds out, until one
     /// is served.
-    pub fn leave_alone(&self, now: Instant, wait: impl FnOnce(u32) -> Duration) {
+    pub fn leave_alone(&self, asked: Instant, now: Instant, wait: impl FnOnce(u32) -> Duration) {
+        // Whoever asked before the last pause ended was under way with those who caused it.
+        let counts = |held: Option<Instant>| held.is_none_or(|until| until <= asked);
+        if !counts(*self.held_until.lock()) {
+            return;
+        }
+        let until = now + wait(self.failures.load(Ordering::Relaxed));
         let mut held = self.held_until.lock();
-        if held.is_none_or(|until| until <= now) {
-            *held = Some(now + wait(self.failures.fetch_add(1, Ordering::Relaxed)));
+        if counts(*held) {
+            *held = Some(until);
+            self.failures.fetch_add(1, Ordering::Relaxed);
         }
     }
 

@@ -90,6 +90,35 @@ async fn results_stream_while_operations_still_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn half_a_line_keeps_no_result_back() {
+    let fleet = Fleet::start(1, 1).await;
+    let (to, body) = mpsc::channel::<Result<String, std::io::Error>>(2);
+    let client = Client::builder().http2_prior_knowledge().build().expect("a client");
+    let request = client.post(fleet.url(0, "/v1/voice-states")).bearer_auth("gw-1");
+    let request = request.body(Body::wrap_stream(ReceiverStream::new(body)));
+    let mut rest = String::new();
+    let mut response = None;
+    let mut request = Some(request);
+    for n in 0..50 {
+        // A line is whole, and of the next there is half, in a frame of its own.
+        to.send(Ok(rest + &line(&format!("a{n}"), "join", "g", "c", "s"))).await.expect("taken");
+        let next = line(&format!("b{n}"), "join", "g", "c", "s");
+        let (half, end) = next.split_at(next.len() / 2);
+        to.send(Ok(half.to_owned())).await.expect("taken");
+        rest = end.to_owned();
+        if let Some(request) = request.take() {
+            response = Some(soon("the head", request.send()).await.expect("an answer"));
+        }
+        let response = response.as_mut().expect("it was sent");
+        let mut text = String::new();
+        while !text.contains(&format!("\"a{n}\"")) {
+            let chunk = soon("the result", response.chunk()).await.expect("open").expect("not ended");
+            text += std::str::from_utf8(&chunk).expect("text");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lines_of_other_owners_are_forwarded_in_order_or_refused() {
     let fleet = Fleet::start(3, 2).await;
     let guilds: Vec<String> = (0..3).flat_map(|n| fleet.guilds_of(n).take(20)).collect();

@@ -100,3 +100,36 @@ proptest! {
         paused.expect("a runtime").block_on(same(first, then));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_meet_put_each_other_off_and_lose_nothing() {
+    const WRITERS: u64 = 4;
+    const BATCHES: u64 = 40;
+    const TOGETHER: u64 = 64;
+    let world = World::new(4, 1);
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..WRITERS {
+        let engine = world.engine.clone();
+        writers.spawn_blocking(move || {
+            for batch in 0..BATCHES {
+                let joins = (0..TOGETHER).map(|n| Write::Join {
+                    join: Join {
+                        guild: guild((n % u64::from(GUILDS)) as u8),
+                        call: call((n % u64::from(CALLS)) as u8),
+                        session: SessionId::new(format!("{writer}-{batch}-{n}")).expect("valid"),
+                        gateway: GatewayId::new(format!("gw{writer}")).expect("valid"),
+                        seq: Some(1),
+                        kind: CallKind::Voice,
+                        region: None,
+                    },
+                    credential: false,
+                });
+                let answers = engine.write(&joins.collect::<Vec<_>>(), Instant::now());
+                assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+            }
+        });
+    }
+    writers.join_all().await;
+    let status = world.engine.status();
+    assert_eq!((status.participants, status.invariant_violations), (WRITERS * BATCHES * TOGETHER, 0));
+}

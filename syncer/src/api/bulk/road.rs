@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sfu_api::SyncerId;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -95,12 +96,14 @@ impl Road {
         loop {
             let next = match lines.buffered() {
                 Some(next) => next,
+                None if self.is_idle() || lines.has_ended() => lines.next(BULK_IDLE_MAX).await,
                 None => {
-                    // Nothing more for now: what has come is done and told before we wait.
-                    if !self.is_idle() && !lines.arrived() {
+                    // No whole line more for now: what has come is done and told before we wait for one.
+                    if !lines.arrived() {
                         self.flush().await?;
                     }
-                    lines.next(BULK_IDLE_MAX).await
+                    tokio::task::consume_budget().await;
+                    continue;
                 }
             };
             match next {
@@ -145,9 +148,7 @@ impl Road {
         if self.pending.is_empty() {
             return Ok(());
         }
-        // Room for a whole write, and for the results of all that is done together.
-        let next = Vec::with_capacity(WRITE_BYTES + WRITE_BYTES / 2);
-        self.out.send(std::mem::replace(&mut self.pending, next).into()).await.map_err(|_| Gone)
+        self.out.send(std::mem::take(&mut self.pending).into()).await.map_err(|_| Gone)
     }
 
     /// Adds a result; what was gathered has its own by now.
@@ -227,7 +228,14 @@ impl Road {
                 to
             }
         };
-        worker.send(foreign).await.map_err(|_| Gone)
+        match worker.try_send(foreign) {
+            Err(TrySendError::Full(foreign)) => {
+                // It may take a while: ours do not wait for it.
+                self.flush().await?;
+                worker.send(foreign).await.map_err(|_| Gone)
+            }
+            sent => sent.map_err(|_| Gone),
+        }
     }
 }
 

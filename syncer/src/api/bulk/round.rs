@@ -72,7 +72,7 @@ impl Road {
     /// Does what a marker says, everywhere.
     pub(super) async fn mark(&mut self, marker: Marker) -> Result<(), Gone> {
         let Marker { op, what, round } = marker;
-        self.perform(); // what came before it is done before it
+        self.flush().await?; // what came before it is done before it, and need not wait for others
         let done = match what {
             Mark::Sync => self.sync().await,
             Mark::Synced => {

@@ -282,28 +282,29 @@ proptest! {
     /// nothing sees its openers and then one attempt a step, whose steps grow; and one answer opens it again.
     #[test]
     fn r14_an_sfu_that_serves_nothing_sees_its_openers_and_one_attempt_a_step(
-        late_ms in prop::collection::vec(1u64..800, 1..20), demand_ms in 1u64..200, seed: u64,
+        late_ms in prop::collection::vec(1u64..3_000, 1..20), demand_ms in 1u64..200, seed: u64,
     ) {
         const OUTAGE: Duration = Duration::from_secs(60);
         let mut crowd = Crowd::new(1, 1, quotas(1e6, 1_000_000), seed);
         let sfu = crowd.sfus[0].clone();
         let mut rng = StdRng::seed_from_u64(seed);
-        let (mut late, mut failed_at, mut pauses) = (late_ms.iter().cycle(), Vec::<Instant>::new(), Vec::new());
+        let (mut late, mut pauses) = (late_ms.iter().cycle(), Vec::new());
+        let mut fails: Vec<(Instant, Instant)> = Vec::new(); // asked, and told
         let (mut openers, mut later) = (0, 0);
         while crowd.now - crowd.start < OUTAGE {
             crowd.now += ms(demand_ms);
             let now = crowd.now;
-            while let Some(due) = failed_at.iter().position(|at| *at <= now) {
-                failed_at.remove(due);
+            while let Some(due) = fails.iter().position(|(_, at)| *at <= now) {
+                let (asked, _) = fails.remove(due);
                 let (_, reservation) = crowd.sent.remove(due);
                 reservation.settle(Outcome::Neutral, true, now);
-                sfu.leave_alone(now, |step| {
+                sfu.leave_alone(asked, now, |step| {
                     pauses.push((step, now));
                     crate::reconcile::pause(step, &mut rng)
                 });
             }
             while crowd.place(0).is_some() {
-                failed_at.push(now + ms(*late.next().expect("without end")));
+                fails.push((now, now + ms(*late.next().expect("without end"))));
                 *(if pauses.is_empty() { &mut openers } else { &mut later }) += 1;
             }
         }
