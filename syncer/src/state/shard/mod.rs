@@ -2,8 +2,8 @@
 //!
 //! Five files, in the order a call lives: `people` (join, leave), `placing` (decide, commit, fail,
 //! lose), `moving` (planned moves), `absent` (whose gateway is gone), `views` (what operators, digests and
-//! watchers read). Every change of a call goes through [`Shard::edit`], which keeps the counts and checks
-//! the call's invariants.
+//! watchers read); beside them `terms`, which slots are ours. Every change of a call goes through [`Shard::edit`],
+//! which keeps the counts and checks the call's invariants.
 
 mod absent;
 mod moving;
