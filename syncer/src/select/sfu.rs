@@ -201,9 +201,9 @@ impl Sfu {
         self.losses.load(Ordering::SeqCst)
     }
 
-    /// An attempt that was made at `asked` was not served: for `wait` it is left alone, which is told how many steps went before this one.
-    /// Attempts that were under way together are one step. After it, one attempt at a time finds out, until one
-    /// is served.
+    /// An attempt that was made at `asked` was not served: for `wait` it is left alone, which is told how many steps
+    /// went before this one. Attempts that were under way together are one step. After it, one attempt at a time
+    /// finds out, until one is served.
     pub fn leave_alone(&self, asked: Instant, now: Instant, wait: impl FnOnce(u32) -> Duration) {
         // Whoever asked before the last pause ended was under way with those who caused it.
         let counts = |held: Option<Instant>| held.is_none_or(|until| until <= asked);
