@@ -34,6 +34,9 @@ pub(crate) enum Parker {
     OursRequest,
     Semaphore,
     SemaphoreRequest,
+    /// These wait for nothing: what their cancel costs is what it costs to drop a caller at all.
+    Nothing,
+    NothingRequest,
     HyperUtil,
     Cache,
 }
@@ -49,8 +52,16 @@ struct Nothing;
 // === impl Parker ===
 
 impl Parker {
-    pub(crate) const ALL: &'static [Self] =
-        &[Self::Ours, Self::OursRequest, Self::Semaphore, Self::SemaphoreRequest, Self::HyperUtil, Self::Cache];
+    pub(crate) const ALL: &'static [Self] = &[
+        Self::Ours,
+        Self::OursRequest,
+        Self::Semaphore,
+        Self::SemaphoreRequest,
+        Self::Nothing,
+        Self::NothingRequest,
+        Self::HyperUtil,
+        Self::Cache,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -58,6 +69,8 @@ impl Parker {
             Self::OursRequest => "ours_request",
             Self::Semaphore => "semaphore",
             Self::SemaphoreRequest => "semaphore_request",
+            Self::Nothing => "nothing",
+            Self::NothingRequest => "nothing_request",
             Self::HyperUtil => "hyper_util",
             Self::Cache => "hyper_util_cache",
         }
@@ -78,8 +91,8 @@ impl Parker {
                 let (lane, handle, deadline) = ours(most)?;
                 let make = move || -> Parked {
                     let handle = handle.clone();
-                    let request = Request::new(Body::empty());
-                    Box::pin(async move { drop(handle.send(request, deadline).await) })
+                    // Made here, because an async block keeps what it captures beside what that was moved into.
+                    Box::pin(async move { drop(handle.send(Request::new(Body::empty()), deadline).await) })
                 };
                 (Box::new(make), Some(lane))
             }
@@ -99,6 +112,29 @@ impl Parker {
                     Box::pin(async move {
                         drop(semaphore.acquire().await);
                         drop(request);
+                    })
+                };
+                (Box::new(make), None)
+            }
+            Self::Nothing => {
+                let shared = Arc::new(Semaphore::new(0));
+                let make = move || -> Parked {
+                    let shared = Arc::clone(&shared);
+                    Box::pin(async move {
+                        pending::<()>().await;
+                        drop(shared);
+                    })
+                };
+                (Box::new(make), None)
+            }
+            Self::NothingRequest => {
+                let shared = Arc::new(Semaphore::new(0));
+                let make = move || -> Parked {
+                    let shared = Arc::clone(&shared);
+                    let request = Request::new(Body::empty());
+                    Box::pin(async move {
+                        pending::<()>().await;
+                        drop((shared, request));
                     })
                 };
                 (Box::new(make), None)

@@ -64,7 +64,8 @@ fn among(args: &Args, scenario: &str, waiting: usize, report: &mut Report) -> Re
     // A million parked callers take seconds to make, and half a GiB: three rounds are enough to see a slope.
     let rounds = if waiting >= 1_000_000 { args.rounds().min(3) } else { args.rounds() };
     let mut names: Vec<&str> = Parker::ALL.iter().map(|parker| parker.name()).collect();
-    names.retain(|name| !name.starts_with("hyper_util")); // A line of a million is beyond them.
+    // A line of a million is beyond the ones, and the others stand in none.
+    names.retain(|name| !name.starts_with("hyper_util") && !name.starts_with("nothing"));
     names.push("supervisor");
     for (round, order) in args.orders(&names).into_iter().enumerate().take(rounds) {
         eprintln!("{scenario} round {} of {rounds}: load {}", round + 1, benches::machine::load());
