@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::conns::{Channel, ConnKey, Taken};
 use super::event::{Action, Actions, Answer, Awaited, Back, Intake, Joined, Refusal, Ticket};
-use super::waiters::{Left, Look, WaiterKey, Waiters};
+use super::waiters::{Look, WaiterKey, Waiters};
 use super::{CellState, first_generation};
 use crate::fault::{self, Point};
 
@@ -110,17 +110,18 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
         self.line_mut(ticket.is_fresh()).look(ticket.key())
     }
 
-    /// A caller gives up. What it leaves must be dropped after the lock is released, a connection so that it
-    /// is given back. With `false`, [`Event::Settle`] must follow.
+    /// A caller gives up. What would have woken it must be dropped after the lock is released; with `false`,
+    /// [`Event::Settle`] must follow. `None` if it is not in line: what it was told is still there.
     ///
     /// [`Event::Settle`]: super::Event::Settle
-    pub(crate) fn leave(&mut self, ticket: Ticket) -> (Left<W, Answer<C, E>>, bool) {
+    #[inline]
+    pub(crate) fn leave(&mut self, ticket: Ticket) -> Option<(W, bool)> {
         let line = self.line_mut(ticket.is_fresh());
         let first = line.front() == Some(ticket.key());
         let left = line.leave(ticket.key());
         self.places.fit(self.callers());
         fault::point(Point::Leave);
-        (left, self.draining.is_none() && (!first || self.rests()))
+        left.map(|left| (left, self.draining.is_none() && (!first || self.rests())))
     }
 
     /// One more caller gave up. Returns how many of them are to be counted now: a counter that others share costs as much

@@ -46,8 +46,8 @@ pub(crate) use self::event::{
 };
 use self::places::Held;
 pub(crate) use self::tuning::Tuning;
+pub(crate) use self::waiters::Look;
 use self::waiters::Waiters;
-pub(crate) use self::waiters::{Left, Look};
 use crate::fault::{self, Point};
 
 /// Connections beyond the cap that a fresh dial may add: a probe must not be starved by a cap full of

@@ -330,19 +330,21 @@ impl Model {
     }
 
     fn leave(&mut self, ticket: Ticket) {
-        let (left, settled) = self.cell.leave(ticket);
-        match left {
-            Left::Waiting(waiter) => assert!(self.answered.contains(&waiter), "{waiter} left by itself"),
-            Left::Answered(Answer::Given(Taken { key, channel, .. })) => {
+        if let Some((waiter, settled)) = self.cell.leave(ticket) {
+            assert!(self.answered.contains(&waiter), "{waiter} left by itself");
+            if !settled {
+                self.step(Event::Settle, None);
+            }
+            return;
+        }
+        match self.cell.look(ticket) {
+            Look::Answered(Answer::Given(Taken { key, channel, .. })) => {
                 let channel = (!channel.shared).then_some(channel);
                 let (verdict, keep_alive, held) = (Verdict::Unused, None, None);
                 self.step(Event::Return { key, channel, verdict, keep_alive, held }, None);
             }
-            Left::Answered(Answer::Refused(_)) => {}
-            Left::Gone => panic!("nobody knows {ticket:?}"),
-        }
-        if !settled {
-            self.step(Event::Settle, None);
+            Look::Answered(Answer::Refused(_)) => {}
+            Look::Waiting(_) | Look::Gone => panic!("nobody knows {ticket:?}"),
         }
     }
 

@@ -18,6 +18,9 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::time::Instant;
 
+#[cfg(test)]
+mod tests;
+
 /// Stale deadlines tolerated beyond the number of waiters before the heap is rebuilt.
 const STALE_MAX: usize = 64;
 
@@ -88,14 +91,6 @@ pub(crate) enum Look<'a, W, A> {
     Waiting(&'a mut W),
     Answered(A),
     /// Nobody knows of it.
-    Gone,
-}
-
-/// What a waiter leaves behind when it gives up.
-#[derive(Debug)]
-pub(crate) enum Left<W, A> {
-    Waiting(W),
-    Answered(A),
     Gone,
 }
 
@@ -200,18 +195,17 @@ impl<W, A> Waiters<W, A> {
         }
     }
 
-    /// A waiter gives up.
-    pub(crate) fn leave(&mut self, key: WaiterKey) -> Left<W, A> {
-        if !self.is_waiting(key) {
-            return self.collect(key).map_or(Left::Gone, Left::Answered);
-        }
+    /// A waiter gives up. `None` if it is not in line (any more): perhaps there is an answer to look at.
+    pub(crate) fn leave(&mut self, key: WaiterKey) -> Option<W> {
+        let node = self.nodes.get_mut(key.index as usize).filter(|node| node.is_waiting(key))?;
+        let left = mem::replace(&mut node.state, State::Answered(usize::MAX));
         self.unlink(key.index);
-        let left = match self.nodes.remove(key.index as usize).state {
-            State::Waiting(waiter) => Left::Waiting(waiter),
-            State::Answered(_) => Left::Gone,
-        };
+        self.nodes.remove(key.index as usize);
         self.tidy();
-        left
+        match left {
+            State::Waiting(waiter) => Some(waiter),
+            State::Answered(_) => None,
+        }
     }
 
     /// A waiter whose deadline has come.
@@ -309,102 +303,5 @@ impl<W> Node<W> {
 
     fn joined(&self) -> Instant {
         self.deadline.checked_sub(Duration::from_nanos(self.patience_ns)).unwrap_or(self.deadline)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Answers everybody in line, the first first.
-    fn serve(line: &mut Waiters<u32, &'static str>) -> Vec<u32> {
-        std::iter::from_fn(|| line.front().and_then(|key| line.answer(key, "served"))).collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_line_is_first_in_first_out_and_cancel_leaves_no_hole() {
-        let now = Instant::now();
-        let mut line = Waiters::new(0);
-        let keys: Vec<_> = (0..5).map(|n| line.push_back(n, now + Duration::from_secs(1), now)).collect();
-        assert!(matches!(line.leave(keys[2]), Left::Waiting(2)));
-        assert!(matches!(line.leave(keys[2]), Left::Gone));
-        let other = line.push_back(9, now, now);
-        assert!(matches!(line.leave(keys[2]), Left::Gone), "a key must not outlive its waiter");
-        assert_eq!(line.expired(now), Some(other));
-        assert_eq!(line.answer(other, "late"), Some(9));
-        assert_eq!(line.answer(other, "late"), None, "answered once");
-        assert_eq!(serve(&mut line), [0, 1, 3, 4]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_waits_for_its_owner_and_for_nobody_else() {
-        let now = Instant::now();
-        let mut line = Waiters::new(0);
-        let keys: Vec<_> = (0..3).map(|n| line.push_back(n, now + Duration::from_secs(1), now)).collect();
-        assert!(matches!(line.look(keys[0]), Look::Waiting(0)));
-        assert_eq!(line.answer(keys[0], "served"), Some(0));
-        assert_eq!((line.len(), line.front()), (2, Some(keys[1])), "out of line though nobody has looked");
-        let newcomer = line.push_back(3, now, now);
-        assert!(matches!(line.look(newcomer), Look::Waiting(3)));
-        assert!(matches!(line.look(keys[0]), Look::Answered("served")));
-        assert!(matches!(line.look(keys[0]), Look::Gone), "told once");
-        assert_eq!(line.answer(keys[1], "served"), Some(1));
-        assert!(matches!(line.leave(keys[1]), Left::Answered("served")), "an answer that nobody wants is handed out");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn deadlines_surface_in_their_order_whatever_the_order_of_joining() {
-        let now = Instant::now();
-        let mut line = Waiters::new(0);
-        let mut keys = Vec::new();
-        for (n, seconds) in [5, 9, 3, 9, 1, 7, 20].into_iter().enumerate() {
-            keys.push(line.push_back(n, now + Duration::from_secs(seconds), now));
-        }
-        line.leave(keys[2]);
-        line.leave(keys[1]);
-        let at = |seconds| Some(now + Duration::from_secs(seconds));
-        let mut told = Vec::new();
-        while let Some(next) = line.next_deadline() {
-            let key = line.expired(next).expect("due");
-            told.extend(line.answer(key, "late").map(|n| (n, Some(next))));
-        }
-        assert_eq!(told, [(4, at(1)), (0, at(5)), (5, at(7)), (3, at(9)), (6, at(20))]);
-    }
-
-    #[test]
-    fn r04_a_caller_in_line_is_one_cache_line() {
-        assert_eq!(size_of::<Option<Node<std::task::Waker>>>(), 64);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn r04_cancelled_waiters_leave_no_memory_behind() {
-        let now = Instant::now();
-        let mut line: Waiters<u32, ()> = Waiters::new(0);
-        line.push_back(0, now + Duration::from_secs(9), now);
-        for n in 1..10_000 {
-            // Every other one comes with an earlier deadline than the first.
-            let key = line.push_back(n, now + Duration::from_secs(10 - 2 * u64::from(n % 2)), now);
-            line.leave(key);
-        }
-        assert!(line.early.len() <= 2 + STALE_MAX + 1, "{} stale deadlines", line.early.len());
-        assert_eq!((line.next_deadline(), line.nodes.len()), (Some(now + Duration::from_secs(9)), 1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn r04_after_a_storm_the_memory_is_given_back() {
-        let now = Instant::now();
-        for callers in [64, 10_000_u32] {
-            let mut line = Waiters::new(0);
-            // All but the first come with an earlier deadline than one before them.
-            let deadline = |n: u32| now + Duration::from_secs(u64::from(callers - n));
-            let keys: Vec<_> = (0..callers).map(|n| line.push_back(n, deadline(n), now)).collect();
-            for (n, key) in keys.into_iter().enumerate() {
-                if n % 2 == 0 {
-                    line.answer(key, "served");
-                }
-                line.leave(key);
-            }
-            assert_eq!((line.nodes.capacity(), line.answers.capacity(), line.early.capacity()), (0, 0, 0));
-        }
     }
 }

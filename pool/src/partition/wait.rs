@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Cell;
-use crate::cell::{Action, Actions, Answer, Awaited, Event, Joined, Left, Look, Refusal, Ticket};
+use crate::cell::{Action, Actions, Answer, Awaited, Event, Joined, Look, Refusal, Ticket};
 use crate::conn::{Lease, Link};
 use crate::error::{Error, Kind, Stage};
 
@@ -190,20 +190,20 @@ impl Cell {
 
     /// A caller in line gives up. What it was given in the same moment goes on.
     fn leave(self: &Arc<Self>, ticket: Ticket) {
-        let (mut left, mut gave_up) = (Left::Gone, 0);
-        let settled = self.locked(|state| {
-            let (leaves, settled) = state.leave(ticket);
-            left = leaves;
+        let (mut left, mut settled, mut gave_up) = (None, true, 0);
+        self.locked(|state| {
+            if let Some((waker, rests)) = state.leave(ticket) {
+                left = Some(waker);
+                settled = rests;
+            }
             gave_up = state.gave_up();
-            settled
         });
         self.count_gave_up(gave_up);
-        match left {
-            Left::Waiting(waker) => drop(waker),
-            Left::Answered(answer) => drop(self.told(answer)),
-            Left::Gone => {}
+        if left.is_none() {
+            drop(self.look(ticket, Waker::noop()));
         }
-        if settled == Some(false) {
+        drop(left);
+        if !settled {
             self.apply(Event::Settle);
         }
     }

@@ -140,12 +140,16 @@ impl Shell {
     }
 
     fn leave(&self, caller: &Caller) {
-        let (left, settled) = self.state.lock().expect("no panic under the lock").leave(caller.ticket);
-        if let Left::Answered(Answer::Given(taken)) = left {
-            self.give_back(taken);
-        }
-        if !settled {
-            self.apply(Event::Settle, self.began);
+        let left = self.state.lock().expect("no panic under the lock").leave(caller.ticket);
+        match left {
+            Some((_, true)) => {}
+            Some((_, false)) => drop(self.apply(Event::Settle, self.began)),
+            None => {
+                let mut state = self.state.lock().expect("no panic under the lock");
+                let Look::Answered(Answer::Given(taken)) = state.look(caller.ticket) else { return };
+                drop(state);
+                self.give_back(taken);
+            }
         }
     }
 
