@@ -1,20 +1,22 @@
 //! Joins and leaves: one, or many that arrived together.
 //!
 //! Every lock of a shard fetches what the shard changes from the core that changed it last, which costs more
-//! than a join by itself. So writes that came together and are of one shard are taken under one lock.
+//! than a join by itself. So writes that came together and are of one shard are taken under one lock, and what
+//! they will read is asked of memory at once.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
-use sfu_api::{Epoch, GuildId, RoomId, SessionId, Slot};
+use sfu_api::{CallId, Epoch, GuildId, RoomId, SessionId, Slot};
 use tokio::time::Instant;
 
 use super::{CallAnswer, Engine, Refusal, token};
 use crate::admission::{Class, Reason};
 use crate::context::Context;
 use crate::ownership::slot_of;
-use crate::state::{Adds, Join, Leave, Left, Limits, SeqCheck, SfuIdx, Shard};
+use crate::state::{Adds, Call, Join, Leave, Left, Limits, Named, SeqCheck, SfuIdx, Shard};
 
 /// When a caller of a syncer that drains comes back: by then another owns the guild.
 const DRAINED_AFTER: Duration = Duration::from_secs(2);
@@ -36,14 +38,33 @@ pub enum Write {
     Leave(Leave),
 }
 
-/// What came of a write that was taken, before there is a credential.
+/// What came of a write that was taken.
 #[derive(Debug, Default)]
 struct Taken {
-    answer: CallAnswer,
-    /// What a credential is made from.
-    seat: Option<(SfuIdx, RoomId, Epoch)>,
+    /// What there is to say of the call; nothing as long as it awaits its first endpoint. Boxed, because in a
+    /// storm most do.
+    told: Option<Box<Told>>,
+    /// The write was late or repeated.
+    ignored: bool,
     /// The reconciler has something to do.
     marked: bool,
+}
+
+/// What gateways were told of a call.
+#[derive(Debug)]
+struct Told {
+    epoch: Epoch,
+    phase: u8,
+    endpoint: Option<Arc<str>>,
+    /// What a credential is made from, if one is wanted.
+    seat: Option<(SfuIdx, RoomId, Epoch)>,
+}
+
+/// A write's turn among those that came together.
+struct Turn {
+    shard: usize,
+    at: usize,
+    slot: Slot,
 }
 
 /// What the writes of one moment have in common.
@@ -64,7 +85,11 @@ impl Engine {
     /// When another syncer owns the guild, a limit is reached, or the syncer is draining.
     pub fn join(&self, join: &Join, now: Instant) -> Result<CallAnswer, Refusal> {
         let (door, slot) = (Door::new(&self.ctx, now), slot_of(&join.guild));
-        let taken = door.join(&mut self.ctx.shard(slot).lock(), slot, join);
+        let taken = {
+            let mut shard = self.ctx.shard(slot).lock();
+            let named = shard.named(slot, &join.guild, &join.call);
+            door.join(&mut shard, named, join, true)
+        };
         if taken.as_ref().is_ok_and(|taken| taken.marked) {
             self.ctx.wake.notify_one();
         }
@@ -83,26 +108,30 @@ impl Engine {
     }
 
     /// Takes writes that came together, those about one guild in their order; says in the same order what
-    /// came of each, as [`Self::join`] and [`Self::leave`] would. A shard is locked for all of its writes at
-    /// once, about a microsecond for each of them.
-    pub fn write(&self, writes: &[Write], now: Instant) -> Vec<Result<CallAnswer, Refusal>> {
+    /// came of each, as [`Self::join`] and [`Self::leave`] would. All are taken before it returns; credentials are
+    /// made as the answers are asked for. A shard is locked for all of its writes at once, about a microsecond for
+    /// each of them.
+    pub fn write<'a>(
+        &'a self,
+        writes: &'a [Write],
+        now: Instant,
+    ) -> impl Iterator<Item = Result<CallAnswer, Refusal>> + use<'a> {
         let ctx = &self.ctx;
         let door = Door::new(ctx, now);
-        let slotted = |(at, write): (usize, &Write)| {
+        let turn = |(at, write): (usize, &Write)| {
             let slot = slot_of(write.guild());
-            (Context::shard_of(slot), slot, at)
+            Turn { shard: Context::shard_of(slot), at, slot }
         };
-        let mut order: Vec<(usize, Slot, usize)> = writes.iter().enumerate().map(slotted).collect();
-        order.sort_by_key(|(shard, ..)| *shard); // stable, so in their order
+        let mut turns: Vec<Turn> = writes.iter().enumerate().map(turn).collect();
+        turns.sort_unstable_by_key(|turn| (turn.shard, turn.at));
         let mut taken: Vec<Result<Taken, Refusal>> = writes.iter().map(|_| Ok(Taken::default())).collect();
-        let mut marked = false;
-        let mut groups: Vec<&[(usize, Slot, usize)]> = order.chunk_by(|(one, ..), (other, ..)| one == other).collect();
+        let mut groups: Vec<&[Turn]> = turns.chunk_by(|one, other| one.shard == other.shard).collect();
         // Whoever came first goes first: where little is left to be had, no shard's guilds get it more often.
-        groups.sort_by_key(|group| group.first().map(|(.., at)| *at));
+        groups.sort_unstable_by_key(|group| group.first().map(|turn| turn.at));
         let mut groups = VecDeque::from(groups);
-        let mut busy = 0;
+        let (mut marked, mut busy) = (false, 0);
         while let Some(group) = groups.pop_front() {
-            let Some(shard) = group.first().map(|(shard, ..)| &ctx.shards[*shard]) else { continue };
+            let Some(shard) = group.first().map(|turn| &ctx.shards[turn.shard]) else { continue };
             // Whoever holds a shard is soon done; meanwhile the others are.
             let locked = if busy > groups.len() { Some(shard.lock()) } else { shard.try_lock() };
             let Some(mut shard) = locked else {
@@ -111,28 +140,35 @@ impl Engine {
                 continue;
             };
             busy = 0;
-            for (_, slot, at) in group {
-                taken[*at] = door.take(&mut shard, *slot, &writes[*at]);
-                marked |= taken[*at].as_ref().is_ok_and(|taken| taken.marked);
+            let named = shard.warm(group.iter().map(|turn| {
+                let (guild, call) = writes[turn.at].names();
+                (turn.slot, guild, call)
+            }));
+            for (turn, named) in group.iter().zip(named) {
+                let result = door.take(&mut shard, named, &writes[turn.at]);
+                marked |= result.as_ref().is_ok_and(|taken| taken.marked);
+                taken[turn.at] = result;
             }
         }
         if marked {
             ctx.wake.notify_one();
         }
-        taken.into_iter().zip(writes).map(|(taken, write)| self.answer(taken, write.wants_credential())).collect()
+        taken.into_iter().zip(writes).map(|(taken, write)| self.answer(taken, write.wants_credential()))
     }
 
     /// The answer, with a credential for that session.
     fn answer(&self, taken: Result<Taken, Refusal>, to: Option<&SessionId>) -> Result<CallAnswer, Refusal> {
-        let Taken { mut answer, seat, .. } = taken.inspect_err(|refusal| {
+        let Taken { told, ignored, .. } = taken.inspect_err(|refusal| {
             if *refusal != Refusal::NotOwner {
                 self.ctx.metrics.shed.inc();
             }
         })?;
-        if let (Some((idx, room, epoch)), Some(session)) = (seat, to) {
-            answer.token = self.ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), session, &room, epoch));
-        }
-        Ok(answer)
+        let Some(told) = told else { return Ok(CallAnswer { ignored, ..CallAnswer::default() }) };
+        let Told { epoch, phase, endpoint, seat } = *told;
+        let token = seat.zip(to).and_then(|((idx, room, epoch), session)| {
+            self.ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), session, &room, epoch))
+        });
+        Ok(CallAnswer { epoch: Some(epoch), phase: Some(phase), endpoint, token, ignored })
     }
 }
 
@@ -140,9 +176,13 @@ impl Engine {
 
 impl Write {
     fn guild(&self) -> &GuildId {
+        self.names().0
+    }
+
+    fn names(&self) -> (&GuildId, &CallId) {
         match self {
-            Self::Join { join, .. } => &join.guild,
-            Self::Leave(leave) => &leave.guild,
+            Self::Join { join, .. } => (&join.guild, &join.call),
+            Self::Leave(leave) => (&leave.guild, &leave.call),
         }
     }
 
@@ -162,29 +202,22 @@ impl<'a> Door<'a> {
         Self { ctx, limits, now }
     }
 
-    fn take(&self, shard: &mut Shard, slot: Slot, write: &Write) -> Result<Taken, Refusal> {
+    fn take(&self, shard: &mut Shard, named: Named, write: &Write) -> Result<Taken, Refusal> {
         match write {
-            Write::Join { join, .. } => self.join(shard, slot, join),
-            Write::Leave(leave) => self.leave(shard, slot, leave).map(|_| Taken::default()),
+            Write::Join { join, credential } => self.join(shard, named, join, *credential),
+            Write::Leave(leave) => self.leave(shard, named.slot(), leave).map(|_| Taken::default()),
         }
     }
 
-    fn join(&self, shard: &mut Shard, slot: Slot, join: &Join) -> Result<Taken, Refusal> {
-        if shard.term(slot).is_none() {
+    fn join(&self, shard: &mut Shard, named: Named, join: &Join, credential: bool) -> Result<Taken, Refusal> {
+        if shard.term(named.slot()).is_none() {
             return Err(Refusal::NotOwner);
         }
         let admit = |guild: &GuildId, adds| self.admit(guild, adds);
         let too_many = |what, limit| self.too_many(join.kind.into(), what, limit);
-        let joined = shard.join(slot, join, &self.limits, self.now, admit, too_many)?;
-        let (epoch, phase) = joined.announced.unzip();
-        let ignored = joined.seq == SeqCheck::Old;
-        let mut taken = Taken { marked: joined.marked, ..Taken::default() };
-        taken.answer = CallAnswer { epoch, phase, ignored, ..CallAnswer::default() };
-        if let Some((idx, room, endpoint, epoch)) = joined.at {
-            taken.answer.endpoint = Some(endpoint);
-            taken.seat = Some((idx, room, epoch));
-        }
-        Ok(taken)
+        let joined = shard.join(named, join, &self.limits, self.now, admit, too_many)?;
+        let told = joined.key.and_then(|key| told(shard.get(key)?, credential)).map(Box::new);
+        Ok(Taken { told, ignored: joined.seq == SeqCheck::Old, marked: joined.marked })
     }
 
     fn leave(&self, shard: &mut Shard, slot: Slot, leave: &Leave) -> Result<Left, Refusal> {
@@ -217,4 +250,16 @@ impl<'a> Door<'a> {
     fn draw(&self) -> f64 {
         self.ctx.with_rng(|rng| rng.random())
     }
+}
+
+/// What gateways were told last of this call; with what a credential is made from, if one is wanted.
+fn told(call: &Call, credential: bool) -> Option<Told> {
+    let (epoch, phase) = call.placement.announced()?;
+    let seated = call.placement.seated();
+    Some(Told {
+        epoch,
+        phase,
+        endpoint: seated.map(|(.., seat)| seat.endpoint(&call.guild, &call.id)),
+        seat: seated.filter(|_| credential).map(|(sfu, epoch, seat)| (sfu, seat.room(&call.guild, &call.id), epoch)),
+    })
 }

@@ -61,6 +61,13 @@ impl Call {
         }
     }
 
+    /// Reads some of every part of it, so that it is at hand.
+    pub(super) fn touch(&self) -> u8 {
+        let placed = u8::from(self.placement.is_placed());
+        let waits = u8::from(self.awaiting_since.is_some()) ^ u8::from(matches!(self.place, Place::Clean));
+        placed ^ waits ^ self.guild.as_bytes()[0] ^ self.id.as_bytes()[0] ^ u8::from(self.participants.is_empty())
+    }
+
     /// Whether anyone is in the call.
     #[must_use]
     pub fn is_live(&self) -> bool {
@@ -103,18 +110,18 @@ impl Call {
 
     /// Puts the session into the call, or moves it to another gateway; says from which. `None` as `seq`
     /// counts as the one after the last. The last write again, by the gateway that made it
-    /// (`same_gateway`), changes nothing but under which of its numbers the session stands.
+    /// (by any of `its` numbers), changes nothing but under which of them the session stands.
     pub(super) fn put(
         &mut self,
         session: &SessionId,
         gateway: GatewayIdx,
-        same_gateway: bool,
+        its: &[GatewayIdx],
         seq: Option<u64>,
     ) -> (SeqCheck, Option<GatewayIdx>) {
         let (mut check, mut from) = (SeqCheck::New, None);
         self.participants.update(session, |before| {
             let seq = match (before, seq) {
-                (Some((_, last)), Some(seq)) if seq == last && same_gateway => {
+                (Some((on, last)), Some(seq)) if seq == last && its.contains(&on) => {
                     check = SeqCheck::Old;
                     seq
                 }
@@ -131,17 +138,13 @@ impl Call {
         });
         (check, from)
     }
+}
 
-    /// Takes the session out of the call; says on which gateway it was. A leave that is older than the
-    /// session's last write is ignored; one for the same `seq` is not (a leave follows its join). Without
-    /// a `seq`, only the gateway that holds the session (`same_gateway`) is believed: it may have moved.
-    pub(super) fn remove(&mut self, session: &SessionId, same_gateway: bool, seq: Option<u64>) -> Option<GatewayIdx> {
-        let (on, last) = self.participants.get(session)?;
-        let stale = seq.map_or(!same_gateway, |seq| seq < last);
-        if stale {
-            return None;
-        }
-        self.participants.remove(session);
-        Some(on)
-    }
+/// On which gateway a session was that leaves now; `present` is what is kept of it. A leave that is older than
+/// the session's last write is ignored; one for the same `seq` is not (a leave follows its join). Without a `seq`,
+/// only the gateway that holds the session (`same_gateway`) is believed: it may have moved.
+pub(super) fn left(present: Option<(GatewayIdx, u64)>, same_gateway: bool, seq: Option<u64>) -> Option<GatewayIdx> {
+    let (on, last) = present?;
+    let stale = seq.map_or(!same_gateway, |seq| seq < last);
+    (!stale).then_some(on)
 }

@@ -7,8 +7,7 @@
 //! under that one, and what it has not told again by the end still stands under the old ones. So no
 //! session carries a mark or a timer of its own, and what is out of date is an index of calls.
 
-use std::collections::HashMap;
-
+use foldhash::HashMap;
 use sfu_api::GatewayId;
 use slab::Slab;
 use smallvec::SmallVec;
@@ -57,12 +56,15 @@ impl Gateways {
         self.id(idx) == Some(id)
     }
 
-    /// The number for what the gateway tells now. One that enters no call has to be left at once.
-    pub(super) fn number(&mut self, id: &GatewayId) -> GatewayIdx {
-        if let Some(idx) = self.by_id.get(id).and_then(|all| all.last()) {
-            return *idx;
+    /// The gateway's numbers, and the one for what it tells now. One that enters no call has to be left at once.
+    pub(super) fn numbers(&mut self, id: &GatewayId) -> (SmallVec<[GatewayIdx; 1]>, GatewayIdx) {
+        if let Some(all) = self.by_id.get(id)
+            && let Some(last) = all.last()
+        {
+            return (SmallVec::from_slice(all), *last);
         }
-        self.add(id.clone())
+        let new = self.add(id.clone());
+        (SmallVec::from_buf([new]), new)
     }
 
     fn add(&mut self, id: GatewayId) -> GatewayIdx {

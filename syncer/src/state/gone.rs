@@ -4,9 +4,11 @@
 //! in the call, its entry tells old from new; afterwards this does, for longer than any write can be
 //! under way.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+use hashbrown::{Equivalent, HashMap};
 use sfu_api::{CallId, GuildId, SessionId};
 use tokio::time::Instant;
 
@@ -18,10 +20,14 @@ pub const REMEMBERED_MAX: usize = 12_000;
 
 type Who = (GuildId, CallId, SessionId);
 
+/// Asks for a [`Who`] without making one.
+#[derive(Hash)]
+struct Asked<'a>(&'a GuildId, &'a CallId, &'a SessionId);
+
 /// The leaves of the last minute.
 #[derive(Debug, Default)]
 pub struct Gone {
-    last: HashMap<Who, (u64, Instant)>,
+    last: HashMap<Who, (u64, Instant), RandomState>,
     order: VecDeque<(Instant, Who)>,
 }
 
@@ -39,15 +45,15 @@ impl Gone {
                 self.last.remove(&oldest);
             }
         }
-        let highest = self.last.get(&who).map_or(seq, |(last, _)| seq.max(*last));
-        self.last.insert(who.clone(), (highest, now));
+        let (highest, noted) = self.last.entry(who.clone()).or_insert((seq, now));
+        (*highest, *noted) = (seq.max(*highest), now);
         self.order.push_back((now, who));
     }
 
     /// Whether a join with this `seq` is older than the session's leave.
     #[must_use]
-    pub fn is_late(&self, who: &Who, seq: u64) -> bool {
-        self.last.get(who).is_some_and(|(left, _)| seq <= *left)
+    pub fn is_late(&self, guild: &GuildId, call: &CallId, session: &SessionId, seq: u64) -> bool {
+        self.last.get(&Asked(guild, call, session)).is_some_and(|(left, _)| seq <= *left)
     }
 
     /// How many are remembered.
@@ -60,6 +66,14 @@ impl Gone {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.order.is_empty()
+    }
+}
+
+// === impl Asked ===
+
+impl Equivalent<Who> for Asked<'_> {
+    fn equivalent(&self, (guild, call, session): &Who) -> bool {
+        self.0 == guild && self.1 == call && self.2 == session
     }
 }
 
@@ -79,9 +93,15 @@ mod tests {
             gone.note(who(n), 5, t);
         }
         assert_eq!(gone.len(), REMEMBERED_MAX);
-        assert!(!gone.is_late(&who(0), 1), "the oldest went first");
-        assert!(gone.is_late(&who(500), 5) && !gone.is_late(&who(500), 6));
+        let late = |gone: &Gone, n: usize, seq: u64| {
+            let (guild, call, session) = who(n);
+            gone.is_late(&guild, &call, &session, seq)
+        };
+        assert!(!late(&gone, 0, 1), "the oldest went first");
+        assert!(late(&gone, 500, 5) && !late(&gone, 500, 6));
         gone.note(who(0), 7, t + REMEMBERED_FOR);
-        assert_eq!((gone.len(), gone.is_late(&who(0), 7), gone.is_late(&who(500), 5)), (1, true, false));
+        assert_eq!((gone.len(), late(&gone, 0, 7), late(&gone, 500, 5)), (1, true, false));
+        gone.note(who(0), 3, t + REMEMBERED_FOR);
+        assert!(late(&gone, 0, 7), "an older leave that came late takes nothing back");
     }
 }

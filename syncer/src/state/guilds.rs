@@ -4,10 +4,11 @@
 //! With half a million guilds their names would be most of a table. So finding a call reads a word of a small
 //! table and then the call, whatever else its guild has.
 
-use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::hash::{BuildHasher as _, Hash};
 
+use foldhash::quality::RandomState;
 use hashbrown::HashTable;
-use sfu_api::{CallId, GuildId};
+use sfu_api::{CallId, GuildId, Slot};
 use slab::Slab;
 use smallvec::SmallVec;
 
@@ -30,7 +31,15 @@ pub(super) struct Guilds {
 
 /// Half of a hash: enough to tell one in billions, and half as much to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark(u32);
+pub(super) struct Mark(u32);
+
+/// A call's name as its shard looks for it. Of use there alone, since every shard hashes by a seed of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Named {
+    slot: Slot,
+    pub(super) call: Mark,
+    pub(super) guild: Mark,
+}
 
 // === impl Mark ===
 
@@ -42,16 +51,25 @@ impl Mark {
     }
 }
 
+// === impl Named ===
+
+impl Named {
+    /// The slot of the call's guild.
+    #[must_use]
+    pub const fn slot(&self) -> Slot {
+        self.slot
+    }
+}
+
 // === impl Guilds ===
 
 impl Guilds {
-    fn mark(&self, name: impl Hash) -> Mark {
+    pub(super) fn mark(&self, name: impl Hash) -> Mark {
         Mark((self.hasher.hash_one(name) >> 32) as u32) // truncates nothing: half is left
     }
 
     /// The number of a call.
-    pub(super) fn find(&self, calls: &Calls, guild: &GuildId, id: &CallId) -> Option<u32> {
-        let mark = self.mark((guild, id));
+    pub(super) fn find(&self, calls: &Calls, mark: Mark, guild: &GuildId, id: &CallId) -> Option<u32> {
         let is_it = |(kept, number): &(Mark, u32)| {
             *kept == mark && {
                 let call = of(calls, *number);
@@ -61,17 +79,27 @@ impl Guilds {
         self.names.find(mark.spread(), is_it).map(|(_, number)| *number)
     }
 
+    /// The number of what is probably the call, or else of what is probably a call of its guild: by their hashes
+    /// alone.
+    pub(super) fn likely(&self, Named { call, guild, .. }: Named) -> Option<u32> {
+        let found = self.names.find(call.spread(), |(kept, _)| *kept == call).map(|(_, number)| *number);
+        found.or_else(|| self.guilds.find(guild.spread(), |(kept, _)| *kept == guild)?.1.first().copied())
+    }
+
+    /// What the call is found by.
+    pub(super) fn named(&self, slot: Slot, guild: &GuildId, id: &CallId) -> Named {
+        Named { slot, call: self.mark((guild, id)), guild: self.mark(guild) }
+    }
+
     /// The calls of a guild.
-    pub(super) fn of(&self, calls: &Calls, guild: &GuildId) -> &[u32] {
-        let mark = self.mark(guild);
+    pub(super) fn of(&self, calls: &Calls, mark: Mark, guild: &GuildId) -> &[u32] {
         let found = self.guilds.find(mark.spread(), |entry| is_of(calls, entry, mark, guild));
         found.map_or(&[], |(_, numbers)| numbers.as_slice())
     }
 
     /// Takes in a call that is in `calls` by now.
-    pub(super) fn insert(&mut self, calls: &Calls, number: u32) {
-        let call = of(calls, number);
-        let (name, guild) = (self.mark((&call.guild, &call.id)), self.mark(&call.guild));
+    pub(super) fn insert(&mut self, calls: &Calls, named: Named, number: u32) {
+        let (call, Named { call: name, guild, .. }) = (of(calls, number), named);
         self.names.insert_unique(name.spread(), (name, number), |(kept, _)| kept.spread());
         let is_its = |entry: &(Mark, Numbers)| is_of(calls, entry, guild, &call.guild);
         let entry = self.guilds.entry(guild.spread(), is_its, |(kept, _)| kept.spread());
@@ -81,7 +109,7 @@ impl Guilds {
     /// Lets go of a call that is still in `calls`.
     pub(super) fn remove(&mut self, calls: &Calls, number: u32) {
         let call = of(calls, number);
-        let (name, guild) = (self.mark((&call.guild, &call.id)), self.mark(&call.guild));
+        let Named { call: name, guild, .. } = self.named(call.slot, &call.guild, &call.id);
         if let Ok(named) = self.names.find_entry(name.spread(), |(_, named)| *named == number) {
             named.remove();
         }

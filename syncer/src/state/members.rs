@@ -7,8 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use sfu_api::SessionId;
-use smallvec::SmallVec;
+use sfu_api::{ID_BYTES_MAX, SessionId};
 
 use super::GatewayIdx;
 
@@ -22,8 +21,6 @@ const FEW_AGAIN: usize = FEW_MAX / 2;
 const HEX: u8 = 0x80;
 /// In place of the value of what is no lower-case hexadecimal digit: greater than all, and so with any of them.
 const NO_DIGIT: u8 = 16;
-/// Bytes of a packed id that is kept in place: UUIDs, and twice as many digits.
-const ID_BYTES: usize = 40;
 /// Bytes of the longest gateway and `seq`, seven bits in each.
 const TAIL_BYTES_MAX: usize = 5 + 10;
 
@@ -33,7 +30,7 @@ pub struct Members(Kept);
 
 #[derive(Clone, Debug)]
 enum Kept {
-    /// For each: kind and length of the session's id, the id, gateway, `seq`; see [`push`].
+    /// How many, if any; then for each: kind and length of the session's id, the id, gateway, `seq`.
     Few(Box<[u8]>),
     Many(Box<Many>),
 }
@@ -57,6 +54,12 @@ struct Record<'a> {
     to: usize,
 }
 
+/// A few bytes that were put together.
+struct Packed<const MAX: usize> {
+    bytes: [u8; MAX],
+    len: usize,
+}
+
 /// Walks over packed sessions.
 struct Records<'a> {
     bytes: &'a [u8],
@@ -75,7 +78,7 @@ impl Members {
     #[must_use]
     pub fn len(&self) -> usize {
         match &self.0 {
-            Kept::Few(bytes) => records(bytes).count(),
+            Kept::Few(bytes) => usize::from(count(bytes)),
             Kept::Many(many) => many.sessions.len(),
         }
     }
@@ -93,8 +96,16 @@ impl Members {
     #[must_use]
     pub fn get(&self, session: &SessionId) -> Option<(GatewayIdx, u64)> {
         match &self.0 {
-            Kept::Few(bytes) => find(bytes, &pack(session)).map(|r| (r.gateway, r.seq)),
+            Kept::Few(bytes) => find(bytes, pack(session).as_bytes()).map(|r| (r.gateway, r.seq)),
             Kept::Many(many) => many.sessions.get(session).copied(),
+        }
+    }
+
+    /// Reads where the sessions begin and end, so that they are at hand.
+    pub(super) fn touch(&self) -> u8 {
+        match &self.0 {
+            Kept::Few(bytes) => bytes.first().copied().unwrap_or(0) ^ bytes.last().copied().unwrap_or(0),
+            Kept::Many(_) => 0,
         }
     }
 
@@ -140,20 +151,21 @@ impl Members {
         match &mut self.0 {
             Kept::Few(bytes) => {
                 let id = pack(session);
-                let known = find(bytes, &id).map(|r| ((r.gateway, r.seq), r.tail..r.to));
+                let known = find(bytes, id.as_bytes()).map(|r| ((r.gateway, r.seq), r.tail..r.to));
                 let Some((gateway, seq)) = change(known.as_ref().map(|(kept, _)| *kept)) else { return };
                 let (tail, known) = (tail(gateway, seq), known.map(|(_, at)| at));
+                let tail = tail.as_bytes();
                 if let Some(kept) = known.clone().and_then(|at| bytes.get_mut(at)).filter(|k| k.len() == tail.len()) {
-                    kept.copy_from_slice(&tail);
+                    kept.copy_from_slice(tail);
                     return;
                 }
                 let mut grown = std::mem::take(bytes).into_vec();
                 match known {
-                    Some(at) => drop(grown.splice(at, tail)),
-                    None => push(&mut grown, &id, &tail),
+                    Some(at) => drop(grown.splice(at, tail.iter().copied())),
+                    None => push(&mut grown, id.as_bytes(), tail),
                 }
                 *bytes = grown.into_boxed_slice();
-                if records(bytes).count() > FEW_MAX {
+                if usize::from(count(bytes)) > FEW_MAX {
                     let mut many = Many::default();
                     for r in records(bytes) {
                         many.put(&r.id(), r.gateway, r.seq);
@@ -173,9 +185,13 @@ impl Members {
     pub(super) fn remove(&mut self, session: &SessionId) {
         match &mut self.0 {
             Kept::Few(bytes) => {
-                let Some((from, to)) = find(bytes, &pack(session)).map(|r| (r.from, r.to)) else { return };
+                let Some((from, to)) = find(bytes, pack(session).as_bytes()).map(|r| (r.from, r.to)) else { return };
                 let mut left = std::mem::take(bytes).into_vec();
                 left.drain(from..to);
+                match left.first_mut() {
+                    Some(count) if *count > 1 => *count -= 1,
+                    _ => left.clear(),
+                }
                 *bytes = left.into_boxed_slice();
             }
             Kept::Many(many) => {
@@ -185,7 +201,7 @@ impl Members {
                 if many.sessions.len() <= FEW_AGAIN {
                     let mut bytes = Vec::new();
                     for (session, (gateway, seq)) in &many.sessions {
-                        push(&mut bytes, &pack(session), &tail(*gateway, *seq));
+                        push(&mut bytes, pack(session).as_bytes(), tail(*gateway, *seq).as_bytes());
                     }
                     self.0 = Kept::Few(bytes.into_boxed_slice());
                 }
@@ -247,8 +263,37 @@ impl Record<'_> {
     }
 }
 
+// === impl Packed ===
+
+impl<const MAX: usize> Packed<MAX> {
+    const fn new() -> Self {
+        Self { bytes: [0; MAX], len: 0 }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+
+    /// Seven bits in a byte, the lowest first; all bytes but the last have the eighth bit set.
+    fn put_number(&mut self, mut n: u64) {
+        loop {
+            let more = n > 0x7f;
+            self.bytes[self.len] = n.to_le_bytes()[0] & 0x7f | u8::from(more) << 7;
+            self.len += 1;
+            n >>= 7;
+            if !more {
+                return;
+            }
+        }
+    }
+}
+
+fn count(bytes: &[u8]) -> u8 {
+    bytes.first().copied().unwrap_or(0)
+}
+
 fn records(bytes: &[u8]) -> Records<'_> {
-    Records { bytes, at: 0 }
+    Records { bytes, at: 1 }
 }
 
 /// The record of a packed id: what can be packed in half is, so no id has two forms.
@@ -257,34 +302,41 @@ fn find<'a>(bytes: &'a [u8], id: &[u8]) -> Option<Record<'a>> {
 }
 
 /// A session's id as records begin with it: kind and length, and the id.
-fn pack(session: &SessionId) -> SmallVec<[u8; ID_BYTES]> {
+fn pack(session: &SessionId) -> Packed<{ 1 + ID_BYTES_MAX }> {
     let text = session.as_bytes();
     let head = u8::try_from(text.len() - 1).expect("an id has 1 to 128 bytes");
     let (pairs, odd) = text.as_chunks::<2>();
-    let mut bytes = SmallVec::new();
+    let mut packed = Packed::<{ 1 + ID_BYTES_MAX }>::new();
+    let [first, rest @ ..] = &mut packed.bytes;
     if odd.is_empty() {
         let mut all = 0;
-        bytes.push(HEX | head);
-        bytes.extend(pairs.iter().map(|[high, low]| {
+        for (byte, [high, low]) in rest.iter_mut().zip(pairs) {
             let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
             all |= high | low;
-            high << 4 | low
-        }));
-        if all < NO_DIGIT {
-            return bytes;
+            *byte = high << 4 | low;
         }
-        bytes.clear();
+        if all < NO_DIGIT {
+            *first = HEX | head;
+            packed.len = 1 + pairs.len();
+            return packed;
+        }
     }
-    bytes.push(head);
-    bytes.extend_from_slice(text);
-    bytes
+    *first = head;
+    for (byte, of_text) in rest.iter_mut().zip(text) {
+        *byte = *of_text;
+    }
+    packed.len = 1 + text.len();
+    packed
 }
 
 /// Adds a record.
 fn push(bytes: &mut Vec<u8>, id: &[u8], tail: &[u8]) {
-    bytes.reserve_exact(id.len() + tail.len());
+    let known = bytes.len().max(1);
+    bytes.reserve_exact(known - bytes.len() + id.len() + tail.len());
+    bytes.resize(known, 0); // the count, if it is the first
     bytes.extend_from_slice(id);
     bytes.extend_from_slice(tail);
+    bytes[0] += 1;
 }
 
 /// The values of hexadecimal digits.
@@ -298,23 +350,18 @@ const VALUES: [u8; 256] = {
     values
 };
 
-fn tail(gateway: GatewayIdx, seq: u64) -> SmallVec<[u8; TAIL_BYTES_MAX]> {
-    let mut bytes = SmallVec::new();
-    put_number(&mut bytes, u64::from(gateway.0));
-    put_number(&mut bytes, seq);
-    bytes
-}
-
-/// Seven bits in a byte, the lowest first; all bytes but the last have the eighth bit set.
-fn put_number(bytes: &mut SmallVec<[u8; TAIL_BYTES_MAX]>, mut n: u64) {
-    while n > 0x7f {
-        bytes.push(n.to_le_bytes()[0] | 0x80);
-        n >>= 7;
-    }
-    bytes.push(n.to_le_bytes()[0]);
+fn tail(gateway: GatewayIdx, seq: u64) -> Packed<TAIL_BYTES_MAX> {
+    let mut tail = Packed::new();
+    tail.put_number(u64::from(gateway.0));
+    tail.put_number(seq);
+    tail
 }
 
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let (first, rest) = bytes.split_first()?;
+    if *first < 0x80 {
+        return Some((u64::from(*first), rest)); // almost all are small
+    }
     let last = bytes.iter().position(|byte| byte & 0x80 == 0)?;
     let (digits, rest) = bytes.split_at_checked(last + 1)?;
     Some((digits.iter().rev().fold(0, |n, byte| n << 7 | u64::from(byte & 0x7f)), rest))
@@ -376,6 +423,6 @@ mod tests {
             members.update(&session, |_| Some((GatewayIdx(0), 1)));
         }
         let Kept::Few(bytes) = &members.0 else { panic!("three are few") };
-        assert_eq!((bytes.len(), size_of::<Members>()), (3 * (1 + 16 + 1 + 1), 16));
+        assert_eq!((bytes.len(), size_of::<Members>()), (1 + 3 * (1 + 16 + 1 + 1), 16));
     }
 }

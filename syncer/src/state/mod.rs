@@ -31,6 +31,6 @@ pub use self::members::Members;
 pub use self::placement::{Cause, Last, Move, Placement, Reserved, SfuIdx};
 pub use self::seat::Seat;
 pub use self::shard::{
-    Adds, CallKey, Committed, Decision, Demand, Expired, How, Join, Joined, Leave, Left, Limits, Loss, Moved, News,
-    NewsPage, Next, PlaceWork, Placer, Release, Shard, ShardCounts, Terms, Why,
+    Adds, CallKey, Committed, Decision, Demand, Expired, How, Join, Joined, Leave, Left, Limits, Loss, Moved, Named,
+    News, NewsPage, Next, PlaceWork, Placer, Release, Shard, ShardCounts, Terms, Why,
 };

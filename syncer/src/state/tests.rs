@@ -55,9 +55,18 @@ fn join(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Result<Joined
 }
 
 fn join_from(shard: &mut Shard, call: u8, session: u8, gateway: &str, now: Instant) -> Result<Joined, String> {
-    let admit = |_: &GuildId, _| Ok(());
-    let join = Join { gateway: GatewayId::new(gateway).expect("valid"), ..join_of(call, session, None) };
-    shard.join(slot(), &join, &LIMITS, now, admit, |what, limit| format!("{what} {limit}"))
+    take(
+        shard,
+        &Join { gateway: GatewayId::new(gateway).expect("valid"), ..join_of(call, session, None) },
+        &LIMITS,
+        now,
+    )
+}
+
+/// Joins where everybody is admitted.
+fn take(shard: &mut Shard, join: &Join, limits: &Limits, now: Instant) -> Result<Joined, String> {
+    let named = shard.named(slot(), &join.guild, &join.call);
+    shard.join(named, join, limits, now, |_, _| Ok(()), |what, limit| format!("{what} {limit}"))
 }
 
 fn leave_of(join: Join, seq: Option<u64>) -> Leave {
@@ -292,7 +301,8 @@ fn an_empty_call_keeps_its_place_for_the_grace_and_is_released_after_it() {
     shard.tick(t + Duration::from_secs(4), 10, &mut releases);
     assert!(releases.is_empty());
     let again = join(&mut shard, 0, 1, t + Duration::from_secs(4)).expect("joins");
-    assert_eq!(again.at.map(|(.., e)| e), Some(epoch), "found where it was");
+    let found = again.key.and_then(|key| shard.get(key)?.placement.epoch());
+    assert_eq!(found, Some(epoch), "found where it was");
     leave(&mut shard, 0, 1, t + Duration::from_secs(5));
     shard.tick(t + Duration::from_secs(10), 10, &mut releases);
     assert_eq!(releases.len(), 1);
@@ -303,19 +313,17 @@ fn an_empty_call_keeps_its_place_for_the_grace_and_is_released_after_it() {
 fn late_and_repeated_writes_change_nothing() {
     let t = Instant::now();
     let mut shard = shard();
-    let ok = |_: &GuildId, _| Ok::<(), String>(());
-    let too_many = |what: &str, _| what.to_owned();
     let seq = |n| join_of(0, 0, Some(n));
-    assert_eq!(shard.join(slot(), &seq(5), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
-    assert_eq!(shard.join(slot(), &seq(5), &LIMITS, t, ok, too_many).expect("repeats").seq, SeqCheck::Old);
-    assert_eq!(shard.join(slot(), &seq(4), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
+    assert_eq!(take(&mut shard, &seq(5), &LIMITS, t).expect("joins").seq, SeqCheck::New);
+    assert_eq!(take(&mut shard, &seq(5), &LIMITS, t).expect("repeats").seq, SeqCheck::Old);
+    assert_eq!(take(&mut shard, &seq(4), &LIMITS, t).expect("late").seq, SeqCheck::Old);
     let leave = |seq| leave_of(join_of(0, 0, None), seq);
     assert_eq!(shard.leave(&leave(Some(4)), &LIMITS, t), Left::Nothing);
     // What arrives after the leave that followed it brings nobody back.
     assert_eq!(shard.leave(&leave(Some(6)), &LIMITS, t), Left::Removed);
-    assert_eq!(shard.join(slot(), &seq(5), &LIMITS, t, ok, too_many).expect("late").seq, SeqCheck::Old);
+    assert_eq!(take(&mut shard, &seq(5), &LIMITS, t).expect("late").seq, SeqCheck::Old);
     assert_eq!(shard.counts(), ShardCounts::default());
-    assert_eq!(shard.join(slot(), &seq(7), &LIMITS, t, ok, too_many).expect("joins").seq, SeqCheck::New);
+    assert_eq!(take(&mut shard, &seq(7), &LIMITS, t).expect("joins").seq, SeqCheck::New);
     // A gateway that the session has left is not believed, unless it can say which write it means.
     let elsewhere = GatewayId::new("elsewhere").expect("valid");
     let stale = Leave { gateway: elsewhere, ..leave(None) };
@@ -327,8 +335,9 @@ fn late_and_repeated_writes_change_nothing() {
 fn r08_a_refused_child_leaves_nothing_behind() {
     let t = Instant::now();
     let mut shard = shard();
-    let refused =
-        shard.join(slot(), &join_of(0, 0, None), &LIMITS, t, |_, _| Err("limited".to_owned()), |w, _| w.to_owned());
+    let first = join_of(0, 0, None);
+    let named = shard.named(slot(), &first.guild, &first.call);
+    let refused = shard.join(named, &first, &LIMITS, t, |_, _| Err("limited".to_owned()), |w, _| w.to_owned());
     assert_eq!(refused.err().as_deref(), Some("limited"));
     for call in 0..3 {
         join(&mut shard, call, 0, t).expect("three fit");

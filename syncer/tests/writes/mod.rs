@@ -73,7 +73,7 @@ async fn same(first: Vec<Write>, then: Vec<Write>) {
     let (together, alone) = (small(), small());
     for writes in [first, then] {
         let now = Instant::now();
-        let answers = together.engine.write(&writes, now);
+        let answers = together.engine.write(&writes, now).collect::<Vec<_>>();
         assert_eq!(answers.len(), writes.len());
         for (write, answer) in writes.iter().zip(answers) {
             assert_eq!(seen(answer, asks(write)), seen(one(&alone, write, now), asks(write)), "{write:?}");
@@ -124,7 +124,7 @@ async fn writers_that_meet_put_each_other_off_and_lose_nothing() {
                     },
                     credential: false,
                 });
-                let answers = engine.write(&joins.collect::<Vec<_>>(), Instant::now());
+                let answers = engine.write(&joins.collect::<Vec<_>>(), Instant::now()).collect::<Vec<_>>();
                 assert!(answers.iter().all(Result::is_ok), "{answers:?}");
             }
         });

@@ -59,7 +59,7 @@ enum Line {
     /// Its operation is the next of the writes; what comes back with the result.
     Ours(Option<String>),
     /// It is wrong, or not ours.
-    Refused(OperationResult),
+    Refused(Box<OperationResult>),
 }
 
 /// The client no longer reads.
@@ -157,7 +157,7 @@ impl Road {
     }
 
     fn refuse(&mut self, op: Option<String>, e: ApiError) {
-        self.gathered.lines.push(Line::Refused(OperationResult::failed(op, e)));
+        self.gathered.lines.push(Line::Refused(Box::new(OperationResult::failed(op, e))));
     }
 
     async fn line(&mut self, line: Bytes) -> Result<(), Gone> {
@@ -197,7 +197,7 @@ impl Road {
     /// Does what was gathered.
     pub(super) fn perform(&mut self) {
         let Gathered { lines, writes, bytes } = &mut self.gathered;
-        let mut done = self.app.engine.write(writes, Instant::now()).into_iter();
+        let mut done = self.app.engine.write(writes, Instant::now());
         for line in lines.drain(..) {
             match line {
                 Line::Refused(result) => result.write(&mut self.pending),
@@ -207,6 +207,7 @@ impl Road {
                 },
             }
         }
+        drop(done);
         writes.clear();
         *bytes = 0;
     }

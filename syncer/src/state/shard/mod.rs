@@ -27,6 +27,8 @@ use super::guilds::{Calls, Guilds};
 use super::invariants::{self, check_invariant};
 use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx};
 
+pub use super::guilds::Named;
+
 pub use self::absent::Expired;
 pub use self::moving::Moved;
 pub use self::people::{Adds, Join, Joined, Leave, Left};
@@ -193,7 +195,13 @@ impl Shard {
     /// The key of a call.
     #[must_use]
     pub fn find(&self, guild: &GuildId, call: &CallId) -> Option<CallKey> {
-        self.key(self.guilds.find(&self.calls, guild, call)?)
+        self.key(self.guilds.find(&self.calls, self.guilds.mark((guild, call)), guild, call)?)
+    }
+
+    /// A call's name as this shard looks for it.
+    #[must_use]
+    pub fn named(&self, slot: Slot, guild: &GuildId, call: &CallId) -> Named {
+        self.guilds.named(slot, guild, call)
     }
 
     pub(super) fn keys(&self) -> Vec<CallKey> {
@@ -215,10 +223,10 @@ impl Shard {
         })
     }
 
-    fn insert(&mut self, call: Call) -> CallKey {
+    fn insert(&mut self, named: Named, call: Call) -> CallKey {
         self.generation = self.generation.wrapping_add(1);
         let key = CallKey { index: index(self.calls.insert((self.generation, call))), generation: self.generation };
-        self.guilds.insert(&self.calls, key.index);
+        self.guilds.insert(&self.calls, named, key.index);
         self.counts.ending += 1; // a call begins empty
         key
     }

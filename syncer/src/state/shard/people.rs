@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::state::SeqCheck;
+use crate::state::call::left;
 
 /// A session joins a call, or repeats that it is in it.
 #[derive(Clone, Debug)]
@@ -32,14 +33,12 @@ pub enum Adds {
 }
 
 /// What a join did.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Joined {
+    /// The call, unless the write was late and the call is gone.
+    pub key: Option<CallKey>,
     /// Whether the write counted.
     pub seq: SeqCheck,
-    /// What gateways were told last.
-    pub announced: Option<(Epoch, u8)>,
-    /// The call's place, if it has one.
-    pub at: Option<(SfuIdx, RoomId, Arc<str>, Epoch)>,
     /// Whether the reconciler has something to do.
     pub marked: bool,
 }
@@ -69,6 +68,23 @@ pub enum Left {
 }
 
 impl Shard {
+    /// Reads what writes about these calls will read, and names them. Memory that is far away answers a row of
+    /// questions in little more than the time of one, unless one has to wait for the answer to another; and a join
+    /// asks several that do.
+    pub fn warm<'a>(&self, calls: impl Iterator<Item = (Slot, &'a GuildId, &'a CallId)>) -> Vec<Named> {
+        let named: Vec<Named> = calls.map(|(slot, guild, call)| self.named(slot, guild, call)).collect();
+        let numbers: SmallVec<[_; 32]> = named.iter().map(|named| self.guilds.likely(*named)).collect();
+        let mut read = 0;
+        for call in numbers.iter().filter_map(|number| self.numbered((*number)?)) {
+            read ^= call.touch();
+        }
+        for call in numbers.iter().filter_map(|number| self.numbered((*number)?)) {
+            read ^= call.participants.touch();
+        }
+        std::hint::black_box(read); // or nothing would be read at all
+        named
+    }
+
     /// Takes a join. `admit` is asked before a call is created: that is where the cost is (R8). It is asked
     /// before a session is added if `limits` say so, and never for a session that repeats itself.
     ///
@@ -77,7 +93,7 @@ impl Shard {
     /// What `admit` or `too_many(what, limit)` returns; nothing has changed then.
     pub fn join<E>(
         &mut self,
-        slot: Slot,
+        named: Named,
         join: &Join,
         limits: &Limits,
         now: Instant,
@@ -86,25 +102,22 @@ impl Shard {
     ) -> Result<Joined, E> {
         if let Some(seq) = join.seq
             && !self.gone.is_empty()
-            && self.gone.is_late(&(join.guild.clone(), join.call.clone(), join.session.clone()), seq)
+            && self.gone.is_late(&join.guild, &join.call, &join.session, seq)
         {
-            let call = self.find(&join.guild, &join.call).and_then(|key| self.get(key));
-            let (announced, at) = call.map_or((None, None), |c| (c.placement.announced(), at(c)));
-            return Ok(Joined { seq: SeqCheck::Old, announced, at, marked: false });
+            let key = self.find(&join.guild, &join.call);
+            return Ok(Joined { key, seq: SeqCheck::Old, marked: false });
         }
-        let found = self.find(&join.guild, &join.call);
-        self.let_in(found, join, limits, admit, too_many)?;
-        let key = found.unwrap_or_else(|| self.insert(Call::new(join, slot)));
-        let on = self.get(key).and_then(|call| call.participants.get(&join.session));
-        let same_gateway = on.is_some_and(|(on, _)| self.gateways.is_of(on, &join.gateway));
-        let gateway = self.gateways.number(&join.gateway);
+        let found = self.guilds.find(&self.calls, named.call, &join.guild, &join.call).and_then(|n| self.key(n));
+        self.let_in(found, named, join, limits, admit, too_many)?;
+        let key = found.unwrap_or_else(|| self.insert(named, Call::new(join, named.slot())));
+        let (its, gateway) = self.gateways.numbers(&join.gateway);
         let joined = self.edit(key, |call, dirty| {
-            let (check, from) = call.put(&join.session, gateway, same_gateway, join.seq);
+            let (check, from) = call.put(&join.session, gateway, &its, join.seq);
             let left = from.filter(|from| !call.participants.is_on(*from));
             // A late write may be the only one of its gateway.
             let on = check == SeqCheck::New || call.participants.is_on(gateway);
             let marked = wanted(key, call, dirty, now);
-            (Joined { seq: check, announced: call.placement.announced(), at: at(call), marked }, on, left)
+            (Joined { key: Some(key), seq: check, marked }, on, left)
         });
         let (joined, on, left) = joined.expect("the key was just found");
         if on {
@@ -122,13 +135,14 @@ impl Shard {
     fn let_in<E>(
         &self,
         found: Option<CallKey>,
+        named: Named,
         join: &Join,
         limits: &Limits,
         admit: impl FnOnce(&GuildId, Adds) -> Result<(), E>,
         too_many: impl FnOnce(&'static str, u64) -> E,
     ) -> Result<(), E> {
         let Some(call) = found.and_then(|key| self.get(key)) else {
-            if self.guilds.of(&self.calls, &join.guild).len() as u64 >= limits.calls_per_guild_max {
+            if self.guilds.of(&self.calls, named.guild, &join.guild).len() as u64 >= limits.calls_per_guild_max {
                 return Err(too_many("calls in the guild", limits.calls_per_guild_max));
             }
             return admit(&join.guild, Adds::Call(join.kind));
@@ -154,21 +168,23 @@ impl Shard {
         }
         let Some(key) = found else { return Left::Nothing };
         let same_gateway = present.is_some_and(|(on, _)| self.gateways.is_of(on, &leave.gateway));
-        let removed = self.edit(key, |call, dirty| {
-            let on = call.remove(&leave.session, same_gateway, leave.seq)?;
-            if !call.is_live() {
-                empty(key, call, dirty, limits, now);
+        let on = left(present, same_gateway, leave.seq);
+        if let Some(on) = on {
+            let still_on = self.edit(key, |call, dirty| {
+                call.participants.remove(&leave.session);
+                if !call.is_live() {
+                    empty(key, call, dirty, limits, now);
+                }
+                call.participants.is_on(on)
+            });
+            if still_on == Some(false) {
+                self.gateways.leave(on, key.index);
             }
-            Some((on, call.participants.is_on(on)))
-        });
-        let removed = removed.flatten();
-        if let Some((on, false)) = removed {
-            self.gateways.leave(on, key.index);
         }
         if self.get(key).is_some_and(|c| !c.is_live() && c.placement.sfu().is_none()) {
             self.forget(key);
         }
-        if removed.is_some() { Left::Removed } else { Left::Nothing }
+        if on.is_some() { Left::Removed } else { Left::Nothing }
     }
 }
 
@@ -205,9 +221,4 @@ pub(super) fn empty(key: CallKey, call: &mut Call, dirty: &mut Dirty, limits: &L
     } else if !matches!(call.place, Place::InFlight) {
         call.put_into(dirty, key, Place::Clean);
     }
-}
-
-fn at(call: &Call) -> Option<(SfuIdx, RoomId, Arc<str>, Epoch)> {
-    let (sfu, epoch, seat) = call.placement.seated()?;
-    Some((sfu, seat.room(&call.guild, &call.id), seat.endpoint(&call.guild, &call.id), epoch))
 }

@@ -1,11 +1,12 @@
 //! Which slots this syncer may serve.
 
-use sfu_api::{OwnerTerm, SLOTS, Slot};
+use foldhash::HashMap;
+use sfu_api::{OwnerTerm, Slot};
 
-/// The slots that this syncer owns and its term for each. Every write asks, so it is one read: 24 bytes for
-/// each slot there is.
+/// The slots that this syncer owns and its term for each. Every write asks, and whatever else is read meanwhile
+/// must leave it at hand: so it holds those of the shard and no more, some kilobytes.
 #[derive(Clone, Debug, Default)]
-pub struct Terms(Box<[Option<OwnerTerm>]>);
+pub struct Terms(HashMap<Slot, OwnerTerm>);
 
 // === impl Terms ===
 
@@ -13,16 +14,12 @@ impl Terms {
     /// Our term for `slot`, if we own it.
     #[must_use]
     pub fn of(&self, slot: Slot) -> Option<OwnerTerm> {
-        self.0.get(usize::from(slot.get())).copied().flatten()
+        self.0.get(&slot).copied()
     }
 }
 
 impl FromIterator<(Slot, OwnerTerm)> for Terms {
     fn from_iter<T: IntoIterator<Item = (Slot, OwnerTerm)>>(owned: T) -> Self {
-        let mut terms = vec![None; usize::from(SLOTS)];
-        for (slot, term) in owned {
-            terms[usize::from(slot.get())] = Some(term);
-        }
-        Self(terms.into())
+        Self(owned.into_iter().collect())
     }
 }

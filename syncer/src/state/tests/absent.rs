@@ -70,8 +70,7 @@ impl Pair {
         let before = self.model.sessions.get(&(c, s)).copied();
         let seq = before.map_or(1, |(_, _, last)| last + beyond);
         let join = Join { gateway: named(g), ..join_of(c, s, Some(seq)) };
-        let (ok, too_many) = (|_: &GuildId, _| Ok::<(), String>(()), |what: &str, _| what.to_owned());
-        let joined = self.shard.join(slot(), &join, &ALL, self.now, ok, too_many).expect("there is room");
+        let joined = take(&mut self.shard, &join, &ALL, self.now).expect("there is room");
         let newer = before.is_none_or(|(_, _, last)| seq > last);
         if before.is_some() {
             assert_eq!(joined.seq == SeqCheck::New, newer, "idempotent by (session, seq)");
@@ -206,8 +205,9 @@ fn r15_a_call_whose_gateway_vanished_is_found_where_it_was_within_the_grace() {
     let (_, epoch, _) = place(&mut pair.shard, 1, pair.now).expect("ready");
     pair.expire(0, None, 10);
     let join = Join { gateway: named(1), ..join_of(0, 0, None) };
-    let again = pair.shard.join(slot(), &join, &ALL, pair.now + ALL.empty_grace / 2, |_, _| Ok(()), |_, _| ());
-    assert_eq!(again.expect("joins").at.map(|(.., e)| e), Some(epoch), "attached again, not made again");
+    let again = take(&mut pair.shard, &join, &ALL, pair.now + ALL.empty_grace / 2);
+    let found = again.expect("joins").key.and_then(|key| pair.shard.get(key)?.placement.epoch());
+    assert_eq!(found, Some(epoch), "attached again, not made again");
 }
 
 #[test]

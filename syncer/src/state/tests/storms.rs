@@ -91,12 +91,10 @@ impl Storm {
     }
 
     fn join(&mut self, call: u8, session: u8) {
-        let (ok, too_many) = (|_: &GuildId, _| Ok::<(), String>(()), |what: &str, _| what.to_owned());
-        let join = join_of(call, session, None);
-        let key = (join.guild.clone(), join.call.clone());
-        let joined = self.shard.join(slot(), &join, &WIDE, self.now, ok, too_many).expect("there is room");
-        let told = self.told.entry(self.shard.find(&key.0, &key.1).expect("it was just joined")).or_default();
-        if let Some((epoch, phase)) = joined.announced
+        let joined = take(&mut self.shard, &join_of(call, session, None), &WIDE, self.now).expect("there is room");
+        let key = joined.key.expect("it was just joined");
+        let told = self.told.entry(key).or_default();
+        if let Some((epoch, phase)) = self.shard.get(key).and_then(|call| call.placement.announced())
             && told.last().is_none_or(|(e, p, _)| (*e, *p) < (epoch, phase))
         {
             told.push((epoch, phase, None));
@@ -380,8 +378,7 @@ proptest! {
             for session in 0..*sessions {
                 let id = CallId::new(format!("c{n}")).expect("valid");
                 let join = Join { call: id, kind, ..join_of(0, session, None) };
-                let (ok, too_many) = (|_: &GuildId, _| Ok::<(), String>(()), |what: &str, _| what.to_owned());
-                storm.shard.join(slot(), &join, &WIDE, storm.now, ok, too_many).expect("there is room");
+                take(&mut storm.shard, &join, &WIDE, storm.now).expect("there is room");
             }
             if *class == 0 {
                 // One that waits is placed, to be lost in the end and so to be a repair.
