@@ -3,6 +3,9 @@
 use std::fs;
 use std::process::Command;
 
+/// Clock ticks per second of `/proc/self/stat`; 100 on every Linux in use.
+const TICKS_PER_S: f64 = 100.0;
+
 /// Bytes of a page.
 const PAGE_BYTES: f64 = 4_096.0;
 
@@ -44,16 +47,13 @@ pub fn cpu_s() -> f64 {
     cpu_s_of("self")
 }
 
-/// CPU seconds that the threads of another process have used, by its id: to the nanosecond, where `/proc/PID/stat`
-/// counts hundredths of a second. Threads that have ended are not counted.
+/// CPU seconds another process has used, by its id.
 #[must_use]
 pub fn cpu_s_of(process: &str) -> f64 {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let used_ns = threads.filter_map(|thread| {
-        let used = fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        used.split_whitespace().next()?.parse::<f64>().ok()
-    });
-    used_ns.sum::<f64>() / 1e9
+    let stat = read(&format!("/proc/{process}/stat"));
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |n: usize| fields.get(n).and_then(|text| text.parse::<f64>().ok()).unwrap_or_default();
+    (ticks(11) + ticks(12)) / TICKS_PER_S // utime and stime, counted from behind the name
 }
 
 /// Resident memory now, bytes.

@@ -41,8 +41,8 @@ pub enum Write {
 /// What came of a write that was taken.
 #[derive(Debug, Default)]
 struct Taken {
-    /// What there is to say of the call; nothing as long as it awaits its first endpoint. Boxed, because in a
-    /// storm most do.
+    /// What there is to say of the call; nothing as long as it awaits its first endpoint, nor after a leave.
+    /// Boxed, because in a storm most have none.
     told: Option<Box<Told>>,
     /// The write was late or repeated.
     ignored: bool,
@@ -57,7 +57,7 @@ struct Told {
     phase: u8,
     endpoint: Option<Arc<str>>,
     /// What a credential is made from, if one is wanted.
-    seat: Option<(SfuIdx, RoomId, Epoch)>,
+    seat: Option<(SfuIdx, RoomId)>,
 }
 
 /// A write's turn among those that came together.
@@ -103,7 +103,11 @@ impl Engine {
     /// When another syncer owns the guild.
     pub fn leave(&self, leave: &Leave, now: Instant) -> Result<bool, Refusal> {
         let (door, slot) = (Door::new(&self.ctx, now), slot_of(&leave.guild));
-        let left = door.leave(&mut self.ctx.shard(slot).lock(), slot, leave)?;
+        let left = {
+            let mut shard = self.ctx.shard(slot).lock();
+            let named = shard.named(slot, &leave.guild, &leave.call);
+            door.leave(&mut shard, named, leave)?
+        };
         Ok(left == Left::Removed)
     }
 
@@ -165,7 +169,7 @@ impl Engine {
         })?;
         let Some(told) = told else { return Ok(CallAnswer { ignored, ..CallAnswer::default() }) };
         let Told { epoch, phase, endpoint, seat } = *told;
-        let token = seat.zip(to).and_then(|((idx, room, epoch), session)| {
+        let token = seat.zip(to).and_then(|((idx, room), session)| {
             self.ctx.catalogue.get(idx).and_then(|sfu| token(&*sfu.driver(), session, &room, epoch))
         });
         Ok(CallAnswer { epoch: Some(epoch), phase: Some(phase), endpoint, token, ignored })
@@ -205,7 +209,7 @@ impl<'a> Door<'a> {
     fn take(&self, shard: &mut Shard, named: Named, write: &Write) -> Result<Taken, Refusal> {
         match write {
             Write::Join { join, credential } => self.join(shard, named, join, *credential),
-            Write::Leave(leave) => self.leave(shard, named.slot(), leave).map(|_| Taken::default()),
+            Write::Leave(leave) => self.leave(shard, named, leave).map(|_| Taken::default()),
         }
     }
 
@@ -220,11 +224,11 @@ impl<'a> Door<'a> {
         Ok(Taken { told, ignored: joined.seq == SeqCheck::Old, marked: joined.marked })
     }
 
-    fn leave(&self, shard: &mut Shard, slot: Slot, leave: &Leave) -> Result<Left, Refusal> {
-        if shard.term(slot).is_none() {
+    fn leave(&self, shard: &mut Shard, named: Named, leave: &Leave) -> Result<Left, Refusal> {
+        if shard.term(named.slot()).is_none() {
             return Err(Refusal::NotOwner);
         }
-        Ok(shard.leave(leave, &self.limits, self.now))
+        Ok(shard.leave(named, leave, &self.limits, self.now))
     }
 
     fn admit(&self, guild: &GuildId, adds: Adds) -> Result<(), Refusal> {
@@ -260,6 +264,6 @@ fn told(call: &Call, credential: bool) -> Option<Told> {
         epoch,
         phase,
         endpoint: seated.map(|(.., seat)| seat.endpoint(&call.guild, &call.id)),
-        seat: seated.filter(|_| credential).map(|(sfu, epoch, seat)| (sfu, seat.room(&call.guild, &call.id), epoch)),
+        seat: seated.filter(|_| credential).map(|(sfu, _, seat)| (sfu, seat.room(&call.guild, &call.id))),
     })
 }

@@ -32,6 +32,17 @@ pub struct Call {
     pub(super) place: Place,
 }
 
+/// What putting a session into a call did.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Put {
+    /// Whether the write counted.
+    pub(super) seq: SeqCheck,
+    /// The number of its gateway under which it stood until now, if that was another.
+    pub(super) from: Option<GatewayIdx>,
+    /// It stood under this number before.
+    pub(super) stays: bool,
+}
+
 /// What a `seq` says of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeqCheck {
@@ -108,42 +119,48 @@ impl Call {
         }
     }
 
-    /// Puts the session into the call, or moves it to another gateway; says from which. `None` as `seq`
-    /// counts as the one after the last. The last write again, by the gateway that made it
-    /// (by any of `its` numbers), changes nothing but under which of them the session stands.
+    /// Puts the session into the call, or moves it to another gateway. `None` as `seq`
+    /// counts as the one after the last. The last write again, by the gateway that made it (`its` are all of its
+    /// numbers), changes nothing but under which of them the session stands.
     pub(super) fn put(
         &mut self,
         session: &SessionId,
         gateway: GatewayIdx,
         its: &[GatewayIdx],
         seq: Option<u64>,
-    ) -> (SeqCheck, Option<GatewayIdx>) {
-        let (mut check, mut from) = (SeqCheck::New, None);
+    ) -> Put {
+        let mut put = Put { seq: SeqCheck::New, from: None, stays: false };
         self.participants.update(session, |before| {
             let seq = match (before, seq) {
                 (Some((on, last)), Some(seq)) if seq == last && its.contains(&on) => {
-                    check = SeqCheck::Old;
+                    put.seq = SeqCheck::Old;
                     seq
                 }
                 (Some((_, last)), Some(seq)) if seq <= last => {
-                    check = SeqCheck::Old;
+                    put.seq = SeqCheck::Old;
                     return None;
                 }
                 (_, Some(seq)) => seq,
                 (Some((_, last)), None) => last.saturating_add(1),
                 (None, None) => 0,
             };
-            from = before.map(|(from, _)| from).filter(|from| *from != gateway);
+            let on = before.map(|(on, _)| on);
+            put.stays = on == Some(gateway);
+            put.from = on.filter(|on| *on != gateway);
             Some((gateway, seq))
         });
-        (check, from)
+        put
     }
 }
 
-/// On which gateway a session was that leaves now; `present` is what is kept of it. A leave that is older than
+/// From which gateway a session leaves that does so now; `present` is what is kept of it. A leave that is older than
 /// the session's last write is ignored; one for the same `seq` is not (a leave follows its join). Without a `seq`,
 /// only the gateway that holds the session (`same_gateway`) is believed: it may have moved.
-pub(super) fn left(present: Option<(GatewayIdx, u64)>, same_gateway: bool, seq: Option<u64>) -> Option<GatewayIdx> {
+pub(super) fn leaves_from(
+    present: Option<(GatewayIdx, u64)>,
+    same_gateway: bool,
+    seq: Option<u64>,
+) -> Option<GatewayIdx> {
     let (on, last) = present?;
     let stale = seq.map_or(!same_gateway, |seq| seq < last);
     (!stale).then_some(on)

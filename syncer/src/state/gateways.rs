@@ -22,13 +22,16 @@ pub struct GatewayIdx(pub(super) u32);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Round(pub u64);
 
+/// The numbers of one gateway: one, or a second while it tells everything again; four take no more room than two.
+pub(super) type Numbers = SmallVec<[GatewayIdx; 4]>;
+
 /// The gateways of a shard.
 #[derive(Debug, Default)]
 pub(super) struct Gateways {
     entries: Slab<Entry>,
     /// The gateway's numbers, oldest first; new writes stand under the last. None but the last is
     /// without calls, and that one only while there are others.
-    by_id: HashMap<GatewayId, SmallVec<[GatewayIdx; 1]>>,
+    by_id: HashMap<GatewayId, Numbers>,
     /// The last round that any gateway began.
     round: Round,
 }
@@ -57,14 +60,14 @@ impl Gateways {
     }
 
     /// The gateway's numbers, and the one for what it tells now. One that enters no call has to be left at once.
-    pub(super) fn numbers(&mut self, id: &GatewayId) -> (SmallVec<[GatewayIdx; 1]>, GatewayIdx) {
+    pub(super) fn numbers(&mut self, id: &GatewayId) -> (Numbers, GatewayIdx) {
         if let Some(all) = self.by_id.get(id)
             && let Some(last) = all.last()
         {
-            return (SmallVec::from_slice(all), *last);
+            return (Numbers::from_slice(all), *last);
         }
         let new = self.add(id.clone());
-        (SmallVec::from_buf([new]), new)
+        (Numbers::from_slice(&[new]), new)
     }
 
     fn add(&mut self, id: GatewayId) -> GatewayIdx {

@@ -100,6 +100,11 @@ impl Guilds {
     /// Takes in a call that is in `calls` by now.
     pub(super) fn insert(&mut self, calls: &Calls, named: Named, number: u32) {
         let (call, Named { call: name, guild, .. }) = (of(calls, number), named);
+        debug_assert_eq!(
+            (name, guild),
+            (self.mark((&call.guild, &call.id)), self.mark(&call.guild)),
+            "named elsewhere"
+        );
         self.names.insert_unique(name.spread(), (name, number), |(kept, _)| kept.spread());
         let is_its = |entry: &(Mark, Numbers)| is_of(calls, entry, guild, &call.guild);
         let entry = self.guilds.entry(guild.spread(), is_its, |(kept, _)| kept.spread());

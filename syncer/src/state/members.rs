@@ -385,6 +385,7 @@ mod tests {
                 let session = SessionId::new(match who % 4 {
                     0 => format!("{who}-{}", "é".repeat(usize::from(who))),
                     1 => format!("{who:0width$x}", width = 2 * usize::from(who)),
+                    2 if who % 8 == 2 => "ab".repeat(64).split_off(usize::from(who % 3)),
                     2 => format!("{who:031x}"),
                     _ => format!("{who:08X}FF"),
                 });

@@ -69,13 +69,19 @@ fn take(shard: &mut Shard, join: &Join, limits: &Limits, now: Instant) -> Result
     shard.join(named, join, limits, now, |_, _| Ok(()), |what, limit| format!("{what} {limit}"))
 }
 
+/// Leaves.
+fn go(shard: &mut Shard, leave: &Leave, limits: &Limits, now: Instant) -> Left {
+    let named = shard.named(slot(), &leave.guild, &leave.call);
+    shard.leave(named, leave, limits, now)
+}
+
 fn leave_of(join: Join, seq: Option<u64>) -> Leave {
     let Join { guild, call, session, gateway, .. } = join;
     Leave { guild, call, session, gateway, seq }
 }
 
 fn leave(shard: &mut Shard, call: u8, session: u8, now: Instant) -> Left {
-    shard.leave(&leave_of(join_of(call, session, None), None), &LIMITS, now)
+    go(shard, &leave_of(join_of(call, session, None), None), &LIMITS, now)
 }
 
 /// Places on the SFU it is told to, or blocks.
@@ -318,17 +324,17 @@ fn late_and_repeated_writes_change_nothing() {
     assert_eq!(take(&mut shard, &seq(5), &LIMITS, t).expect("repeats").seq, SeqCheck::Old);
     assert_eq!(take(&mut shard, &seq(4), &LIMITS, t).expect("late").seq, SeqCheck::Old);
     let leave = |seq| leave_of(join_of(0, 0, None), seq);
-    assert_eq!(shard.leave(&leave(Some(4)), &LIMITS, t), Left::Nothing);
+    assert_eq!(go(&mut shard, &leave(Some(4)), &LIMITS, t), Left::Nothing);
     // What arrives after the leave that followed it brings nobody back.
-    assert_eq!(shard.leave(&leave(Some(6)), &LIMITS, t), Left::Removed);
+    assert_eq!(go(&mut shard, &leave(Some(6)), &LIMITS, t), Left::Removed);
     assert_eq!(take(&mut shard, &seq(5), &LIMITS, t).expect("late").seq, SeqCheck::Old);
     assert_eq!(shard.counts(), ShardCounts::default());
     assert_eq!(take(&mut shard, &seq(7), &LIMITS, t).expect("joins").seq, SeqCheck::New);
     // A gateway that the session has left is not believed, unless it can say which write it means.
     let elsewhere = GatewayId::new("elsewhere").expect("valid");
     let stale = Leave { gateway: elsewhere, ..leave(None) };
-    assert_eq!(shard.leave(&stale, &LIMITS, t), Left::Nothing);
-    assert_eq!(shard.leave(&leave(None), &LIMITS, t), Left::Removed);
+    assert_eq!(go(&mut shard, &stale, &LIMITS, t), Left::Nothing);
+    assert_eq!(go(&mut shard, &leave(None), &LIMITS, t), Left::Removed);
 }
 
 #[test]
@@ -465,7 +471,7 @@ proptest! {
         prop_assert_eq!(invariants::of_shard(&shard), None);
         // I6's half of the shard: when everyone has left and the grace is over, nothing is held.
         for (c, s) in (0..4).flat_map(|c| (0..5).map(move |s| (c, s))) {
-            shard.leave(&leave_of(join_of(c, s, None), Some(u64::MAX)), &LIMITS, now);
+            go(&mut shard, &leave_of(join_of(c, s, None), Some(u64::MAX)), &LIMITS, now);
         }
         prop_assert_eq!(shard.news_for(&gateway("elsewhere"), None, 100).news.len(), 0);
         shard.tick(now + LIMITS.empty_grace, 100, &mut Vec::new());

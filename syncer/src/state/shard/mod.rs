@@ -12,10 +12,11 @@ mod placing;
 mod terms;
 mod views;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::HashMap;
 use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, RoomId, SessionId, Slot};
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 use super::call_set::CallSet;
 use super::dirty::smallness;
 use super::gateways::Gateways;
-use super::guilds::{Calls, Guilds};
+use super::guilds::{Calls, Guilds, Mark};
 use super::invariants::{self, check_invariant};
 use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx};
 
@@ -195,7 +196,11 @@ impl Shard {
     /// The key of a call.
     #[must_use]
     pub fn find(&self, guild: &GuildId, call: &CallId) -> Option<CallKey> {
-        self.key(self.guilds.find(&self.calls, self.guilds.mark((guild, call)), guild, call)?)
+        self.find_marked(self.guilds.mark((guild, call)), guild, call)
+    }
+
+    fn find_marked(&self, mark: Mark, guild: &GuildId, call: &CallId) -> Option<CallKey> {
+        self.key(self.guilds.find(&self.calls, mark, guild, call)?)
     }
 
     /// A call's name as this shard looks for it.

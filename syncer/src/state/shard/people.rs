@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::state::SeqCheck;
-use crate::state::call::left;
+use crate::state::call::leaves_from;
 
 /// A session joins a call, or repeats that it is in it.
 #[derive(Clone, Debug)]
@@ -67,13 +67,19 @@ pub enum Left {
     Removed,
 }
 
+/// Something for each of the writes of one shard that came together: of 128 lines a sixteenth, and some more.
+type Row<T> = SmallVec<[T; 16]>;
+
 impl Shard {
     /// Reads what writes about these calls will read, and names them. Memory that is far away answers a row of
     /// questions in little more than the time of one, unless one has to wait for the answer to another; and a join
     /// asks several that do.
-    pub fn warm<'a>(&self, calls: impl Iterator<Item = (Slot, &'a GuildId, &'a CallId)>) -> Vec<Named> {
-        let named: Vec<Named> = calls.map(|(slot, guild, call)| self.named(slot, guild, call)).collect();
-        let numbers: SmallVec<[_; 32]> = named.iter().map(|named| self.guilds.likely(*named)).collect();
+    pub fn warm<'a>(&self, calls: impl Iterator<Item = (Slot, &'a GuildId, &'a CallId)>) -> Row<Named> {
+        let named: Row<Named> = calls.map(|(slot, guild, call)| self.named(slot, guild, call)).collect();
+        if named.len() < 2 {
+            return named; // nothing to ask meanwhile
+        }
+        let numbers: Row<Option<u32>> = named.iter().map(|named| self.guilds.likely(*named)).collect();
         let mut read = 0;
         for call in numbers.iter().filter_map(|number| self.numbered((*number)?)) {
             read ^= call.touch();
@@ -104,26 +110,26 @@ impl Shard {
             && !self.gone.is_empty()
             && self.gone.is_late(&join.guild, &join.call, &join.session, seq)
         {
-            let key = self.find(&join.guild, &join.call);
+            let key = self.find_marked(named.call, &join.guild, &join.call);
             return Ok(Joined { key, seq: SeqCheck::Old, marked: false });
         }
-        let found = self.guilds.find(&self.calls, named.call, &join.guild, &join.call).and_then(|n| self.key(n));
+        let found = self.find_marked(named.call, &join.guild, &join.call);
         self.let_in(found, named, join, limits, admit, too_many)?;
         let key = found.unwrap_or_else(|| self.insert(named, Call::new(join, named.slot())));
         let (its, gateway) = self.gateways.numbers(&join.gateway);
         let joined = self.edit(key, |call, dirty| {
-            let (check, from) = call.put(&join.session, gateway, &its, join.seq);
-            let left = from.filter(|from| !call.participants.is_on(*from));
+            let put = call.put(&join.session, gateway, &its, join.seq);
+            let left = put.from.filter(|from| !call.participants.is_on(*from));
             // A late write may be the only one of its gateway.
-            let on = check == SeqCheck::New || call.participants.is_on(gateway);
+            let on = put.seq == SeqCheck::New || call.participants.is_on(gateway);
             let marked = wanted(key, call, dirty, now);
-            (Joined { key: Some(key), seq: check, marked }, on, left)
+            (Joined { key: Some(key), seq: put.seq, marked }, put.stays, on, left)
         });
-        let (joined, on, left) = joined.expect("the key was just found");
-        if on {
-            self.gateways.enter(gateway, key.index);
-        } else {
+        let (joined, stays, on, left) = joined.expect("the key was just found");
+        if !on {
             self.gateways.leave(gateway, key.index);
+        } else if !stays {
+            self.gateways.enter(gateway, key.index);
         }
         if let Some(left) = left {
             self.gateways.leave(left, key.index);
@@ -159,8 +165,8 @@ impl Shard {
 
     /// Takes a leave. An empty call keeps its place for the empty grace, so that a reconnect storm
     /// finds it where it was.
-    pub fn leave(&mut self, leave: &Leave, limits: &Limits, now: Instant) -> Left {
-        let found = self.find(&leave.guild, &leave.call);
+    pub fn leave(&mut self, named: Named, leave: &Leave, limits: &Limits, now: Instant) -> Left {
+        let found = self.find_marked(named.call, &leave.guild, &leave.call);
         let present = found.and_then(|key| self.get(key)).and_then(|call| call.participants.get(&leave.session));
         if let Some(seq) = leave.seq.filter(|seq| present.is_none_or(|(_, last)| last <= *seq)) {
             // Also when it was not there: its join may still be under way.
@@ -168,7 +174,7 @@ impl Shard {
         }
         let Some(key) = found else { return Left::Nothing };
         let same_gateway = present.is_some_and(|(on, _)| self.gateways.is_of(on, &leave.gateway));
-        let on = left(present, same_gateway, leave.seq);
+        let on = leaves_from(present, same_gateway, leave.seq);
         if let Some(on) = on {
             let still_on = self.edit(key, |call, dirty| {
                 call.participants.remove(&leave.session);

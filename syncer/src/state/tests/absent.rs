@@ -163,7 +163,7 @@ proptest! {
                 Step::Leave(c, s) => {
                     if let Some((g, _, seq)) = pair.model.sessions.remove(&(c, s)) {
                         let leave = Leave { gateway: named(g), ..leave_of(join_of(c, s, None), Some(seq)) };
-                        prop_assert_eq!(pair.shard.leave(&leave, &ALL, pair.now), Left::Removed);
+                        prop_assert_eq!(go(&mut pair.shard, &leave, &ALL, pair.now), Left::Removed);
                     }
                 }
                 Step::Begin(g) => pair.begin(g),
@@ -217,7 +217,7 @@ fn a_stream_is_a_child_of_its_own_and_outlives_the_call_beside_it() {
     pair.join((2, 0), 0, 1); // a stream of the same guild, by the same session
     place(&mut pair.shard, 1, pair.now).expect("the call");
     place(&mut pair.shard, 1, pair.now).expect("the stream");
-    let leave = |shard: &mut Shard, c, now| shard.leave(&leave_of(join_of(c, 0, None), Some(9)), &ALL, now);
+    let leave = |shard: &mut Shard, c, now| go(shard, &leave_of(join_of(c, 0, None), Some(9)), &ALL, now);
     assert_eq!(leave(&mut pair.shard, 0, pair.now), Left::Removed);
     let mut releases = Vec::new();
     pair.shard.tick(pair.now + ALL.empty_grace, 10, &mut releases);

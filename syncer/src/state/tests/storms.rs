@@ -104,7 +104,7 @@ impl Storm {
     fn leave(&mut self, call: u8, session: u8) {
         let leave = leave_of(join_of(call, session, None), None);
         let key = self.shard.find(&leave.guild, &leave.call);
-        self.shard.leave(&leave, &WIDE, self.now);
+        go(&mut self.shard, &leave, &WIDE, self.now);
         self.emptied.extend(key.filter(|key| !self.shard.get(*key).is_some_and(Call::is_live)));
     }
 
