@@ -118,26 +118,11 @@ impl Parker {
             }
             Self::Nothing => {
                 let shared = Arc::new(Semaphore::new(0));
-                let make = move || -> Parked {
-                    let shared = Arc::clone(&shared);
-                    Box::pin(async move {
-                        pending::<()>().await;
-                        drop(shared);
-                    })
-                };
-                (Box::new(make), None)
+                (Box::new(move || hold(Arc::clone(&shared))), None)
             }
             Self::NothingRequest => {
                 let shared = Arc::new(Semaphore::new(0));
-                let make = move || -> Parked {
-                    let shared = Arc::clone(&shared);
-                    let request = Request::new(Body::empty());
-                    Box::pin(async move {
-                        pending::<()>().await;
-                        drop((shared, request));
-                    })
-                };
-                (Box::new(make), None)
+                (Box::new(move || hold((Arc::clone(&shared), Request::new(Body::empty())))), None)
             }
             Self::HyperUtil => {
                 let config = legacy::Config { idle_timeout: Some(NEVER), max_idle_per_host: usize::MAX };
@@ -229,4 +214,12 @@ impl Poolable for Nothing {
     fn can_share(&self) -> bool {
         false
     }
+}
+
+/// Waits for nothing and has this until it is dropped.
+fn hold<T: Send + 'static>(held: T) -> Parked {
+    Box::pin(async move {
+        pending::<()>().await;
+        drop(held);
+    })
 }
