@@ -1,5 +1,8 @@
 //! Writes that came together do what they would do one by one.
 
+mod model;
+mod storms;
+
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -7,34 +10,66 @@ use sfu_api::{CallId, CallKind, GatewayId, GuildId, OwnerTerm, SessionId, Slot};
 use syncer::engine::{CallAnswer, Join, Leave, Refusal, Write};
 use tokio::time::Instant;
 
+use self::model::Who;
 use crate::fake::World;
 
 const GUILDS: u8 = 12;
 const CALLS: u8 = 3;
 const SESSIONS: u8 = 4;
+const GATEWAYS: u8 = 2;
 
 fn guild(n: u8) -> GuildId {
     GuildId::new(format!("g{n}")).expect("valid")
 }
 
-fn call(n: u8) -> CallId {
-    CallId::new(format!("c{n}")).expect("valid")
+fn call(g: u8, c: u8) -> CallId {
+    CallId::new(format!("g{g}c{c}")).expect("valid")
+}
+
+fn session(n: u8) -> SessionId {
+    SessionId::new(format!("s{n}")).expect("valid")
+}
+
+fn gateway(n: u8) -> GatewayId {
+    GatewayId::new(format!("gw{n}")).expect("valid")
+}
+
+/// A write, before it is made.
+#[derive(Clone, Copy, Debug)]
+struct Line {
+    who: Who,
+    at: u8,
+    seq: Option<u64>,
+    joins: bool,
+    credential: bool,
+    kind: CallKind,
+}
+
+impl Line {
+    fn write(&self) -> Write {
+        let Self { who: (g, c, s), at, seq, credential, kind, .. } = *self;
+        let (guild, call, session, gateway) = (guild(g), call(g, c), session(s), gateway(at));
+        if self.joins {
+            Write::Join { join: Join { guild, call, session, gateway, seq, kind, region: None }, credential }
+        } else {
+            Write::Leave(Leave { guild, call, session, gateway, seq })
+        }
+    }
+}
+
+/// Writes about so many guilds.
+fn line(guilds: u8) -> impl Strategy<Value = Line> {
+    let ids = (0..guilds, 0..CALLS, 0..SESSIONS, 0..GATEWAYS);
+    (ids, prop::option::of(0..6u64), any::<[bool; 3]>()).prop_map(
+        |((g, c, s, at), seq, [joins, credential, stream])| {
+            let kind = if stream { CallKind::Stream } else { CallKind::Voice };
+            Line { who: (g, c, s), at, seq, joins, credential, kind }
+        },
+    )
 }
 
 fn write() -> impl Strategy<Value = Write> {
-    let ids = (0..GUILDS, 0..CALLS, 0..SESSIONS, 0..2u8);
-    (ids, prop::option::of(0..6u64), any::<[bool; 3]>()).prop_map(
-        |((g, c, s, at), seq, [joins, credential, stream])| {
-            let (guild, call, session) = (guild(g), call(c), SessionId::new(format!("s{s}")).expect("valid"));
-            let gateway = GatewayId::new(format!("gw{at}")).expect("valid");
-            let kind = if stream { CallKind::Stream } else { CallKind::Voice };
-            if joins {
-                Write::Join { join: Join { guild, call, session, gateway, seq, kind, region: None }, credential }
-            } else {
-                Write::Leave(Leave { guild, call, session, gateway, seq })
-            }
-        },
-    )
+    line(GUILDS).prop_map(|line| line.write())
 }
 
 /// What a caller sees, but for what two syncers may well have differently: epochs, and when to come back.
@@ -83,7 +118,8 @@ async fn same(first: Vec<Write>, then: Vec<Write>) {
         }
     }
     for (g, c) in (0..GUILDS).flat_map(|g| (0..CALLS).map(move |c| (g, c))) {
-        let people = |world: &World| world.engine.call(&guild(g), &call(c)).map(|call| (call.kind, call.participants));
+        let people =
+            |world: &World| world.engine.call(&guild(g), &call(g, c)).map(|call| (call.kind, call.participants));
         assert_eq!(people(&together), people(&alone));
     }
 }
@@ -112,10 +148,11 @@ async fn writers_that_meet_put_each_other_off_and_lose_nothing() {
         let engine = world.engine.clone();
         writers.spawn_blocking(move || {
             for batch in 0..BATCHES {
+                let ids = |n: u64| ((n % u64::from(GUILDS)) as u8, (n % u64::from(CALLS)) as u8);
                 let joins = (0..TOGETHER).map(|n| Write::Join {
                     join: Join {
-                        guild: guild((n % u64::from(GUILDS)) as u8),
-                        call: call((n % u64::from(CALLS)) as u8),
+                        guild: guild(ids(n).0),
+                        call: call(ids(n).0, ids(n).1),
                         session: SessionId::new(format!("{writer}-{batch}-{n}")).expect("valid"),
                         gateway: GatewayId::new(format!("gw{writer}")).expect("valid"),
                         seq: Some(1),
