@@ -17,10 +17,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::error::RETRY_BASE;
 use super::extract::Params;
 use super::{ApiError, App, Connected};
+use crate::presence::Via;
 use crate::watch::{Cursor, Fleet, Scope, Source};
 
-/// Writes under way to one watcher, ~16 KiB each; then its news coalesces.
-const WRITES_MAX: usize = 4;
+/// Writes under way to one watcher, ~16 KiB each, and its last word; then its news coalesces.
+const WRITES_MAX: usize = 4 + 1;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -39,11 +40,15 @@ pub(crate) struct WatchParams {
 }
 
 /// Endpoint changes of the calls in which the caller has sessions.
+///
+/// A gateway may have `gateways.watches_max` watches open at one syncer. When it opens one more, its oldest ends, with
+/// the event `end` (`{"reason":"too_many_watches"}`).
 #[utoipa::path(get, path = "/v1/watch", tag = "gateways",
     params(WatchParams, ("Last-Event-ID" = Option<String>, Header, description = "Resume after this event.")),
     responses(
         (status = 200, content_type = "text/event-stream", body = crate::watch::EndpointEvent,
-            description = "Events `endpoint` (this body) and `resync` (`{\"reason\":\"…\"}`: read the state again)."),
+            description = "Events `endpoint` (this body), `resync` (`{\"reason\":\"…\"}`: read the state again) and \
+                `end` (`{\"reason\":\"…\"}`: the watch is over)."),
         (status = 400, body = super::error::ErrorBody, description = "`cursor_invalid`"),
         (status = 410, body = super::error::ErrorBody, description = "`cursor_too_old`")))]
 pub(crate) async fn watch(
@@ -67,7 +72,10 @@ pub(crate) async fn watch(
     if local {
         cursor.0.retain(|id, _| id == me);
     }
-    let watcher = app.hub.watch(&caller.id, cursor.0.get(me).copied(), Instant::now())?;
+    let mut watcher = app.hub.watch(&caller.id, cursor.0.get(me).copied(), Instant::now())?;
+    if caller.via() == Via::Own {
+        watcher.count_as_own(app.engine.watches_per_gateway_max(), Instant::now());
+    }
     let alive = app.engine.stream(&caller.id, caller.via(), Instant::now());
     let fleet = Fleet {
         gateway: caller.id,

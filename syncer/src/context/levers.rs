@@ -105,6 +105,9 @@ levers! {
         /// Share of the gateways that may be gone at once before their sessions stop expiring: then it is
         /// probably us. Two or fewer never stop it.
         gateway_freeze_share: f64 = "gateways.freeze_share" ["share"] 0.5, 0.0 => 1.0;
+        /// Watches that a gateway may have open at one syncer; with one more its oldest ends. It needs one, two while
+        /// its process is replaced, as many again when connections broke without a word; the rest is to spare.
+        gateway_watches_max: u64 = "gateways.watches_max" ["watches"] 8, 1 => 8_192;
         /// Sessions that this syncer lets expire per second.
         expire_rate: f64 = "gateways.expire.rate" ["per second"] 5_000.0, 0.0 => 1_000_000.0;
         /// How often an SFU that holds calls is asked for a sign of life, unless it gave one.

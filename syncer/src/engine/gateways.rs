@@ -106,6 +106,12 @@ impl Engine {
         self.ctx.levers.gateway_alive_for.get() / 4
     }
 
+    /// Watches that one gateway may have open here itself.
+    #[must_use]
+    pub fn watches_per_gateway_max(&self) -> usize {
+        usize::try_from(self.ctx.levers.gateway_watches_max.get()).unwrap_or(usize::MAX)
+    }
+
     pub(super) fn gateway_counts(&self) -> (GatewayCounts, bool) {
         let presence = self.ctx.presence.lock();
         let counts = presence.counts();

@@ -36,6 +36,9 @@ const ROSTER_INTERVAL: Duration = Duration::from_secs(1);
 const RECONNECT: Backoff = Backoff { base: Duration::from_millis(200), max: Duration::from_secs(5) };
 /// Events from peers on their way to the client; then peers wait, and coalesce.
 const PEER_EVENTS_MAX: usize = 64;
+/// The last word of a watch whose gateway has opened too many. Clients that come back by themselves do so rarely
+/// then: at once, more of them than there may be would end one another for ever.
+const REPLACED: &[u8] = b"retry: 30000\nevent: end\ndata: {\"reason\":\"too_many_watches\"}\n\n";
 /// Text gathered into one write.
 const WRITE_BYTES: usize = 16 * 1024;
 
@@ -72,12 +75,22 @@ enum FromPeer {
 // === impl Fleet ===
 
 impl Fleet {
-    /// Writes events until the client is gone or the syncer stops.
+    /// Writes events until the client is gone, the syncer stops, or the gateway has too many newer watches.
     ///
     /// # Cancel safety
     ///
     /// Dropped, the watch ends; the client resumes by the last id it saw.
     pub(crate) async fn run(mut self, out: mpsc::Sender<Bytes>) {
+        // The last word has its place from the beginning: a client that does not read holds up nobody.
+        let Ok(last_word) = out.clone().try_reserve_owned() else { return };
+        let replaced = self.watcher.replaced();
+        tokio::select! {
+            () = self.write(&out) => {}
+            () = replaced => drop(last_word.send(Bytes::from_static(REPLACED))),
+        }
+    }
+
+    async fn write(&mut self, out: &mpsc::Sender<Bytes>) {
         let (to_us, mut from_peers) = mpsc::channel(PEER_EVENTS_MAX);
         // Dropped with this future, and all subscriptions with it.
         let mut tasks = JoinSet::new();

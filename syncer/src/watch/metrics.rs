@@ -23,6 +23,8 @@ pub struct WatchMetrics {
     pub resyncs: Counter,
     /// Watchers now.
     pub watchers: Gauge,
+    /// Watches ended because their gateway opened more than it may have.
+    pub replaced: Counter,
     /// Subscriptions at peers lost.
     pub peers_lost: Counter,
 }
@@ -44,6 +46,11 @@ impl WatchMetrics {
         registry.register("watch_events_sent", "Events sent to watchers", self.sent.clone());
         registry.register("watch_resyncs", "Watchers told to resync", self.resyncs.clone());
         registry.register("watchers", "Watchers connected", self.watchers.clone());
+        registry.register(
+            "watch_replaced",
+            "Watches ended because their gateway opened more than it may have",
+            self.replaced.clone(),
+        );
         registry.register("watch_peers_lost", "Subscriptions at peers that broke", self.peers_lost.clone());
     }
 }

@@ -19,6 +19,7 @@
 //! gateway missed, not what is. Beyond [`EVENTS_MAX`] the oldest of the whole hub goes first. Either
 //! way the log's floor rises, so an older cursor gets 410, and a watcher that slow a `resync`.
 
+mod crowd;
 mod cursor;
 mod event;
 mod fleet;
@@ -47,6 +48,7 @@ pub(crate) use self::fleet::{Fleet, Scope};
 pub use self::metrics::WatchMetrics;
 pub(crate) use self::watcher::Watcher;
 
+use self::crowd::Crowd;
 use self::log::{Log, Note};
 
 /// News kept per gateway, one per call: a gateway that holds sessions of 32,768 calls is ten times
@@ -110,6 +112,9 @@ struct GatewayLog {
     head: watch::Sender<u64>,
     /// Grows only under the log's lock, so that a log with watchers is never closed.
     watchers: AtomicUsize,
+    /// Those of them that the gateway opened here itself. Kept as long as the log, so that a gateway whose watches
+    /// come and go is warned of no more often.
+    own: Mutex<Crowd>,
 }
 
 // === impl Hub ===
@@ -211,6 +216,7 @@ impl Hub {
             log: Mutex::new(Log::new(seq, self.bounds.per_gateway, now)),
             head: watch::Sender::new(seq),
             watchers: AtomicUsize::new(0),
+            own: Mutex::default(),
         });
         logs.insert(gateway.clone(), Arc::clone(&log));
         Some(log)

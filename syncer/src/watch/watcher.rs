@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use sfu_api::{Epoch, GatewayId};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::cursor::Position;
 use super::event::{Item, Telling};
@@ -46,6 +47,10 @@ pub(crate) struct Watcher {
     snapshot: Option<Option<&'static str>>,
     /// Where the rest of the snapshot begins.
     rest: Option<NewsCursor>,
+    /// Its number among the gateway's own, if it is one of them.
+    own: Option<u64>,
+    /// Newer ones have taken its place.
+    replaced: CancellationToken,
 }
 
 // === impl Hub ===
@@ -87,6 +92,8 @@ impl Hub {
                 ready: VecDeque::new(),
                 snapshot,
                 rest: None,
+                own: None,
+                replaced: CancellationToken::new(),
             });
         }
     }
@@ -94,6 +101,9 @@ impl Hub {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
+        if let Some(number) = self.own {
+            self.log.own.lock().leave(number);
+        }
         // From now on the gateway has the resume window to come back.
         self.log.log.lock().touch(Instant::now());
         self.log.watchers.fetch_sub(1, Ordering::AcqRel);
@@ -104,6 +114,22 @@ impl Drop for Watcher {
 // === impl Watcher ===
 
 impl Watcher {
+    /// The gateway has opened it here itself, and may have `max` like it: beyond, its oldest end.
+    pub(crate) fn count_as_own(&mut self, max: usize, now: Instant) {
+        let entered = self.log.own.lock().enter(self.replaced.clone(), max, now);
+        self.own = Some(entered.number);
+        self.hub.metrics.replaced.inc_by(entered.over.len() as u64);
+        entered.over.iter().for_each(CancellationToken::cancel);
+        if entered.warn {
+            tracing::warn!(gateway = %self.gateway, max, "gateway has too many watches open, its oldest end");
+        }
+    }
+
+    /// Until newer watches of the gateway have taken this one's place.
+    pub(crate) fn replaced(&self) -> WaitForCancellationFutureOwned {
+        self.replaced.clone().cancelled_owned()
+    }
+
     /// Where the watcher stands after item number `seq`.
     pub(crate) fn position(&self, seq: u64) -> Position {
         Position { boot: self.hub.boot, seq }

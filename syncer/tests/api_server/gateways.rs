@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::support::{Events, Fleet, answer, certificates, soon, until};
 
 /// A fleet where silence is short.
-async fn quick(syncers: usize, tls: bool, windows: &[(&str, &str)]) -> Fleet {
+pub(crate) async fn quick(syncers: usize, tls: bool, windows: &[(&str, &str)]) -> Fleet {
     Fleet::start_with(syncers, 2, |config| {
         for (lever, value) in windows {
             config.limits.insert((*lever).to_owned(), toml::Value::String((*value).to_owned()));
@@ -21,8 +21,8 @@ async fn quick(syncers: usize, tls: bool, windows: &[(&str, &str)]) -> Fleet {
 }
 
 /// One gateway with a client of its own.
-struct Gateway {
-    client: Client,
+pub(crate) struct Gateway {
+    pub(crate) client: Client,
     name: &'static str,
     url: String,
 }
@@ -34,7 +34,7 @@ impl Gateway {
         Self { client: fleet.client.clone(), name, url: fleet.url(n, "") }
     }
 
-    fn over_tls(fleet: &Fleet, name: &'static str, h2: bool) -> Self {
+    pub(crate) fn over_tls(fleet: &Fleet, name: &'static str, h2: bool) -> Self {
         let ca = std::fs::read(fleet.dir.path().join("api-ca.pem")).expect("written");
         let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
         let client = Client::builder().tls_certs_only([ca]);
@@ -42,7 +42,7 @@ impl Gateway {
         Self { client: client.build().expect("a client"), name, url: fleet.url(0, "") }
     }
 
-    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url)).bearer_auth(self.name)
     }
 
@@ -52,7 +52,7 @@ impl Gateway {
     }
 
     /// The results of these lines, in one stream.
-    async fn say(&self, lines: &[Value]) -> Vec<Value> {
+    pub(crate) async fn say(&self, lines: &[Value]) -> Vec<Value> {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let response = soon("an answer", self.request(Method::POST, "/v1/voice-states").body(text).send()).await;
         let text = response.expect("an answer").text().await.expect("a body");
@@ -64,7 +64,7 @@ impl Gateway {
     }
 }
 
-fn join(guild: &str, call: usize, session: usize, seq: u64) -> Value {
+pub(crate) fn join(guild: &str, call: usize, session: usize, seq: u64) -> Value {
     json!({ "do": "join", "guild": guild, "call": format!("c{call}"), "session": format!("s{session}"), "seq": seq, "token": false })
 }
 
@@ -72,7 +72,7 @@ fn round(lines: impl IntoIterator<Item = Value>) -> Vec<Value> {
     std::iter::once(json!({ "do": "sync" })).chain(lines).chain([json!({ "op": "end", "do": "synced" })]).collect()
 }
 
-fn all_done(results: &[Value]) {
+pub(crate) fn all_done(results: &[Value]) {
     for result in results {
         assert_eq!(result["status"], 200, "{result}");
     }

@@ -15,4 +15,5 @@ mod start;
 mod support;
 mod verdicts;
 mod watch;
+mod watches;
 mod wire;

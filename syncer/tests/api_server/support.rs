@@ -238,6 +238,17 @@ impl Events {
         .await
     }
 
+    /// Reads to the end, which follows by itself; there is no other event.
+    pub(crate) async fn end(mut self) {
+        soon("the end", async {
+            while let Some(chunk) = self.response.chunk().await.expect("a whole answer") {
+                self.text.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+            }
+        })
+        .await;
+        assert!(!self.text.contains("event:"), "{}", self.text);
+    }
+
     /// The next `endpoint` event of this call.
     pub(crate) async fn of_call(&mut self, guild: &str, call: &str) -> Value {
         loop {
