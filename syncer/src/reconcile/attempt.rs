@@ -66,6 +66,10 @@ impl Attempt {
         ctx.pace.attempt(now.saturating_duration_since(asked));
         // What failed as a whole is one piece of evidence, not one for each call.
         let blamed = results.as_ref().err().cloned();
+        // Before the places are given back: who takes one then knows of it.
+        if let (Some(error), Some(first)) = (&blamed, attempts.first()) {
+            first.blame(&sfu, error, asked, now);
+        }
         let results = results.unwrap_or_else(|error| vec![Err(error); attempts.len()]);
         for (attempt, result) in attempts.iter_mut().zip(results) {
             let Some(reservation) = attempt.reservation.take() else { continue };
@@ -78,9 +82,6 @@ impl Attempt {
                     attempt.failed(&sfu, reservation, &error, now);
                 }
             }
-        }
-        if let (Some(error), Some(first)) = (blamed, attempts.first()) {
-            first.blame(&sfu, &error, asked, now);
         }
         ctx.wake.notify_one();
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use rate_limit::{Bucket, Quota, Window, WindowLimits};
+use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
 use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
@@ -439,7 +439,8 @@ impl Sfu {
     }
 
     /// Takes what a placement here costs: a token of the region, one of the SFU, a place in its
-    /// window, and a reservation that counts until the next load report. All or nothing.
+    /// window, and a reservation that counts until the next load report. All or nothing. Of those who found it fit
+    /// at the same moment, at most one gets the trial of an SFU that served nothing of late.
     #[must_use]
     pub fn reserve(self: &Arc<Self>, now: Instant) -> Option<Reservation> {
         let region_bucket = self.entry.load().region_bucket.clone();
@@ -450,12 +451,25 @@ impl Sfu {
             region_bucket.give_back(1, now);
             return None;
         }
-        if !self.window.try_enter() {
+        if !self.enter(now) {
             self.bucket.give_back(1, now);
             region_bucket.give_back(1, now);
             return None;
         }
         self.reserved.fetch_add(1, Ordering::Relaxed);
         Some(Reservation { sfu: self.clone(), region_bucket, losses: self.losses(), made_at: now, settled: false })
+    }
+
+    /// Takes a place in the window: on trial, the only one.
+    fn enter(&self, now: Instant) -> bool {
+        if !self.window.try_enter() {
+            return false;
+        }
+        // Whoever came second sees both, so two never pass; that both may is no harm, since they look again.
+        let second = self.failures.load(Ordering::Relaxed) > 0 && self.window.in_flight() > 1;
+        if second {
+            self.window.leave(Outcome::Neutral, now);
+        }
+        !second
     }
 }

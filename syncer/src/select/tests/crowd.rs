@@ -326,6 +326,24 @@ proptest! {
     }
 }
 
+/// Calls that are placed and calls that are moved are chosen for by two tasks, which know nothing of each other.
+#[test]
+fn r14_two_who_find_an_sfu_that_served_nothing_free_at_the_same_moment_make_one_trial() {
+    let start = Instant::now();
+    let sfu = sfus(1, 1, quotas(0.1, 3), start).remove(0);
+    sfu.leave_alone(start, start, |_| ms(100));
+    let now = start + ms(100);
+    assert!(sfu.fit(now).is_ok() && sfu.fit(now).is_ok(), "both look before either takes it");
+    let trial = sfu.reserve(now).expect("one finds out");
+    assert!(sfu.reserve(now).is_none() && sfu.reserve(now).is_none(), "and nobody else");
+    assert_eq!(sfu.window.in_flight(), 1);
+    // It is served: everything that was not used is there for others.
+    trial.settle(Outcome::Success, true, now);
+    sfu.clear_failures();
+    let all = std::iter::from_fn(|| sfu.reserve(now)).collect::<Vec<_>>();
+    assert_eq!(all.len(), 2, "of three, the trial took one");
+}
+
 const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn ms(n: u64) -> Duration {
