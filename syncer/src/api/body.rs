@@ -22,6 +22,10 @@ const BODY_TOTAL_MAX: Duration = Duration::from_secs(30);
 /// Longest line of the bulk road: four ids of 128 bytes, escaped, and as much again.
 pub(crate) const LINE_BYTES_MAX: usize = 8 * 1024;
 
+/// Bytes of a stream that are taken at once, if so many have arrived: eight of the usual frames. The sender may send as
+/// many again for what was taken, and is woken for it; where each frame is taken alone, it is woken for each.
+const AHEAD_BYTES: usize = 128 * 1024;
+
 /// Reads a whole body.
 pub(crate) async fn read(mut body: Body) -> Result<Bytes, ApiError> {
     if http_body::Body::size_hint(&body).lower() > BODY_BYTES_MAX as u64 {
@@ -154,8 +158,14 @@ impl Lines {
 
     /// Takes what has arrived, without waiting; says whether that was anything, be it the end.
     pub(crate) fn arrived(&mut self) -> bool {
-        let frame = self.body.frame().now_or_never();
-        frame.map(|frame| self.take(frame)).is_some()
+        let before = self.buffer.len();
+        while !self.ended
+            && self.buffer.len() < AHEAD_BYTES
+            && let Some(frame) = self.body.frame().now_or_never()
+        {
+            self.take(frame);
+        }
+        self.ended || self.buffer.len() > before
     }
 
     fn take(&mut self, frame: Option<Result<Frame<Bytes>, axum::Error>>) {

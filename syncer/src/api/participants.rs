@@ -107,7 +107,7 @@ pub(crate) async fn leave(
     let (parts, body) = request.into_parts();
     match app.route(&guild, &caller)? {
         Route::There(owner) => app.forward(&owner, &caller, &parts, body::read(body).await?).await,
-        Route::Here => {
+        Route::Here(_) => {
             app.engine.leave(&Leave { guild, call, session, gateway: caller.id, seq }, Instant::now())?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }

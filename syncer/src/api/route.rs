@@ -7,18 +7,18 @@ use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::request::Parts;
-use sfu_api::GuildId;
+use sfu_api::{GuildId, Slot};
 
 use super::error::RETRY_BASE;
 use super::{ApiError, App, Caller};
-use crate::ownership::Owner;
+use crate::ownership::{Owner, slot_of};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Who serves.
 pub(crate) enum Route {
-    /// We do.
-    Here,
+    /// We do; the guild's slot.
+    Here(Slot),
     /// The owner does.
     There(Arc<Owner>),
 }
@@ -43,11 +43,12 @@ impl App {
         caller.must_be_allowed(guild)?;
         // Not cloned unless it is another: all threads would count on the one word of our own.
         let view = self.ownership.look();
+        let slot = slot_of(guild);
         let owner = view
-            .owner_of(guild)
+            .owner(slot)
             .ok_or_else(|| ApiError::unavailable("no_owner", "no syncer owns this guild yet", RETRY_BASE))?;
         if owner.me {
-            Ok(Route::Here)
+            Ok(Route::Here(slot))
         } else if caller.forwarded {
             Err(ApiError::not_owner(Some(Arc::clone(&owner.url))))
         } else {

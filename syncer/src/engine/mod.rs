@@ -44,7 +44,7 @@ pub use self::types::{
     CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
     EngineStatus, Explanation, GatewayCounts, NewsCursor, Refusal, SfuCounts, SfuView,
 };
-pub use self::writes::Write;
+pub use self::writes::{What, Write};
 pub use crate::context::{Announcement, Announcer, Shortage};
 pub use crate::state::{Cause, Join, Leave};
 

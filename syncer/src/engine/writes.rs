@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use super::{CallAnswer, Engine, Refusal, token};
 use crate::admission::{Class, Reason};
-use crate::context::Context;
+use crate::context::{Context, SHARDS};
 use crate::ownership::slot_of;
-use crate::state::{Adds, Call, Join, Leave, Left, Limits, Named, SeqCheck, SfuIdx, Shard};
+use crate::state::{Adds, Call, Join, Leave, Left, Limits, Named, Row, SeqCheck, SfuIdx, Shard};
 
 /// When a caller of a syncer that drains comes back: by then another owns the guild.
 const DRAINED_AFTER: Duration = Duration::from_secs(2);
@@ -24,9 +24,16 @@ const DRAINED_AFTER: Duration = Duration::from_secs(2);
 /// When a caller that met a size limit comes back: calls and guilds do not empty within seconds.
 const FULL_FOR: Duration = Duration::from_secs(10);
 
+/// A write, and where its guild is.
+#[derive(Clone, Debug)]
+pub struct Write {
+    slot: Slot,
+    what: What,
+}
+
 /// What a session does.
 #[derive(Clone, Debug)]
-pub enum Write {
+pub enum What {
     /// It joins a call, or tells again that it is there.
     Join {
         /// Who, and which call.
@@ -60,11 +67,11 @@ struct Told {
     seat: Option<(SfuIdx, RoomId)>,
 }
 
-/// A write's turn among those that came together.
-struct Turn {
+/// Those of the writes that came together which are of one shard.
+struct Group {
     shard: usize,
-    at: usize,
-    slot: Slot,
+    /// Their places among all, in their order.
+    at: Row<usize>,
 }
 
 /// What the writes of one moment have in common.
@@ -122,20 +129,11 @@ impl Engine {
     ) -> impl Iterator<Item = Result<CallAnswer, Refusal>> + use<'a> {
         let ctx = &self.ctx;
         let door = Door::new(ctx, now);
-        let turn = |(at, write): (usize, &Write)| {
-            let slot = slot_of(write.guild());
-            Turn { shard: Context::shard_of(slot), at, slot }
-        };
-        let mut turns: Vec<Turn> = writes.iter().enumerate().map(turn).collect();
-        turns.sort_unstable_by_key(|turn| (turn.shard, turn.at));
         let mut taken: Vec<Result<Taken, Refusal>> = writes.iter().map(|_| Ok(Taken::default())).collect();
-        let mut groups: Vec<&[Turn]> = turns.chunk_by(|one, other| one.shard == other.shard).collect();
-        // Whoever came first goes first: where little is left to be had, no shard's guilds get it more often.
-        groups.sort_unstable_by_key(|group| group.first().map(|turn| turn.at));
-        let mut groups = VecDeque::from(groups);
+        let mut groups = groups(writes);
         let (mut marked, mut busy) = (false, 0);
         while let Some(group) = groups.pop_front() {
-            let Some(shard) = group.first().map(|turn| &ctx.shards[turn.shard]) else { continue };
+            let shard = &ctx.shards[group.shard];
             // Whoever holds a shard is soon done; meanwhile the others are.
             let locked = if busy > groups.len() { Some(shard.lock()) } else { shard.try_lock() };
             let Some(mut shard) = locked else {
@@ -144,14 +142,14 @@ impl Engine {
                 continue;
             };
             busy = 0;
-            let named = shard.warm(group.iter().map(|turn| {
-                let (guild, call) = writes[turn.at].names();
-                (turn.slot, guild, call)
+            let named = shard.warm(group.at.iter().map(|at| {
+                let (guild, call) = writes[*at].names();
+                (writes[*at].slot, guild, call)
             }));
-            for (turn, named) in group.iter().zip(named) {
-                let result = door.take(&mut shard, named, &writes[turn.at]);
+            for (at, named) in group.at.into_iter().zip(named) {
+                let result = door.take(&mut shard, named, &writes[at].what);
                 marked |= result.as_ref().is_ok_and(|taken| taken.marked);
-                taken[turn.at] = result;
+                taken[at] = result;
             }
         }
         if marked {
@@ -179,23 +177,48 @@ impl Engine {
 // === impl Write ===
 
 impl Write {
-    fn guild(&self) -> &GuildId {
-        self.names().0
+    /// A write about a guild of `slot`: whoever has asked who owns the guild knows it.
+    #[must_use]
+    pub const fn new(slot: Slot, what: What) -> Self {
+        Self { slot, what }
+    }
+
+    /// What the session does.
+    #[must_use]
+    pub const fn what(&self) -> &What {
+        &self.what
     }
 
     fn names(&self) -> (&GuildId, &CallId) {
-        match self {
-            Self::Join { join, .. } => (&join.guild, &join.call),
-            Self::Leave(leave) => (&leave.guild, &leave.call),
+        match &self.what {
+            What::Join { join, .. } => (&join.guild, &join.call),
+            What::Leave(leave) => (&leave.guild, &leave.call),
         }
     }
 
     fn wants_credential(&self) -> Option<&SessionId> {
-        match self {
-            Self::Join { join, credential: true } => Some(&join.session),
-            Self::Join { .. } | Self::Leave(_) => None,
+        match &self.what {
+            What::Join { join, credential: true } => Some(&join.session),
+            What::Join { .. } | What::Leave(_) => None,
         }
     }
+}
+
+/// The writes by shard. Whose first came first goes first: where little is left to be had, no shard's guilds get
+/// it more often.
+fn groups(writes: &[Write]) -> VecDeque<Group> {
+    let mut groups = VecDeque::with_capacity(SHARDS);
+    let mut of_shard = [None; SHARDS];
+    for (at, write) in writes.iter().enumerate() {
+        debug_assert_eq!(write.slot, slot_of(write.names().0), "of another slot");
+        let shard = Context::shard_of(write.slot);
+        let group: usize = *of_shard[shard].get_or_insert_with(|| {
+            groups.push_back(Group { shard, at: Row::new() });
+            groups.len() - 1
+        });
+        groups[group].at.push(at);
+    }
+    groups
 }
 
 // === impl Door ===
@@ -206,15 +229,15 @@ impl<'a> Door<'a> {
         Self { ctx, limits, now }
     }
 
-    fn take(&self, shard: &mut Shard, named: Named, write: &Write) -> Result<Taken, Refusal> {
-        match write {
-            Write::Join { join, credential } => self.join(shard, named, join, *credential),
-            Write::Leave(leave) => self.leave(shard, named, leave).map(|_| Taken::default()),
+    fn take(&self, shard: &mut Shard, named: Named, what: &What) -> Result<Taken, Refusal> {
+        match what {
+            What::Join { join, credential } => self.join(shard, named, join, *credential),
+            What::Leave(leave) => self.leave(shard, named, leave).map(|_| Taken::default()),
         }
     }
 
     fn join(&self, shard: &mut Shard, named: Named, join: &Join, credential: bool) -> Result<Taken, Refusal> {
-        if shard.term(named.slot()).is_none() {
+        if !shard.owns(named.slot()) {
             return Err(Refusal::NotOwner);
         }
         let admit = |guild: &GuildId, adds| self.admit(guild, adds);
@@ -225,7 +248,7 @@ impl<'a> Door<'a> {
     }
 
     fn leave(&self, shard: &mut Shard, named: Named, leave: &Leave) -> Result<Left, Refusal> {
-        if shard.term(named.slot()).is_none() {
+        if !shard.owns(named.slot()) {
             return Err(Refusal::NotOwner);
         }
         Ok(shard.leave(named, leave, &self.limits, self.now))

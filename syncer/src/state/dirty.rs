@@ -137,7 +137,8 @@ pub struct Dirty {
     blocked: BTreeMap<Blocker, Lines>,
     /// Where ticks are counted from.
     origin: Option<Instant>,
-    moves: u64,
+    /// Calls that were not where they said, or already where they went.
+    astray: u64,
 }
 
 // === impl Dirty ===
@@ -146,48 +147,48 @@ impl Dirty {
     /// Moves `key` from where it is (`place`) to where it shall be. While a call is ready or blocked its
     /// class does not change: it is announced, or no longer, only by an attempt.
     pub(super) fn put(&mut self, key: CallKey, class: Class, place: &mut Place, to: Place) {
-        self.moves += 1;
-        match place {
+        let was_there = match place {
             Place::Ready(at) => {
                 let tick = self.tick(*at);
-                self.ready[class as usize].remove(tick, key.index);
+                self.ready[class as usize].remove(tick, key.index)
             }
-            Place::Waiting(at) => {
-                self.waiting.remove(&(*at, key));
-            }
+            Place::Waiting(at) => self.waiting.remove(&(*at, key)),
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
                 let tick = self.tick(*at);
-                if let Some(lines) = self.blocked.get_mut(on) {
-                    lines[class as usize].remove(tick, key.index);
-                    if lines.iter().all(CallSet::is_empty) {
-                        self.blocked.remove(on);
+                match self.blocked.get_mut(on) {
+                    Some(lines) => {
+                        let was_there = lines[class as usize].remove(tick, key.index);
+                        if lines.iter().all(CallSet::is_empty) {
+                            self.blocked.remove(on);
+                        }
+                        was_there
                     }
+                    None => false,
                 }
             }
-            Place::Clean | Place::InFlight => {}
-        }
-        match &to {
+            Place::Clean | Place::InFlight => true,
+        };
+        let is_new = match &to {
             Place::Ready(at) => {
                 let tick = self.new_tick(*at);
-                self.ready[class as usize].insert(tick, key.index);
+                self.ready[class as usize].insert(tick, key.index)
             }
-            Place::Waiting(at) => {
-                self.waiting.insert((*at, key));
-            }
+            Place::Waiting(at) => self.waiting.insert((*at, key)),
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
                 let tick = self.new_tick(*at);
-                self.blocked.entry(on.clone()).or_default()[class as usize].insert(tick, key.index);
+                self.blocked.entry(on.clone()).or_default()[class as usize].insert(tick, key.index)
             }
-            Place::Clean | Place::InFlight => {}
-        }
+            Place::Clean | Place::InFlight => true,
+        };
         *place = to;
+        self.astray += u64::from(!was_there) + u64::from(!is_new);
     }
 
-    /// How often a call was moved. While this stands still, all are where they were.
-    pub(super) const fn moves(&self) -> u64 {
-        self.moves
+    /// How many calls were not where they said, or already where they went. There are none (I5).
+    pub(super) const fn astray(&self) -> u64 {
+        self.astray
     }
 
     fn new_tick(&mut self, at: Instant) -> u64 {
@@ -261,7 +262,7 @@ impl Dirty {
         (len(&self.ready), self.waiting.len(), self.blocked.values().map(len).sum())
     }
 
-    /// Whether `key` is where `place` says (for the invariants).
+    /// Whether `key` is where `place` says.
     #[must_use]
     pub fn holds(&self, key: CallKey, class: Class, place: &Place) -> bool {
         match place {

@@ -48,7 +48,8 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Checks whether a call is in the dirty set where it says. O(log n): cheap enough whenever it has moved there.
+/// Checks whether a call is in the dirty set where it says. O(log n): for tests and simulation; what moves within
+/// the set is checked as it does.
 #[must_use]
 pub fn of_place(key: CallKey, call: &Call, dirty: &Dirty) -> Option<Violation> {
     (!dirty.holds(key, call.class(), call.place())).then_some(Violation::NotInSet)

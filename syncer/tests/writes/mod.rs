@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sfu_api::{CallId, CallKind, GatewayId, GuildId, OwnerTerm, SessionId, Slot};
-use syncer::engine::{CallAnswer, Join, Leave, Refusal, Write};
+use syncer::engine::{CallAnswer, Join, Leave, Refusal, What, Write};
+use syncer::ownership::slot_of;
 use tokio::time::Instant;
 
 use self::model::Who;
@@ -49,11 +50,13 @@ impl Line {
     fn write(&self) -> Write {
         let Self { who: (g, c, s), at, seq, credential, kind, .. } = *self;
         let (guild, call, session, gateway) = (guild(g), call(g, c), session(s), gateway(at));
-        if self.joins {
-            Write::Join { join: Join { guild, call, session, gateway, seq, kind, region: None }, credential }
+        let slot = slot_of(&guild);
+        let what = if self.joins {
+            What::Join { join: Join { guild, call, session, gateway, seq, kind, region: None }, credential }
         } else {
-            Write::Leave(Leave { guild, call, session, gateway, seq })
-        }
+            What::Leave(Leave { guild, call, session, gateway, seq })
+        };
+        Write::new(slot, what)
     }
 }
 
@@ -80,16 +83,16 @@ fn seen(answer: Result<CallAnswer, Refusal>, wants_token: bool) -> Result<(Optio
 }
 
 fn asks(write: &Write) -> bool {
-    matches!(write, Write::Join { credential: true, .. })
+    matches!(write.what(), What::Join { credential: true, .. })
 }
 
 fn one(world: &World, write: &Write, now: Instant) -> Result<CallAnswer, Refusal> {
-    match write {
-        Write::Join { join, credential } => {
+    match write.what() {
+        What::Join { join, credential } => {
             let answer = world.engine.join(join, now)?;
             Ok(if *credential { answer } else { CallAnswer { token: None, ..answer } })
         }
-        Write::Leave(leave) => world.engine.leave(leave, now).map(|_| CallAnswer::default()),
+        What::Leave(leave) => world.engine.leave(leave, now).map(|_| CallAnswer::default()),
     }
 }
 
@@ -149,8 +152,8 @@ async fn writers_that_meet_put_each_other_off_and_lose_nothing() {
         writers.spawn_blocking(move || {
             for batch in 0..BATCHES {
                 let ids = |n: u64| ((n % u64::from(GUILDS)) as u8, (n % u64::from(CALLS)) as u8);
-                let joins = (0..TOGETHER).map(|n| Write::Join {
-                    join: Join {
+                let joins = (0..TOGETHER).map(|n| {
+                    let join = Join {
                         guild: guild(ids(n).0),
                         call: call(ids(n).0, ids(n).1),
                         session: SessionId::new(format!("{writer}-{batch}-{n}")).expect("valid"),
@@ -158,8 +161,8 @@ async fn writers_that_meet_put_each_other_off_and_lose_nothing() {
                         seq: Some(1),
                         kind: CallKind::Voice,
                         region: None,
-                    },
-                    credential: false,
+                    };
+                    Write::new(slot_of(&join.guild), What::Join { join, credential: false })
                 });
                 let answers = engine.write(&joins.collect::<Vec<_>>(), Instant::now()).collect::<Vec<_>>();
                 assert!(answers.iter().all(Result::is_ok), "{answers:?}");

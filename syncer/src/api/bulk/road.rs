@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sfu_api::SyncerId;
+use sfu_api::{Slot, SyncerId};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
@@ -17,14 +17,14 @@ use super::{BULK_IDLE_MAX, Do, Operation};
 use crate::api::body::{LINE_BYTES_MAX, Lines, Next, object};
 use crate::api::route::Route;
 use crate::api::{ApiError, App, Caller};
-use crate::engine::{Join, Leave, Write};
+use crate::engine::{Join, Leave, What, Write};
 use crate::ownership::Owner;
 
 /// Lines done together: so many that a lock of call state serves some of them, so few that it is held for
-/// ~100 µs at most even if all are of one guild.
-const TOGETHER_MAX: usize = 128;
-/// Bytes of lines done together: those of 128 long ones, and what a stream keeps of them at most.
-const TOGETHER_BYTES_MAX: usize = 32 * 1024;
+/// ~200 µs at most even if all are of one guild.
+const TOGETHER_MAX: usize = 256;
+/// Bytes of lines done together: those of 256 long ones, and what a stream keeps of them at most.
+const TOGETHER_BYTES_MAX: usize = 64 * 1024;
 /// Results gathered into one write.
 const WRITE_BYTES: usize = 16 * 1024;
 /// Lines waiting for one owner: two batches, so that the next one fills while one is under way.
@@ -93,6 +93,7 @@ impl Road {
     }
 
     async fn drive(&mut self, lines: &mut Lines) -> Result<(), Gone> {
+        let mut in_turn = 0;
         loop {
             let next = match lines.buffered() {
                 Some(next) => next,
@@ -120,7 +121,11 @@ impl Road {
             if self.pending.len() >= WRITE_BYTES {
                 self.tell().await?;
             }
-            tokio::task::consume_budget().await;
+            in_turn += 1;
+            if in_turn == TOGETHER_MAX {
+                in_turn = 0;
+                tokio::task::yield_now().await; // others have lines too
+            }
         }
         self.settle().await
     }
@@ -172,7 +177,7 @@ impl Road {
             }
         };
         match self.app.route(&operation.guild, &self.caller) {
-            Ok(Route::Here) => self.gather(operation),
+            Ok(Route::Here(slot)) => self.gather(slot, operation),
             Ok(Route::There(owner)) if self.redirect => {
                 self.refuse(operation.op, ApiError::not_owner(Some(Arc::clone(&owner.url))));
             }
@@ -182,16 +187,17 @@ impl Road {
         Ok(())
     }
 
-    fn gather(&mut self, operation: Operation) {
+    fn gather(&mut self, slot: Slot, operation: Operation) {
         let Operation { op, what, guild, call, session, seq, kind, region, token } = operation;
         let gateway = self.caller.id.clone();
         self.gathered.lines.push(Line::Ours(op));
-        self.gathered.writes.push(match what {
+        let what = match what {
             Do::Join => {
-                Write::Join { join: Join { guild, call, session, gateway, seq, kind, region }, credential: token }
+                What::Join { join: Join { guild, call, session, gateway, seq, kind, region }, credential: token }
             }
-            Do::Leave => Write::Leave(Leave { guild, call, session, gateway, seq }),
-        });
+            Do::Leave => What::Leave(Leave { guild, call, session, gateway, seq }),
+        };
+        self.gathered.writes.push(Write::new(slot, what));
     }
 
     /// Does what was gathered.

@@ -25,14 +25,14 @@ use super::call_set::CallSet;
 use super::dirty::smallness;
 use super::gateways::Gateways;
 use super::guilds::{Calls, Guilds, Mark};
-use super::invariants::{self, check_invariant};
+use super::invariants::{self, Violation, check_invariant};
 use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx};
 
 pub use super::guilds::Named;
 
 pub use self::absent::Expired;
 pub use self::moving::Moved;
-pub use self::people::{Adds, Join, Joined, Leave, Left};
+pub use self::people::{Adds, Join, Joined, Leave, Left, Row};
 pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
 pub use self::terms::Terms;
 pub use self::views::NewsPage;
@@ -138,7 +138,7 @@ impl Shard {
     /// rooms and media stay, the new owner adopts them.
     pub fn set_terms(&mut self, terms: Terms) -> usize {
         let lost: Vec<CallKey> =
-            self.keys().into_iter().filter(|k| self.get(*k).is_some_and(|c| terms.of(c.slot).is_none())).collect();
+            self.keys().into_iter().filter(|k| self.get(*k).is_some_and(|c| !terms.has(c.slot))).collect();
         for key in &lost {
             self.forget(*key);
         }
@@ -150,6 +150,12 @@ impl Shard {
     #[must_use]
     pub fn term(&self, slot: Slot) -> Option<OwnerTerm> {
         self.terms.of(slot)
+    }
+
+    /// Whether we own `slot`.
+    #[must_use]
+    pub fn owns(&self, slot: Slot) -> bool {
+        self.terms.has(slot)
     }
 
     /// Raises the placement counter above `seen`, the highest epoch an SFU has shown.
@@ -239,7 +245,7 @@ impl Shard {
     /// The one way to change a call: indexes, counts and invariants follow.
     fn edit<R>(&mut self, key: CallKey, f: impl FnOnce(&mut Call, &mut Dirty) -> R) -> Option<R> {
         let (_, call) = self.calls.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation)?;
-        let (before, demand_before, moves) = (call.placement.sfus(), call.demand(), self.dirty.moves());
+        let (before, demand_before, astray) = (call.placement.sfus(), call.demand(), self.dirty.astray());
         uncount(&mut self.counts, call);
         let result = f(call, &mut self.dirty);
         count(&mut self.counts, call);
@@ -253,9 +259,8 @@ impl Shard {
                 self.by_sfu.entry(sfu).or_default().insert((), key.index);
             }
         }
-        let moved = self.dirty.moves() != moves;
-        let astray = || moved.then(|| invariants::of_place(key, call, &self.dirty)).flatten();
-        let found = invariants::of_call(call).or_else(astray);
+        let astray = self.dirty.astray() != astray;
+        let found = invariants::of_call(call).or_else(|| astray.then_some(Violation::NotInSet));
         check_invariant!(self.violations, found, guild = %call.guild, call = %call.id, placement = ?call.placement, place = ?call.place);
         Some(result)
     }

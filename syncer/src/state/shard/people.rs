@@ -67,8 +67,8 @@ pub enum Left {
     Removed,
 }
 
-/// Something for each of the writes of one shard that came together: of 128 lines a sixteenth, and some more.
-type Row<T> = SmallVec<[T; 16]>;
+/// Something for each of the writes of one shard that came together: of 256 lines a sixteenth, and some more.
+pub type Row<T> = SmallVec<[T; 24]>;
 
 impl Shard {
     /// Reads what writes about these calls will read, and names them. Memory that is far away answers a row of
