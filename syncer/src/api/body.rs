@@ -187,6 +187,8 @@ impl Lines {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::StreamExt as _;
+
     use super::*;
 
     async fn lines(chunks: Vec<Vec<u8>>) -> Vec<Next> {
@@ -219,6 +221,21 @@ mod tests {
             let line = |l: &'static str| Next::Line(Bytes::from_static(l.as_bytes()));
             assert_eq!(seen, [line("a"), Next::TooLong, line("b")], "cut every {size} bytes");
         }
+    }
+
+    #[tokio::test]
+    async fn what_has_arrived_is_taken_at_once_up_to_a_bound() {
+        const FRAME: usize = 16 * 1024;
+        let frame = [&[b'x'; FRAME - 1][..], b"\n"].concat();
+        let frames = vec![Bytes::from(frame); 20].into_iter().map(Ok::<_, std::io::Error>);
+        let later = futures_util::stream::pending();
+        let mut lines = Lines::new(Body::from_stream(futures_util::stream::iter(frames).chain(later)));
+        let mut taken = Vec::new();
+        while lines.arrived() {
+            taken.push(lines.buffer.len() / FRAME);
+            lines.buffer.clear();
+        }
+        assert_eq!(taken, [8, 8, 4]);
     }
 
     fn dripping() -> Body {

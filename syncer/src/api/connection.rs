@@ -41,6 +41,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(2_500);
 const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
 /// Requests at once on one HTTP/2 connection: more would wait for each other here and not there.
 const STREAMS_MAX: u32 = 256;
+/// Bytes of a request's body that may wait here to be read: twice what the bulk road takes at once, so that the next
+/// part is on its way while one is done. More would wait just as long, in memory that is farther away.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Buffer of an HTTP/1.1 connection: a head of [`HEADER_BYTES_MAX`] with its line and separators must
 /// fit, so that it is answered rather than cut.
 const BUFFER_BYTES_MAX: usize = 32 * 1024;
@@ -197,6 +200,7 @@ fn builder(executor: Tracked) -> auto::Builder<Tracked> {
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
         .max_local_error_reset_streams(RESETS_MAX)

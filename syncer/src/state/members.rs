@@ -1,7 +1,7 @@
 //! Who is in one call, packed.
 //!
 //! Almost every call has a handful of sessions and there are a million calls, so a few sessions are one
-//! allocation for all of them: record after record, looked through from the start. Ids are mostly
+//! allocation for all of them: record after record, looked through from the start, with some room behind. Ids are mostly
 //! hexadecimal digits, and gateways and `seq` mostly small, so each takes the bytes it needs. A call that
 //! grows beyond [`FEW_MAX`] gets a map, so that no look-up is ever long.
 
@@ -16,6 +16,10 @@ use super::GatewayIdx;
 const FEW_MAX: usize = 16;
 /// A map that shrank to this is packed again; half of it, so that a call on the edge does not flap.
 const FEW_AGAIN: usize = FEW_MAX / 2;
+/// Least room for sessions: three of the usual ones, so that most calls are allocated for once.
+const ROOM_MIN_BYTES: usize = 64;
+/// Room is added in steps of one or two sessions.
+const ROOM_STEP_BYTES: usize = 32;
 /// Set in a record's first byte when the id is an even number of lower-case hexadecimal digits, kept two
 /// in a byte. The other seven bits are the id's length less one.
 const HEX: u8 = 0x80;
@@ -30,7 +34,8 @@ pub struct Members(Kept);
 
 #[derive(Clone, Debug)]
 enum Kept {
-    /// How many, if any; then for each: kind and length of the session's id, the id, gateway, `seq`.
+    /// How many, if any; then for each: kind and length of the session's id, the id, gateway, `seq`; then room for
+    /// more.
     Few(Box<[u8]>),
     Many(Box<Many>),
 }
@@ -44,7 +49,8 @@ struct Many {
 
 /// One packed session, and where its record is.
 struct Record<'a> {
-    head: u8,
+    /// Kind and length of the session's id, and the id.
+    id: &'a [u8],
     session: &'a [u8],
     gateway: GatewayIdx,
     seq: u64,
@@ -64,6 +70,7 @@ struct Packed<const MAX: usize> {
 struct Records<'a> {
     bytes: &'a [u8],
     at: usize,
+    left: u8,
 }
 
 // === impl Members ===
@@ -151,20 +158,22 @@ impl Members {
         match &mut self.0 {
             Kept::Few(bytes) => {
                 let id = pack(session);
-                let known = find(bytes, id.as_bytes()).map(|r| ((r.gateway, r.seq), r.tail..r.to));
-                let Some((gateway, seq)) = change(known.as_ref().map(|(kept, _)| *kept)) else { return };
-                let (tail, known) = (tail(gateway, seq), known.map(|(_, at)| at));
+                let mut kept = records(bytes);
+                let known = kept.find(|r| r.is_of(id.as_bytes())).map(|r| ((r.gateway, r.seq), r.from, r.tail..r.to));
+                let end = kept.at;
+                let Some((gateway, seq)) = change(known.as_ref().map(|(kept, ..)| *kept)) else { return };
+                let tail = tail(gateway, seq);
                 let tail = tail.as_bytes();
-                if let Some(kept) = known.clone().and_then(|at| bytes.get_mut(at)).filter(|k| k.len() == tail.len()) {
-                    kept.copy_from_slice(tail);
-                    return;
-                }
-                let mut grown = std::mem::take(bytes).into_vec();
                 match known {
-                    Some(at) => drop(grown.splice(at, tail.iter().copied())),
-                    None => push(&mut grown, id.as_bytes(), tail),
+                    None => {
+                        push(bytes, end, id.as_bytes(), tail);
+                    }
+                    Some((.., at)) if at.len() == tail.len() => bytes[at].copy_from_slice(tail),
+                    Some((_, from, at)) => {
+                        let end = cut(bytes, from, at.end);
+                        push(bytes, end, id.as_bytes(), tail);
+                    }
                 }
-                *bytes = grown.into_boxed_slice();
                 if usize::from(count(bytes)) > FEW_MAX {
                     let mut many = Many::default();
                     for r in records(bytes) {
@@ -186,24 +195,23 @@ impl Members {
         match &mut self.0 {
             Kept::Few(bytes) => {
                 let Some((from, to)) = find(bytes, pack(session).as_bytes()).map(|r| (r.from, r.to)) else { return };
-                let mut left = std::mem::take(bytes).into_vec();
-                left.drain(from..to);
-                match left.first_mut() {
-                    Some(count) if *count > 1 => *count -= 1,
-                    _ => left.clear(),
+                let end = cut(bytes, from, to);
+                match count(bytes) {
+                    0 => *bytes = Box::default(),
+                    _ if 2 * room(end) <= bytes.len() => resize(bytes, room(end)),
+                    _ => {}
                 }
-                *bytes = left.into_boxed_slice();
             }
             Kept::Many(many) => {
                 if let Some((gateway, _)) = many.sessions.remove(session) {
                     many.uncount(gateway);
                 }
                 if many.sessions.len() <= FEW_AGAIN {
-                    let mut bytes = Vec::new();
+                    let (mut bytes, mut end) = (Box::default(), 1);
                     for (session, (gateway, seq)) in &many.sessions {
-                        push(&mut bytes, pack(session).as_bytes(), tail(*gateway, *seq).as_bytes());
+                        end = push(&mut bytes, end, pack(session).as_bytes(), tail(*gateway, *seq).as_bytes());
                     }
-                    self.0 = Kept::Few(bytes.into_boxed_slice());
+                    self.0 = Kept::Few(bytes);
                 }
             }
         }
@@ -235,6 +243,7 @@ impl<'a> Iterator for Records<'a> {
     type Item = Record<'a>;
 
     fn next(&mut self) -> Option<Record<'a>> {
+        self.left = self.left.checked_sub(1)?;
         let from = self.at;
         let (head, rest) = self.bytes.get(from..)?.split_first()?;
         let digits = usize::from(head & !HEX) + 1;
@@ -244,15 +253,25 @@ impl<'a> Iterator for Records<'a> {
         let (seq, rest) = number(rest)?;
         self.at = self.bytes.len() - rest.len();
         let gateway = GatewayIdx(u32::try_from(gateway).ok()?);
-        Some(Record { head: *head, session, gateway, seq, from, tail, to: self.at })
+        let id = self.bytes.get(from..tail)?;
+        Some(Record { id, session, gateway, seq, from, tail, to: self.at })
     }
 }
 
 // === impl Record ===
 
 impl Record<'_> {
+    /// Whether it is the record of a packed id: what can be packed in half is, so no id has two forms.
+    fn is_of(&self, id: &[u8]) -> bool {
+        self.id == id
+    }
+
     fn id(&self) -> SessionId {
-        let text = if self.head & HEX == 0 { self.session.to_vec() } else { self.digits().flatten().collect() };
+        let text = if self.id.first().is_some_and(|head| head & HEX == 0) {
+            self.session.to_vec()
+        } else {
+            self.digits().flatten().collect()
+        };
         let text = std::str::from_utf8(&text).expect("it was packed from an id");
         SessionId::new(text).expect("it was packed from an id")
     }
@@ -293,12 +312,11 @@ fn count(bytes: &[u8]) -> u8 {
 }
 
 fn records(bytes: &[u8]) -> Records<'_> {
-    Records { bytes, at: 1 }
+    Records { bytes, at: 1, left: count(bytes) }
 }
 
-/// The record of a packed id: what can be packed in half is, so no id has two forms.
 fn find<'a>(bytes: &'a [u8], id: &[u8]) -> Option<Record<'a>> {
-    records(bytes).find(|r| bytes.get(r.from..r.tail) == Some(id))
+    records(bytes).find(|r| r.is_of(id))
 }
 
 /// A session's id as records begin with it: kind and length, and the id.
@@ -329,14 +347,37 @@ fn pack(session: &SessionId) -> Packed<{ 1 + ID_BYTES_MAX }> {
     packed
 }
 
-/// Adds a record.
-fn push(bytes: &mut Vec<u8>, id: &[u8], tail: &[u8]) {
-    let known = bytes.len().max(1);
-    bytes.reserve_exact(known - bytes.len() + id.len() + tail.len());
-    bytes.resize(known, 0); // the count, if it is the first
-    bytes.extend_from_slice(id);
-    bytes.extend_from_slice(tail);
+/// Adds a record behind the others, which end at `end`; returns where they end now.
+fn push(bytes: &mut Box<[u8]>, end: usize, id: &[u8], tail: &[u8]) -> usize {
+    let (middle, to) = (end + id.len(), end + id.len() + tail.len());
+    if to > bytes.len() {
+        resize(bytes, room(to));
+    }
+    bytes[end..middle].copy_from_slice(id);
+    bytes[middle..to].copy_from_slice(tail);
     bytes[0] += 1;
+    to
+}
+
+/// Takes out the record from `from` to `to`; returns where the others end.
+fn cut(bytes: &mut [u8], from: usize, to: usize) -> usize {
+    let end = records(bytes).last().map_or(to, |r| r.to);
+    bytes.copy_within(to..end, from);
+    bytes[0] -= 1;
+    end - (to - from)
+}
+
+/// Room for so many bytes and some more.
+const fn room(bytes: usize) -> usize {
+    let least = if bytes < ROOM_MIN_BYTES { ROOM_MIN_BYTES } else { bytes };
+    least.next_multiple_of(ROOM_STEP_BYTES)
+}
+
+fn resize(bytes: &mut Box<[u8]>, room: usize) {
+    let mut resized = std::mem::take(bytes).into_vec();
+    resized.reserve_exact(room.saturating_sub(resized.len()));
+    resized.resize(room, 0);
+    *bytes = resized.into_boxed_slice();
 }
 
 /// The values of hexadecimal digits.
@@ -417,13 +458,35 @@ mod tests {
     }
 
     #[test]
-    fn a_few_sessions_are_one_allocation_of_their_own_bytes() {
+    fn three_sessions_are_allocated_for_once() {
         let mut members = Members::new();
         for n in 0..3 {
             let session = SessionId::new(format!("{n:032x}")).expect("valid");
             members.update(&session, |_| Some((GatewayIdx(0), 1)));
+            let Kept::Few(bytes) = &members.0 else { panic!("three are few") };
+            assert_eq!((bytes.len(), size_of::<Members>()), (ROOM_MIN_BYTES, 16));
         }
-        let Kept::Few(bytes) = &members.0 else { panic!("three are few") };
-        assert_eq!((bytes.len(), size_of::<Members>()), (1 + 3 * (1 + 16 + 1 + 1), 16));
+    }
+
+    #[test]
+    fn room_is_given_back_when_most_have_left() {
+        let session = |n| SessionId::new(format!("{n:032x}")).expect("valid");
+        let mut members = Members::new();
+        let mut rooms = Vec::new();
+        let mut note = |members: &Members| match &members.0 {
+            Kept::Few(bytes) => rooms.push(bytes.len()),
+            Kept::Many(_) => panic!("ten are few"),
+        };
+        for n in 0..10 {
+            members.update(&session(n), |_| Some((GatewayIdx(0), 1)));
+            note(&members);
+        }
+        for n in 0..10 {
+            members.remove(&session(n));
+            note(&members);
+        }
+        let expected = [64, 64, 64, 96, 96, 128, 160, 160, 192, 192];
+        assert_eq!(rooms[..10], expected);
+        assert_eq!(rooms[10..], [192, 192, 192, 192, 96, 96, 96, 96, 96, 0]);
     }
 }

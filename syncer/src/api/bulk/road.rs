@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::result::OperationResult;
 use super::round::Begun;
 use super::worker::{Foreign, Worker};
-use super::{BULK_IDLE_MAX, Do, Operation};
+use super::{BULK_IDLE_MAX, Do, Marker, Operation};
 use crate::api::body::{LINE_BYTES_MAX, Lines, Next, object};
 use crate::api::route::Route;
 use crate::api::{ApiError, App, Caller};
@@ -25,6 +25,8 @@ use crate::ownership::Owner;
 const TOGETHER_MAX: usize = 256;
 /// Bytes of lines done together: those of 256 long ones, and what a stream keeps of them at most.
 const TOGETHER_BYTES_MAX: usize = 64 * 1024;
+/// What most results take: an op id, and that it was done.
+const RESULT_BYTES: usize = 48;
 /// Results gathered into one write.
 const WRITE_BYTES: usize = 16 * 1024;
 /// Lines waiting for one owner: two batches, so that the next one fills while one is under way.
@@ -60,6 +62,12 @@ enum Line {
     Ours(Option<String>),
     /// It is wrong, or not ours.
     Refused(Box<OperationResult>),
+}
+
+/// A line that takes others to be done.
+enum Aside {
+    Marker(Marker),
+    Foreign(Arc<Owner>, Foreign),
 }
 
 /// The client no longer reads.
@@ -112,7 +120,9 @@ impl Road {
                 Next::TooLong => self.refuse(None, ApiError::line_too_long(LINE_BYTES_MAX)),
                 Next::Line(line) => {
                     self.gathered.bytes += line.len();
-                    self.line(line).await?;
+                    if let Some(aside) = self.read(line) {
+                        self.see_to(*aside).await?;
+                    }
                 }
             }
             if self.gathered.is_full() {
@@ -165,15 +175,16 @@ impl Road {
         self.gathered.lines.push(Line::Refused(Box::new(OperationResult::failed(op, e))));
     }
 
-    async fn line(&mut self, line: Bytes) -> Result<(), Gone> {
+    /// Takes a line in, unless it is one to wait for.
+    fn read(&mut self, line: Bytes) -> Option<Box<Aside>> {
         let operation: Operation = match object(&line) {
             Ok(operation) => operation,
             Err(e) => {
                 if let Ok(marker) = object(&line) {
-                    return self.mark(marker).await;
+                    return Some(Box::new(Aside::Marker(marker)));
                 }
                 self.refuse(op_of(&line), ApiError::invalid(format!("the line is not an operation: {e}")));
-                return Ok(());
+                return None;
             }
         };
         match self.app.route(&operation.guild, &self.caller) {
@@ -181,10 +192,19 @@ impl Road {
             Ok(Route::There(owner)) if self.redirect => {
                 self.refuse(operation.op, ApiError::not_owner(Some(Arc::clone(&owner.url))));
             }
-            Ok(Route::There(owner)) => return self.there(&owner, Foreign { op: operation.op, line }).await,
+            Ok(Route::There(owner)) => {
+                return Some(Box::new(Aside::Foreign(owner, Foreign { op: operation.op, line })));
+            }
             Err(e) => self.refuse(operation.op, e),
         }
-        Ok(())
+        None
+    }
+
+    async fn see_to(&mut self, aside: Aside) -> Result<(), Gone> {
+        match aside {
+            Aside::Marker(marker) => self.mark(marker).await,
+            Aside::Foreign(owner, foreign) => self.there(&owner, foreign).await,
+        }
     }
 
     fn gather(&mut self, slot: Slot, operation: Operation) {
@@ -204,6 +224,7 @@ impl Road {
     pub(super) fn perform(&mut self) {
         let Gathered { lines, writes, bytes } = &mut self.gathered;
         let mut done = self.app.engine.write(writes, Instant::now());
+        self.pending.reserve(lines.len() * RESULT_BYTES);
         for line in lines.drain(..) {
             match line {
                 Line::Refused(result) => result.write(&mut self.pending),
