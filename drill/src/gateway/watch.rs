@@ -20,6 +20,9 @@ const SILENCE_MAX: Duration = Duration::from_secs(25);
 /// Until the head of the answer.
 const HEAD_MAX: Duration = Duration::from_secs(5);
 
+/// After the server has ended a watch for good: as long as it says, and whoever has the others may be gone by then.
+const TOLD_FOR: Duration = Duration::from_secs(30);
+
 /// How a stream ended.
 enum End {
     /// The connection failed or was closed.
@@ -28,6 +31,8 @@ enum End {
     Refused(Option<Duration>, StatusCode),
     /// The server does not know where we were: begin anew and re-read.
     CursorLost,
+    /// The server ended it because this gateway has too many: whoever opened the others has it.
+    Told(String),
 }
 
 // === impl Gateway ===
@@ -57,6 +62,11 @@ impl Gateway {
                     tracing::debug!(gateway = self.name, syncer = rotation.url(), %status, "watch refused");
                     let turn = rotation.fail(&mut rand::rng());
                     wait.unwrap_or(turn)
+                }
+                End::Told(reason) => {
+                    self.shared.stats.error("watch_ended");
+                    tracing::warn!(gateway = self.name, syncer = rotation.url(), reason, "watch ended by the server");
+                    TOLD_FOR
                 }
                 End::Broken(reason) => {
                     self.shared.stats.error("watch_broken");
@@ -105,6 +115,9 @@ impl Gateway {
                 return End::Broken(error.to_string());
             }
             for event in events.drain(..) {
+                if event.name == "end" {
+                    return End::Told(event.data);
+                }
                 self.heard(stream, &event);
             }
             if let Some(id) = parser.last_id() {

@@ -134,9 +134,17 @@ impl Lines {
     /// Nothing is lost when dropped.
     pub(crate) async fn next(&mut self, idle: Duration) -> Next {
         let by = Instant::now() + idle;
+        let mut waited = false;
         loop {
             if let Some(next) = self.buffered() {
                 return next;
+            }
+            // What comes without a pause and brings no line: others go first, and the time runs.
+            if std::mem::replace(&mut waited, true) {
+                tokio::task::yield_now().await;
+                if Instant::now() >= by {
+                    return Next::End;
+                }
             }
             if self.ended {
                 // The last line needs no line break.
@@ -176,9 +184,9 @@ impl Lines {
                 }
             }
             None => self.ended = true,
-            // Half a line is none.
+            // Half a line is none; the whole ones before it are.
             Some(Err(_)) => {
-                self.buffer.clear();
+                self.buffer.truncate(memchr::memrchr(b'\n', &self.buffer).map_or(0, |at| at + 1));
                 self.ended = true;
             }
         }
@@ -236,6 +244,30 @@ mod tests {
             lines.buffer.clear();
         }
         assert_eq!(taken, [8, 8, 4]);
+    }
+
+    #[tokio::test]
+    async fn whole_lines_before_a_break_are_lines() {
+        let frames = [Ok("first\n"), Ok("a\nb\nhal"), Err(std::io::Error::other("reset"))];
+        let frames = futures_util::stream::iter(frames).map(|frame| frame.map(Bytes::from));
+        let mut lines = Lines::new(Body::from_stream(frames));
+        assert!(lines.arrived());
+        for line in ["first", "a", "b"] {
+            assert_eq!(lines.next(Duration::from_secs(30)).await, Next::Line(Bytes::from(line)));
+        }
+        assert_eq!(lines.next(Duration::from_secs(30)).await, Next::End);
+    }
+
+    #[tokio::test]
+    async fn who_sends_no_line_without_a_pause_lets_others_go_first() {
+        let frames = std::iter::repeat_n("\n\n\n", 1_000).chain(["late\n"]);
+        let frames = frames.map(|frame| Ok::<_, std::io::Error>(Bytes::from(frame)));
+        let mut lines = Lines::new(Body::from_stream(futures_util::stream::iter(frames)));
+        tokio::select! {
+            biased;
+            next = lines.next(Duration::from_secs(600)) => panic!("{next:?}"),
+            () = tokio::task::yield_now() => {}
+        }
     }
 
     fn dripping() -> Body {

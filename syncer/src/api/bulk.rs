@@ -41,7 +41,7 @@ pub(crate) use self::round::Marker;
 /// A stream without a line for this long is ended; gateways that pause open a new one.
 const BULK_IDLE_MAX: Duration = Duration::from_secs(60);
 /// Writes of results under way: each what was gathered before 16 KiB were reached and what is done together, so
-/// ~20 KiB where calls await an endpoint and at most ~100 KiB where each result carries a token.
+/// ~25 KiB where calls await an endpoint and at most ~200 KiB where each result carries a token.
 const WRITES_MAX: usize = 16;
 pub(crate) const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
@@ -127,7 +127,12 @@ pub async fn parse_only(body: Body) -> (u64, u64) {
     let mut lines = Lines::new(body);
     let (mut operations, mut others) = (0, 0);
     loop {
-        match lines.next(BULK_IDLE_MAX).await {
+        let next = match lines.buffered() {
+            Some(next) => next,
+            None if !lines.has_ended() && lines.arrived() => continue,
+            None => lines.next(BULK_IDLE_MAX).await,
+        };
+        match next {
             Next::End => return (operations, others),
             Next::Line(line) if super::body::object::<Operation>(&line).is_ok() => operations += 1,
             Next::Line(_) | Next::TooLong => others += 1,

@@ -43,7 +43,7 @@ const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
 const STREAMS_MAX: u32 = 256;
 /// Bytes of a request's body that may wait here to be read: twice what the bulk road takes at once, so that the next
 /// part is on its way while one is done. More would wait just as long, in memory that is farther away.
-const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 /// Buffer of an HTTP/1.1 connection: a head of [`HEADER_BYTES_MAX`] with its line and separators must
 /// fit, so that it is answered rather than cut.
 const BUFFER_BYTES_MAX: usize = 32 * 1024;

@@ -49,6 +49,7 @@ use crate::peer::EVIDENCE_PATH;
 pub(crate) use self::audit::Audit;
 pub(crate) use self::auth::{Auth, Caller, Connected};
 pub use self::bulk::parse_only;
+pub use self::connection::STREAM_WINDOW_BYTES;
 pub(crate) use self::error::ApiError;
 pub(crate) use self::gateways::{HEARD_MAX, Heard, HeardGateway};
 pub(crate) use self::levers::unix_ms;

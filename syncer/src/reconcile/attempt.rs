@@ -66,9 +66,9 @@ impl Attempt {
         ctx.pace.attempt(now.saturating_duration_since(asked));
         // What failed as a whole is one piece of evidence, not one for each call.
         let blamed = results.as_ref().err().cloned();
-        // Before the places are given back: who takes one then knows of it.
+        // Before the places are given back: nobody takes one ahead of the pause.
         if let (Some(error), Some(first)) = (&blamed, attempts.first()) {
-            first.blame(&sfu, error, asked, now);
+            first.hold(&sfu, error, asked, now);
         }
         let results = results.unwrap_or_else(|error| vec![Err(error); attempts.len()]);
         for (attempt, result) in attempts.iter_mut().zip(results) {
@@ -82,6 +82,10 @@ impl Attempt {
                     attempt.failed(&sfu, reservation, &error, now);
                 }
             }
+        }
+        // And this after it: its load report comes from when they were taken.
+        if let (Some(error), Some(first)) = (blamed, attempts.first()) {
+            first.blame(&sfu, &error, asked, now);
         }
         ctx.wake.notify_one();
     }

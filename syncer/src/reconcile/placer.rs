@@ -56,13 +56,17 @@ impl<'a> SelectPlacer<'a> {
     fn in_place(&mut self, idx: SfuIdx, since: Option<Instant>) -> Option<Decision> {
         let sfu = self.ctx.catalogue.get(idx)?;
         match sfu.fit(self.now) {
-            Ok(_) => self.reserve(&sfu, How::InPlace),
-            Err(why) if why.is_passing() => {
-                let waited = since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
-                (waited < IN_PLACE_MAX).then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
+            Ok(_) => {
+                if let Some(decision) = self.reserve(&sfu, How::InPlace) {
+                    return Some(decision);
+                }
+                // Somebody else was first: what stands against it now passes.
             }
-            Err(_) => None,
+            Err(why) if why.is_passing() => {}
+            Err(_) => return None,
         }
+        let waited = since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
+        (waited < IN_PLACE_MAX).then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
     }
 
     fn among(&mut self, sfus: &[Arc<Sfu>], any_region: bool, at_last: bool) -> Option<Decision> {

@@ -333,6 +333,10 @@ impl Sfu {
         *held = (*held).max(Some(until));
     }
 
+    fn is_held(&self, now: Instant) -> bool {
+        self.held_until.lock().is_some_and(|until| now < until)
+    }
+
     /// The last load report.
     #[must_use]
     pub fn load(&self) -> Option<Load> {
@@ -411,7 +415,7 @@ impl Sfu {
             Err(Excluded::Draining)
         } else if !self.is_accepting() {
             Err(Excluded::NotAccepting)
-        } else if self.held_until.lock().is_some_and(|until| now < until) {
+        } else if self.is_held(now) {
             Err(Excluded::Held)
         } else if self.failures.load(Ordering::Relaxed) > 0 && self.window.in_flight() > 0 {
             Err(Excluded::OnTrial)
@@ -460,16 +464,17 @@ impl Sfu {
         Some(Reservation { sfu: self.clone(), region_bucket, losses: self.losses(), made_at: now, settled: false })
     }
 
-    /// Takes a place in the window: on trial, the only one.
+    /// Takes a place in the window: on trial, the only one; and none in a pause that began since it was found fit.
     fn enter(&self, now: Instant) -> bool {
         if !self.window.try_enter() {
             return false;
         }
         // Whoever came second sees both, so two never pass; that both may is no harm, since they look again.
         let second = self.failures.load(Ordering::Relaxed) > 0 && self.window.in_flight() > 1;
-        if second {
+        if second || self.is_held(now) {
             self.window.leave(Outcome::Neutral, now);
+            return false;
         }
-        !second
+        true
     }
 }

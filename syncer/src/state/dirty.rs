@@ -282,6 +282,32 @@ mod tests {
     use super::*;
 
     #[test]
+    fn i05_what_is_not_where_it_says_is_noticed_as_it_moves() {
+        let (mut dirty, now) = (Dirty::default(), Instant::now());
+        let key = CallKey { index: 7, generation: 1 };
+        let ready = Place::Ready(now);
+        let blocked = |on| Place::Blocked(Box::new((on, now)));
+        let mut place = Place::Clean;
+        for to in
+            [ready.clone(), Place::Waiting(now), blocked(Blocker::Busy(SfuIdx(1))), Place::InFlight, ready.clone()]
+        {
+            dirty.put(key, Class::New, &mut place, to);
+        }
+        assert_eq!((dirty.astray(), &place), (0, &ready));
+        // The set has it as a new call, and it says that it is a repair.
+        dirty.put(key, Class::Repair, &mut place, Place::Clean);
+        assert_eq!(dirty.astray(), 1);
+        // It says that it is nowhere, and the set has it.
+        dirty.put(key, Class::New, &mut place, ready);
+        assert_eq!(dirty.astray(), 2);
+        for astray in [Place::Waiting(now), blocked(Blocker::Limits(None)), blocked(Blocker::NoCandidate(None))] {
+            let before = dirty.astray();
+            dirty.put(key, Class::New, &mut astray.clone(), Place::Clean);
+            assert_eq!(dirty.astray(), before + 1, "{astray:?}");
+        }
+    }
+
+    #[test]
     fn r10_every_class_has_its_turns_and_urgency_most_of_them() {
         let turns: Vec<Option<Class>> = (0..TURNS).map(turn).collect();
         let of = |class| turns.iter().filter(|t| **t == class).count();

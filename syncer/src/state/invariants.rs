@@ -1,5 +1,5 @@
 //! What must hold between any two operations. Written once: the same functions run in property
-//! tests, in simulation and in production, where a violation is counted instead of a panic.
+//! tests, in simulation and, but for those that say so, in production, where a violation is counted instead of a panic.
 
 use std::fmt;
 

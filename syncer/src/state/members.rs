@@ -108,7 +108,7 @@ impl Members {
         }
     }
 
-    /// Reads where the sessions begin and end, so that they are at hand.
+    /// Reads where the sessions' room begins and ends, so that it is at hand.
     pub(super) fn touch(&self) -> u8 {
         match &self.0 {
             Kept::Few(bytes) => bytes.first().copied().unwrap_or(0) ^ bytes.last().copied().unwrap_or(0),

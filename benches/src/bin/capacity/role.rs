@@ -175,7 +175,8 @@ async fn parse_only(spec: &Spec, input: &mut Input) -> Result<()> {
                 let Ok(()) = stream.set_nodelay(true) else { return };
                 let Ok(stream) = tls.accept(stream).await else { return };
                 let mut builder = auto::Builder::new(TokioExecutor::new());
-                builder.http2().timer(TokioTimer::new());
+                let mut http2 = builder.http2();
+                http2.timer(TokioTimer::new()).initial_stream_window_size(syncer::api::STREAM_WINDOW_BYTES);
                 drop(builder.serve_connection(TokioIo::new(stream), service_fn(count)).await);
             });
         }

@@ -23,7 +23,7 @@ use crate::ownership::Owner;
 /// Lines done together: so many that a lock of call state serves some of them, so few that it is held for
 /// ~200 µs at most even if all are of one guild.
 const TOGETHER_MAX: usize = 256;
-/// Bytes of lines done together: those of 256 long ones, and what a stream keeps of them at most.
+/// Bytes of lines done together: those of 256 long ones.
 const TOGETHER_BYTES_MAX: usize = 64 * 1024;
 /// What most results take: an op id, and that it was done.
 const RESULT_BYTES: usize = 48;
@@ -111,7 +111,7 @@ impl Road {
                     if !lines.arrived() {
                         self.flush().await?;
                     }
-                    tokio::task::consume_budget().await;
+                    tokio::task::yield_now().await; // also if no line was among it
                     continue;
                 }
             };
@@ -120,7 +120,7 @@ impl Road {
                 Next::TooLong => self.refuse(None, ApiError::line_too_long(LINE_BYTES_MAX)),
                 Next::Line(line) => {
                     self.gathered.bytes += line.len();
-                    if let Some(aside) = self.read(line) {
+                    if let Some(aside) = self.read(&line) {
                         self.see_to(*aside).await?;
                     }
                 }
@@ -176,14 +176,14 @@ impl Road {
     }
 
     /// Takes a line in, unless it is one to wait for.
-    fn read(&mut self, line: Bytes) -> Option<Box<Aside>> {
-        let operation: Operation = match object(&line) {
+    fn read(&mut self, line: &[u8]) -> Option<Box<Aside>> {
+        let operation: Operation = match object(line) {
             Ok(operation) => operation,
             Err(e) => {
-                if let Ok(marker) = object(&line) {
+                if let Ok(marker) = object(line) {
                     return Some(Box::new(Aside::Marker(marker)));
                 }
-                self.refuse(op_of(&line), ApiError::invalid(format!("the line is not an operation: {e}")));
+                self.refuse(op_of(line), ApiError::invalid(format!("the line is not an operation: {e}")));
                 return None;
             }
         };
@@ -193,7 +193,10 @@ impl Road {
                 self.refuse(operation.op, ApiError::not_owner(Some(Arc::clone(&owner.url))));
             }
             Ok(Route::There(owner)) => {
-                return Some(Box::new(Aside::Foreign(owner, Foreign { op: operation.op, line })));
+                return Some(Box::new(Aside::Foreign(
+                    owner,
+                    Foreign { op: operation.op, line: Bytes::copy_from_slice(line) },
+                )));
             }
             Err(e) => self.refuse(operation.op, e),
         }

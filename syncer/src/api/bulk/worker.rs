@@ -19,6 +19,7 @@ pub(super) const BATCH_LINES_MAX: usize = 128;
 #[derive(Debug)]
 pub(super) struct Foreign {
     pub(super) op: Option<String>,
+    /// A copy: it may wait for long, and must not keep all that arrived with it.
     pub(super) line: Bytes,
 }
 

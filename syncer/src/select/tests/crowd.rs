@@ -344,6 +344,20 @@ fn r14_two_who_find_an_sfu_that_served_nothing_free_at_the_same_moment_make_one_
     assert_eq!(all.len(), 2, "of three, the trial took one");
 }
 
+/// Whoever found it fit before, too.
+#[test]
+fn r14_nobody_takes_a_place_in_a_pause() {
+    let start = Instant::now();
+    let sfu = sfus(1, 1, quotas(0.1, 3), start).remove(0);
+    let failed = sfu.reserve(start).expect("it is fit");
+    assert!(sfu.fit(start).is_ok(), "another looks");
+    sfu.leave_alone(start, start, |_| ms(100));
+    failed.settle(Outcome::Neutral, false, start);
+    assert!(sfu.reserve(start).is_none());
+    assert_eq!(sfu.window.in_flight(), 0);
+    assert!(sfu.reserve(start + ms(100)).is_some());
+}
+
 const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn ms(n: u64) -> Duration {

@@ -41,7 +41,7 @@ pub use self::views::NewsPage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CallKey {
     pub(super) index: u32,
-    generation: u32,
+    pub(super) generation: u32,
 }
 
 /// Size limits, all of them levers.
