@@ -83,7 +83,7 @@ impl Attempt {
                 }
             }
         }
-        // And this after it: its load report comes from when they were taken.
+        // And this after it: its load report comes from when they were taken. The pause has begun and stays as it is.
         if let (Some(error), Some(first)) = (blamed, attempts.first()) {
             first.blame(&sfu, &error, asked, now);
         }

@@ -48,8 +48,8 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Checks whether a call is in the dirty set where it says. O(log n): for tests and simulation; what moves within
-/// the set is checked as it does.
+/// Checks whether a call is in the dirty set where it says. O(log n): looked up after every change in a debug
+/// build, and so in tests and simulation; in production what moves within the set is checked as it does.
 #[must_use]
 pub fn of_place(key: CallKey, call: &Call, dirty: &Dirty) -> Option<Violation> {
     (!dirty.holds(key, call.class(), call.place())).then_some(Violation::NotInSet)

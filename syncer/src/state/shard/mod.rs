@@ -261,6 +261,8 @@ impl Shard {
         }
         let astray = self.dirty.astray() != astray;
         let found = invariants::of_call(call).or_else(|| astray.then_some(Violation::NotInSet));
+        let looked_up = || cfg!(debug_assertions).then(|| invariants::of_place(key, call, &self.dirty)).flatten();
+        let found = found.or_else(looked_up);
         check_invariant!(self.violations, found, guild = %call.guild, call = %call.id, placement = ?call.placement, place = ?call.place);
         Some(result)
     }
