@@ -13,6 +13,7 @@ mod serve;
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
@@ -169,13 +170,13 @@ impl Fleet {
         self.ask("seen")
     }
 
-    /// Brings black holes to life in `after_ms`, for the rest of the run.
+    /// Brings black holes to life after this time, for the rest of the run.
     ///
     /// # Errors
     ///
     /// When the process is gone.
-    pub fn heal_in(&mut self, after_ms: u64) -> Result<()> {
-        self.ask::<bool>(&format!("heal {after_ms}")).map(drop)
+    pub fn heal_in(&mut self, after: Duration) -> Result<()> {
+        self.ask::<bool>(&format!("heal {}", after.as_millis())).map(drop)
     }
 
     /// Makes black holes of healed hosts again.

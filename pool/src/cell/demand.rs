@@ -21,8 +21,8 @@ use super::event::{Action, Actions, Refusal};
 use super::{CellState, FRESH_EXTRA};
 use crate::dial::scheduler::Class;
 
-/// Callers that may wait for the one dial that finds out whether a failed origin is back. More would only
-/// fill the partition's line with callers of a dead host; the rest fail at once.
+/// Callers that may always wait for the one dial that finds out whether a failed origin is back. More may while the
+/// partition has places for thousands; then they would only fill its line with callers of dead hosts, and fail at once.
 pub(crate) const HALF_OPEN_WAITERS_MAX: usize = 16;
 
 /// Slot time that counts as one unit of an origin's turn: a handshake inside a region with time to spare.
@@ -160,7 +160,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     }
 
     pub(super) fn crowded(&self) -> Option<Refusal<E>> {
-        if self.conns.usable() > 0 || self.line.len() < HALF_OPEN_WAITERS_MAX {
+        if self.conns.usable() > 0 || self.line.len() < HALF_OPEN_WAITERS_MAX || self.places.are_plenty() {
             return None;
         }
         let error = self.breaker.last_error()?.clone();

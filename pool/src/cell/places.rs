@@ -14,6 +14,10 @@ use super::tuning::Tuning;
 /// 2 MiB.
 const FRESH_PLACES: usize = 4_096;
 
+/// Places are plenty while no more than one in so many is taken. 3,000 dead hosts with sixteen callers each, who always
+/// may wait, and this part of the places with others of their callers leave every eighth place to the living.
+const PLENTY_ONE_IN: usize = 8;
+
 /// A cell keeps one place more for so many callers.
 const SPARE_ONE_IN: usize = 4;
 
@@ -53,6 +57,10 @@ impl Places {
         taken
     }
 
+    fn are_plenty(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) < self.most.load(Ordering::Relaxed) / PLENTY_ONE_IN
+    }
+
     fn give_back(&self, places: usize) {
         self.taken.fetch_sub(places, Ordering::Relaxed);
     }
@@ -73,6 +81,11 @@ impl Held {
         let taken = self.tuning.places.take(fresh);
         self.count += usize::from(taken);
         taken
+    }
+
+    /// Whether the partition has so many places left that callers of dead hosts may take more of them.
+    pub(super) fn are_plenty(&self) -> bool {
+        self.tuning.places.are_plenty()
     }
 
     /// There are only so many callers.

@@ -15,6 +15,7 @@ mod decisions;
 mod foreign;
 mod free;
 mod interleavings;
+mod probes;
 mod relics;
 
 use self::relics::Relic;

@@ -4,6 +4,7 @@
 //! connector that returns a bare stream leaves TLS to the pool (which holds the gate for it); one that
 //! did its own handshake, or needs none, says which protocol to speak.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -12,8 +13,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -30,11 +31,14 @@ use crate::origin::Origin;
 /// noticed without waiting for TCP's quarter of an hour.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Addresses of one name that are tried. More only eat the dial's time-out.
-const ADDRESSES_MAX: usize = 4;
+/// Attempts of one dial, and so the addresses of one name that are tried: more only eat the dial's time-out. Each is a
+/// descriptor, so a lane's dials to silent hosts are four times `dials_max` of them at worst.
+const ATTEMPTS_MAX: usize = 4;
 
-/// How long one address may keep the next from being tried beside it: what RFC 8305 recommends, many round trips inside
-/// a region and soon enough for a dial of 3 s to try all.
+/// How long one attempt may keep the next from being made beside it: what RFC 8305 recommends, many round trips inside
+/// a region and soon enough for a dial of 3 s to try all. A silent address is tried again after it, because kernels send
+/// a SYN that was lost, or came while the host was away, again after a whole second: four attempts so far apart find a
+/// host within a quarter of a second of its return.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// The connector of a lane.
@@ -159,13 +163,13 @@ impl tower::Service<Origin> for TcpConnector {
 
 async fn connect(origin: &Origin, resolver: &Resolver) -> Result<(TcpStream, Option<Duration>), StageError> {
     let at = |stage| move |source| StageError { stage, source };
+    let connect = |ip| TcpStream::connect(SocketAddr::new(ip, origin.port()));
     let (stream, resolved) = match origin.host().parse::<IpAddr>() {
-        Ok(ip) => (TcpStream::connect(SocketAddr::new(ip, origin.port())).await, None),
+        Ok(ip) => (first_of(in_turn(&[ip]), connect).await, None),
         Err(_) => {
             let began = Instant::now();
             let found = resolver.resolve(origin.host()).await.map_err(at(Stage::Dns))?;
             let resolved = Instant::now().saturating_duration_since(began);
-            let connect = |ip| TcpStream::connect(SocketAddr::new(ip, origin.port()));
             (first_of(in_turn(&found), connect).await, Some(resolved))
         }
     };
@@ -176,34 +180,37 @@ async fn connect(origin: &Origin, resolver: &Resolver) -> Result<(TcpStream, Opt
 
 /// The addresses to try, alternating between the families: one that leads nowhere costs one delay, however many
 /// addresses it has (RFC 8305, section 4).
-fn in_turn(found: &[IpAddr]) -> SmallVec<[IpAddr; ADDRESSES_MAX]> {
+fn in_turn(found: &[IpAddr]) -> SmallVec<[IpAddr; ATTEMPTS_MAX]> {
     let first_family = found.first().is_some_and(IpAddr::is_ipv6);
     let family = |of: bool| found.iter().filter(move |ip| ip.is_ipv6() == of).copied();
     let (mut ours, mut others) = (family(first_family), family(!first_family));
     let turns = std::iter::repeat_with(|| [ours.next(), others.next()]);
-    turns.take(found.len()).flatten().flatten().take(ADDRESSES_MAX).collect()
+    turns.take(found.len()).flatten().flatten().take(ATTEMPTS_MAX).collect()
 }
 
-/// Tries one address after the other, [`ATTEMPT_DELAY`] apart or as soon as one fails, and takes the first that answers.
-/// The dial's own time-out bounds them all.
-async fn first_of<T, F>(addresses: SmallVec<[IpAddr; ADDRESSES_MAX]>, connect: impl Fn(IpAddr) -> F) -> io::Result<T>
+/// Tries one address after the other, [`ATTEMPT_DELAY`] apart or as soon as one fails, and the silent ones again, and
+/// takes the first that answers. The dial's own time-out bounds them all.
+async fn first_of<T, F>(addresses: SmallVec<[IpAddr; ATTEMPTS_MAX]>, connect: impl Fn(IpAddr) -> F) -> io::Result<T>
 where
     F: Future<Output = io::Result<T>>,
 {
-    let mut addresses = addresses.into_iter();
+    let attempt = |ip| connect(ip).map(move |result| (ip, result));
+    let mut to_try: VecDeque<_> = addresses.iter().copied().cycle().take(ATTEMPTS_MAX).collect();
     let mut attempts = FuturesUnordered::new();
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
-        attempts.extend(addresses.next().map(&connect));
-        let more = addresses.len() > 0;
+        attempts.extend(to_try.pop_front().map(attempt));
         tokio::select! {
             biased;
             result = attempts.next() => match result {
                 None => return Err(last),
-                Some(Ok(connected)) => return Ok(connected),
-                Some(Err(error)) => last = error,
+                Some((_, Ok(connected))) => return Ok(connected),
+                Some((failed, Err(error))) => {
+                    to_try.retain(|ip| *ip != failed);
+                    last = error;
+                }
             },
-            () = sleep(ATTEMPT_DELAY), if more => {}
+            () = sleep(ATTEMPT_DELAY), if !to_try.is_empty() => {}
         }
     }
 }
@@ -218,6 +225,7 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -241,6 +249,42 @@ mod tests {
         let connect = |ip| async move { if ip == alive { Ok(ip) } else { pending().await } };
         assert_eq!(first_of(in_turn(&found), connect).await.expect("the fourth lives"), alive);
         assert_eq!(Instant::now().saturating_duration_since(began), ATTEMPT_DELAY * 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn r01_a_host_that_comes_back_during_a_dial_is_found_by_the_next_attempt() {
+        let began = Instant::now();
+        let found = addresses(&["10.0.0.1"]);
+        let back = began + ATTEMPT_DELAY * 3 / 2;
+        let tried = AtomicUsize::new(0);
+        let connect = |ip| {
+            tried.fetch_add(1, Ordering::Relaxed);
+            async move { if Instant::now() < back { pending().await } else { Ok(ip) } }
+        };
+        assert_eq!(first_of(in_turn(&found), connect).await.expect("it is back"), found[0]);
+        assert_eq!(Instant::now().saturating_duration_since(began), ATTEMPT_DELAY * 2);
+        let silent = tokio::time::timeout(
+            ATTEMPT_DELAY * 40,
+            first_of(in_turn(&found), |_| {
+                tried.fetch_add(1, Ordering::Relaxed);
+                pending::<io::Result<()>>()
+            }),
+        );
+        assert!(silent.await.is_err());
+        assert_eq!(tried.into_inner(), 3 + ATTEMPTS_MAX, "a dial has a bound on its descriptors");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_refuses_is_not_tried_again() {
+        let found = addresses(&["10.0.0.1", "10.0.0.2"]);
+        let (refusing, tried) = (found[0], AtomicUsize::new(0));
+        let connect = |ip: IpAddr| {
+            tried.fetch_add(1, Ordering::Relaxed);
+            async move { if ip == refusing { Err(io::ErrorKind::ConnectionRefused.into()) } else { pending().await } }
+        };
+        let connected = tokio::time::timeout(ATTEMPT_DELAY * 40, first_of::<(), _>(in_turn(&found), connect));
+        assert!(connected.await.is_err());
+        assert_eq!(tried.into_inner(), 3, "the refusal, and the silent one twice");
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,13 +39,13 @@ pub(crate) const MAIN: [&str; 4] = ["reqwest", "bar_16", "bar_256", "ours"];
 /// Those that run in the first cells only.
 pub(crate) const OTHERS: [&str; 4] = ["hyper_util", "supervisor", "ours_p1", "ours_no_gates"];
 
-/// Why a request failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Failure {
+/// How a request failed.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Failure {
     /// It was refused without a try.
-    Shed,
-    /// It was tried, or its deadline came.
-    Failed,
+    pub(crate) shed: bool,
+    /// When to try again, if the contestant says so.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// How a request went.
@@ -130,10 +130,10 @@ fn ours(tls: ClientConfig, urls: &[String], limits: LaneLimits, no_gates: bool) 
 }
 
 async fn finish(response: Result<http::Response<pool::ResponseBody>, pool::Error>) -> Went {
-    let failure = |error: pool::Error| if error.is_saturated() { Failure::Shed } else { Failure::Failed };
+    let failure = |error: pool::Error| Failure { shed: error.is_saturated(), retry_after: error.retry_after() };
     let response = response.map_err(failure)?;
     if !response.status().is_success() {
-        return Err(Failure::Failed);
+        return Err(Failure::default());
     }
     response.into_body().bytes(BODY_BYTES_MAX).await.map(drop).map_err(failure)
 }
@@ -216,6 +216,6 @@ fn supervisor_send(tls: ClientConfig, storm: &Storm, tasks: &TaskTracker) -> (Se
 async fn in_time(deadline: Instant, exchange: impl Future<Output = Result<()>>) -> Went {
     match timeout_at(deadline, exchange).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) | Err(_) => Err(Failure::Failed),
+        Ok(Err(_)) | Err(_) => Err(Failure::default()),
     }
 }

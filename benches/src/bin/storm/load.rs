@@ -2,25 +2,32 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use benches::machine;
 use benches::stats::Latencies;
-use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::contestants::{Contestant, Failure, Went};
+use crate::contestants::{Contestant, Failure, Send_, Went};
 use crate::lease::Leases;
 
 /// Every request's deadline, from its intended start.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// When callers try again whose hosts are away: as the gateways of the drill do. After what the error says, within these
+/// bounds and a little later, so that they do not come all together; else with full jitter from so little to so much.
+const RETRY_AFTER_MIN: Duration = Duration::from_millis(100);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
+const BACKOFF_BASE: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// How often the runtime's punctuality is looked at.
 const LAG_EVERY: Duration = Duration::from_millis(2);
@@ -38,19 +45,20 @@ pub(crate) struct Storm {
     /// Which hosts have a fault.
     pub(crate) faulty: Vec<bool>,
     pub(crate) tasks: usize,
-    pub(crate) spread_ms: u64,
+    /// When the faulty hosts come back, if they do. Then whoever fails tries again.
+    pub(crate) back_at: Option<SystemTime>,
     pub(crate) seed: u64,
 }
 
 /// How it went: names, units, numbers.
 pub(crate) type Figures = Vec<(String, String, f64)>;
 
-/// What one request tells.
+/// What one caller tells.
 struct Told {
     host: usize,
-    intended: Instant,
     ended: Instant,
     went: Went,
+    tries: u64,
 }
 
 /// Runs one storm.
@@ -63,12 +71,13 @@ pub(crate) async fn run(storm: Storm) -> Result<Figures> {
     let over = CancellationToken::new();
     let lag = tasks.spawn(watch_lag(over.clone()));
     let began = Instant::now();
+    let away = storm.back_at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default());
     leases.start(&contestant, &over, began, &tasks);
     let told = burst(&storm, &contestant, began).await?;
     over.cancel();
     let cpu_s = machine::cpu_s() - cpu_before;
     let lag = lag.await?;
-    let mut figures = weigh(&storm, &told, began);
+    let mut figures = weigh(&storm, &told, began, away);
     let mut add = |name: &str, unit: &str, value: f64| figures.push((name.to_owned(), unit.to_owned(), value));
     add("cpu", "s", cpu_s);
     add("rss", "MiB", machine::rss_peak_bytes() / f64::from(1 << 20));
@@ -96,17 +105,10 @@ async fn burst(storm: &Storm, contestant: &Contestant, began: Instant) -> Result
     let hosts = storm.addrs.len() - 1;
     let mut order: Vec<usize> = (0..storm.tasks).map(|n| n % hosts).collect();
     order.shuffle(&mut StdRng::seed_from_u64(storm.seed));
+    let (deadline, again) = (began + DEADLINE, storm.back_at.is_some());
     let mut requests = JoinSet::new();
-    for (n, host) in order.into_iter().enumerate() {
-        let intended = began + Duration::from_micros(storm.spread_ms * 1_000 * n as u64 / storm.tasks as u64);
-        if storm.spread_ms > 0 && intended > Instant::now() {
-            sleep_until(intended).await;
-        }
-        let sending = (contestant.send)(host, intended + DEADLINE);
-        requests.spawn(async move {
-            let went = sending.await;
-            Told { host, intended, ended: Instant::now(), went }
-        });
+    for host in order {
+        requests.spawn(call(Arc::clone(&contestant.send), host, deadline, again));
     }
     let mut told = Vec::with_capacity(storm.tasks);
     while let Some(one) = requests.join_next().await {
@@ -115,38 +117,58 @@ async fn burst(storm: &Storm, contestant: &Contestant, began: Instant) -> Result
     Ok(told)
 }
 
-/// A failed request to a healthy host counts with its whole deadline: failing early is no way to be fast. The
-/// drain is counted from the last intended start: a paced load lasts as long as it lasts for everyone.
-fn weigh(storm: &Storm, told: &[Told], began: Instant) -> Figures {
+/// One caller, until it has an answer or no time.
+async fn call(send: Send_, host: usize, deadline: Instant, again: bool) -> Told {
+    let mut tries = 0;
+    loop {
+        let went = send(host, deadline).await;
+        tries += 1;
+        let ended = Instant::now();
+        match went {
+            Err(failure) if again && ended < deadline => {
+                let due = ended + pause(failure, tries);
+                sleep_until(due.min(deadline)).await;
+            }
+            _ => return Told { host, ended, went, tries },
+        }
+    }
+}
+
+/// How long a caller waits after so many tries.
+fn pause(failure: Failure, tries: u64) -> Duration {
+    let jitter = |bound: Duration| bound.mul_f64(rand::rng().random());
+    match failure.retry_after {
+        Some(wait) => wait.clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX) + jitter(BACKOFF_BASE),
+        None => jitter(BACKOFF_BASE.saturating_mul(1 << (tries - 1).min(10)).min(BACKOFF_MAX)),
+    }
+}
+
+/// A failed request to a host that could have served it counts with its whole deadline: failing early is no way to be
+/// fast. That is a healthy host, and one that came back in time.
+fn weigh(storm: &Storm, told: &[Told], began: Instant, away: Option<Duration>) -> Figures {
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let last_start = began + Duration::from_millis(storm.spread_ms);
     let (mut healthy, mut faulty) = (Latencies::default(), Latencies::default());
     let (mut drained_healthy, mut drained) = (Duration::ZERO, Duration::ZERO);
     let (mut failed_healthy, mut failed_faulty, mut shed) = (0_u64, 0_u64, 0_u64);
     let mut per_host = vec![(0_u64, 0.0); storm.addrs.len() - 1];
-    let mut revived: Vec<Option<Instant>> = vec![None; storm.faulty.len()];
     for one in told {
-        let took = one.ended.saturating_duration_since(one.intended);
-        let since = one.ended.saturating_duration_since(last_start);
-        drained = drained.max(since);
-        shed += u64::from(one.went == Err(Failure::Shed));
-        if storm.faulty[one.host] {
-            failed_faulty += u64::from(one.went.is_err());
+        let (is_faulty, failed) = (storm.faulty[one.host], one.went.is_err());
+        let ended = one.ended.saturating_duration_since(began);
+        let took = if failed && (!is_faulty || away.is_some()) { DEADLINE } else { ended };
+        drained = drained.max(took);
+        shed += u64::from(one.went.is_err_and(|failure| failure.shed));
+        if is_faulty {
+            failed_faulty += u64::from(failed);
             faulty.record(took);
-            if one.went.is_ok() {
-                let first = revived[one.host].get_or_insert(one.ended);
-                *first = (*first).min(one.ended);
-            }
         } else {
-            failed_healthy += u64::from(one.went.is_err());
-            drained_healthy = drained_healthy.max(since);
-            healthy.record(if one.went.is_ok() { took } else { DEADLINE });
+            failed_healthy += u64::from(failed);
+            drained_healthy = drained_healthy.max(ended);
+            healthy.record(took);
             let (count, sum) = &mut per_host[one.host];
             *count += 1;
-            *sum += ms(took);
+            *sum += ms(ended);
         }
     }
-    let revived = revived.iter().flatten().map(|at| at.saturating_duration_since(began)).max();
     let mut figures = Figures::new();
     let mut add = |name: &str, unit: &str, value: f64| figures.push((name.to_owned(), unit.to_owned(), value));
     add("drain", "ms", ms(drained_healthy));
@@ -159,7 +181,11 @@ fn weigh(storm: &Storm, told: &[Told], began: Instant) -> Figures {
     if storm.faulty.contains(&true) {
         add("faulty_failed", "", num(failed_faulty));
         add("faulty_p99", "ms", faulty.ms(0.99));
-        add("last_revived", "ms", revived.map_or(0.0, ms));
+    }
+    if let Some(away) = away {
+        add("away", "ms", ms(away));
+        add("drain_back", "ms", ms(drained.saturating_sub(away)));
+        add("tries", "", num(told.iter().map(|one| one.tries).sum()) / num(told.len() as u64));
     }
     add("fairness", "", jain(per_host.iter().filter(|(count, _)| *count > 0).map(|(count, sum)| sum / num(*count))));
     figures

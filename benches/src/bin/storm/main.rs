@@ -14,12 +14,15 @@ mod load;
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use benches::args::Args;
 use benches::fleet::{self, Fleet, FleetSpec};
 use benches::report::Report;
 use clap::Parser;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use crate::cells::{Cell, cells};
 use crate::contestants::{MAIN, OTHERS};
@@ -83,22 +86,25 @@ fn run_cell(args: &Args, cell: &Cell, registry: &Fleet, report: &mut Report) -> 
     names.retain(|name| args.wants_contestant(name));
     for (round, order) in args.orders(&names).into_iter().enumerate() {
         eprintln!("{} round {} of {}: load {}", cell.name, round + 1, args.rounds(), benches::machine::load());
+        let seed = args.seed + round as u64;
+        let outage = cell.outage_ms.clone().map(|range| StdRng::seed_from_u64(seed).random_range(range));
+        let outage = outage.map(Duration::from_millis);
         for name in order {
             let mut addrs = hosts.ready.addrs.clone();
             addrs.extend(&registry.ready.addrs);
+            hosts.seen()?;
+            if let Some(outage) = outage {
+                hosts.heal_in(outage)?;
+            }
             let storm = Storm {
                 contestant: name.to_owned(),
                 ca_pem: format!("{}{}", hosts.ready.ca_pem, registry.ready.ca_pem),
                 addrs,
                 faulty: hosts.ready.faulty.clone(),
                 tasks: cell.tasks,
-                spread_ms: cell.spread_ms,
-                seed: args.seed + round as u64,
+                back_at: outage.map(|outage| SystemTime::now() + outage),
+                seed,
             };
-            hosts.seen()?;
-            if let Some(heal_ms) = cell.heal_ms {
-                hosts.heal_in(heal_ms)?;
-            }
             let figures = client(&storm).with_context(|| format!("{name} in {}", cell.name))?;
             for (metric, unit, value) in figures {
                 report.add(cell.name, name, &metric, unit_of(&unit), value);
@@ -107,7 +113,7 @@ fn run_cell(args: &Args, cell: &Cell, registry: &Fleet, report: &mut Report) -> 
             report.add(cell.name, name, "connections", "", num(seen.accepted));
             let resumed = if seen.handshakes == 0 { 0.0 } else { num(seen.resumed) / num(seen.handshakes) };
             report.add(cell.name, name, "resumed", "share", resumed);
-            if cell.heal_ms.is_some() {
+            if outage.is_some() {
                 hosts.break_again()?;
             }
         }
@@ -145,6 +151,11 @@ fn judge(cell: &Cell, report: &mut Report) {
     for metric in ["drain", "p99"] {
         let (ours, bar) = (report.figure(name, "ours", metric), report.best(name, &bars, metric));
         report.judge(name, &format!("{metric} to the better bar"), ours, bar, most);
+    }
+    if cell.outage_ms.is_some() {
+        let metric = "drain_back"; // What came before the hosts did is the same for all.
+        let (ours, bar) = (report.figure(name, "ours", metric), report.best(name, &bars, metric));
+        report.judge(name, "drain since the hosts are back to the better bar", ours, bar, most);
     }
     if cell.fleet.hosts >= 100 {
         let (ours, bar) = (report.figure(name, "ours", "connections"), report.best(name, &bars, "connections"));

@@ -34,7 +34,7 @@ impl Model {
 }
 
 /// An ordinary caller joins.
-fn join(
+pub(super) fn join(
     cell: &mut CellState<Pipe, u32, &'static str>,
     waiter: u32,
     deadline: Instant,
@@ -46,7 +46,7 @@ fn join(
 }
 
 /// The failure of an ordinary dial that began in this epoch of the breaker.
-fn refused_in(breaker: u32) -> Event<Pipe, &'static str> {
+pub(super) fn refused_in(breaker: u32) -> Event<Pipe, &'static str> {
     let epoch = Epoch { breaker, ..Epoch::default() };
     let dial = FailedDial { fresh: false, epoch, error: "refused", blame: Blame::Host, jitter: 1.0 };
     Event::DialFailed { dial, took: DIAL_TIME }
@@ -205,29 +205,6 @@ async fn r04_who_cannot_make_the_deadline_is_told_at_once_and_by_how_much() {
     };
     assert!(excess.abs_diff(Duration::from_millis(500)) < Duration::from_millis(1), "{excess:?}");
     assert!(matches!(ask(&mut model, 2_500), Joined::Queued(_)));
-}
-
-#[tokio::test(start_paused = true)]
-async fn r04_few_wait_for_the_probe_of_a_failed_origin() {
-    let limits = LaneLimits { backoff_base: Duration::from_millis(50), ..LaneLimits::default() };
-    let mut cell: CellState<Pipe, u32, &str> = CellState::new(Arc::new(Tuning::new(&limits, SLOTS)));
-    let mut now = Instant::now();
-    let patience = Duration::from_secs(9);
-    join(&mut cell, 0, now + patience, now);
-    cell.step(Event::Slot { fresh: false, life: 0 }, now);
-    cell.step(refused_in(0), now);
-    now += Duration::from_secs(1);
-    assert_eq!(cell.breaker(now), BreakerState::HalfOpen);
-    let mut refused = 0;
-    for waiter in 1..1_000 {
-        let (joined, _) = join(&mut cell, waiter, now + patience, now);
-        refused += usize::from(matches!(joined, Joined::Answered(Answer::Refused(Refusal::Shared { .. }))));
-        cell.step(Event::Slot { fresh: false, life: 0 }, now);
-    }
-    let counts = cell.counts();
-    assert_eq!((counts.dialling, counts.waiters, refused), (1, demand::HALF_OPEN_WAITERS_MAX, 983));
-    cell.step(refused_in(1), now);
-    assert_eq!(cell.counts().waiters, 0);
 }
 
 #[tokio::test(start_paused = true)]
