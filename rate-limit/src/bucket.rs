@@ -156,6 +156,13 @@ impl Bucket {
         meter.available(quota, now)
     }
 
+    /// Whether more than half of the burst could be taken now.
+    #[must_use]
+    pub fn is_half_full(&self, now: Instant) -> bool {
+        let (quota, meter) = &*self.state.lock();
+        u64::from(meter.available(quota, now)) * 2 > u64::from(quota.burst)
+    }
+
     /// When the next token is there, as [`NotYet::ready_at`]; `now` if there is one already. Takes nothing.
     #[must_use]
     pub fn ready_at(&self, now: Instant) -> Instant {

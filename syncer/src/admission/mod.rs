@@ -307,8 +307,7 @@ impl Admission {
 
     /// Whether so little is used that no guild takes from another.
     fn has_spare(&self, gate: &Gate, waiting: u64, now: Instant) -> bool {
-        let burst = u64::from(self.children.quota().burst);
-        u64::from(self.children.available(now)) * 2 > burst && waiting * 2 <= gate.window()
+        waiting * 2 <= gate.window() && self.children.is_half_full(now)
     }
 }
 

@@ -40,8 +40,8 @@ pub(crate) use self::round::Marker;
 
 /// A stream without a line for this long is ended; gateways that pause open a new one.
 const BULK_IDLE_MAX: Duration = Duration::from_secs(60);
-/// Writes of results under way: each what was gathered before 16 KiB were reached and what is done together, so
-/// ~25 KiB where calls await an endpoint and at most ~200 KiB where each result carries a token.
+/// Writes of results under way: each what was gathered before 12 KiB were reached and what is done together, so
+/// ~20 KiB where calls await an endpoint and at most ~200 KiB where each result carries a token.
 const WRITES_MAX: usize = 16;
 pub(crate) const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 

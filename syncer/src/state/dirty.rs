@@ -5,7 +5,7 @@
 //! that of its [size](smallness). So a repair overtakes a new call that came up to
 //! [`Class::handicap`] earlier, a large call a small one of its class, and nothing starves, because
 //! handicaps are finite (R10). Lines are kept by class, so that a class can have its [turn] while
-//! another has a backlog of minutes, ready or blocked. Ranks are kept to a [tick](TICK_MS), since in a storm every join
+//! another has a backlog of minutes, ready or blocked. Ranks are kept to a [tick](Tick), since in a storm every join
 //! ranks a call.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use sfu_api::RegionId;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::call_set::CallSet;
+use super::line::{Line, TICK_MS, Tick};
 use super::{CallKey, SfuIdx};
 
 /// Classes of placement work, most urgent first.
@@ -85,15 +85,12 @@ const SIZES: u32 = 8;
 /// between two classes, so that the smallest repair still goes before the largest new call.
 const SIZE_STEP: Duration = Duration::from_millis(400);
 
-/// Handicap of a call with so many sessions: the more people wait, the more urgent.
+/// Handicap of a call with so many sessions: the more people wait, the more urgent. It is another at powers of two
+/// alone.
 #[must_use]
 pub fn smallness(sessions: usize) -> Duration {
     SIZE_STEP * (SIZES - sessions.max(1).ilog2().min(SIZES))
 }
-
-/// Ranks are told apart to this: a fiftieth of what twice the size is worth. Calls of one tick stand in the order of
-/// their keys.
-const TICK_MS: u64 = 8;
 
 /// Ticks are counted from this long before the first rank: more than class and size ever add to the moment of a
 /// need, so that no later need has an earlier rank.
@@ -116,18 +113,18 @@ pub enum Place {
     /// Nothing to do.
     Clean,
     /// To be done, at this rank.
-    Ready(Instant),
+    Ready(Tick),
     /// To be looked at again at this moment.
     Waiting(Instant),
     /// To be looked at again when this goes away, in order of rank. Boxed, because few calls are blocked
     /// and all have a place.
-    Blocked(Box<(Blocker, Instant)>),
+    Blocked(Box<(Blocker, Tick)>),
     /// An attempt is under way.
     InFlight,
 }
 
 /// Calls in order of rank, a line for each class.
-type Lines = [CallSet<u64>; Class::ALL.len()];
+type Lines = [Line; Class::ALL.len()];
 
 /// The set, by key. The [`Place`] is kept with the call; every change goes through here.
 #[derive(Debug, Default)]
@@ -148,18 +145,14 @@ impl Dirty {
     /// class does not change: it is announced, or no longer, only by an attempt.
     pub(super) fn put(&mut self, key: CallKey, class: Class, place: &mut Place, to: Place) {
         let was_there = match place {
-            Place::Ready(at) => {
-                let tick = self.tick(*at);
-                self.ready[class as usize].remove(tick, key.index)
-            }
+            Place::Ready(at) => self.ready[class as usize].remove(*at, key.index),
             Place::Waiting(at) => self.waiting.remove(&(*at, key)),
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
-                let tick = self.tick(*at);
                 match self.blocked.get_mut(on) {
                     Some(lines) => {
-                        let was_there = lines[class as usize].remove(tick, key.index);
-                        if lines.iter().all(CallSet::is_empty) {
+                        let was_there = lines[class as usize].remove(*at, key.index);
+                        if lines.iter().all(Line::is_empty) {
                             self.blocked.remove(on);
                         }
                         was_there
@@ -170,15 +163,11 @@ impl Dirty {
             Place::Clean | Place::InFlight => true,
         };
         let is_new = match &to {
-            Place::Ready(at) => {
-                let tick = self.new_tick(*at);
-                self.ready[class as usize].insert(tick, key.index)
-            }
+            Place::Ready(at) => self.ready[class as usize].insert(*at, key.index),
             Place::Waiting(at) => self.waiting.insert((*at, key)),
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
-                let tick = self.new_tick(*at);
-                self.blocked.entry(on.clone()).or_default()[class as usize].insert(tick, key.index)
+                self.blocked.entry(on.clone()).or_default()[class as usize].insert(*at, key.index)
             }
             Place::Clean | Place::InFlight => true,
         };
@@ -191,14 +180,11 @@ impl Dirty {
         self.astray
     }
 
-    fn new_tick(&mut self, at: Instant) -> u64 {
-        self.origin.get_or_insert_with(|| at.checked_sub(BEFORE_FIRST).unwrap_or(at));
-        self.tick(at)
-    }
-
-    fn tick(&self, at: Instant) -> u64 {
-        let since = self.origin.map_or(Duration::ZERO, |origin| at.saturating_duration_since(origin));
-        (since.as_secs().saturating_mul(1_000) + u64::from(since.subsec_millis())) / TICK_MS
+    /// A rank as the set keeps it.
+    pub(super) fn tick(&mut self, at: Instant) -> Tick {
+        let origin = *self.origin.get_or_insert_with(|| at.checked_sub(BEFORE_FIRST).unwrap_or(at));
+        let since = at.saturating_duration_since(origin);
+        Tick((since.as_secs() * 1_000 + u64::from(since.subsec_millis())) / TICK_MS)
     }
 
     /// The number of the first call, of `class` or of all, and its rank.
@@ -207,7 +193,7 @@ impl Dirty {
             Some(class) => lines[class as usize].iter().next(),
             None => lines.iter().filter_map(|line| line.iter().next()).min_by_key(|(tick, _)| *tick),
         }?;
-        self.origin.map(|origin| (origin + Duration::from_millis(tick * TICK_MS), number))
+        self.origin.map(|origin| (origin + Duration::from_millis(tick.0 * TICK_MS), number))
     }
 
     /// The number of the most urgent ready call, of `class` or of all, and its rank.
@@ -252,13 +238,13 @@ impl Dirty {
     /// How many calls `on` blocks.
     #[must_use]
     pub fn blocked_on(&self, on: &Blocker) -> usize {
-        self.blocked.get(on).map_or(0, |lines| lines.iter().map(CallSet::len).sum())
+        self.blocked.get(on).map_or(0, |lines| lines.iter().map(Line::len).sum())
     }
 
     /// Ready, waiting and blocked calls.
     #[must_use]
     pub fn len(&self) -> (usize, usize, usize) {
-        let len = |lines: &Lines| lines.iter().map(CallSet::len).sum::<usize>();
+        let len = |lines: &Lines| lines.iter().map(Line::len).sum::<usize>();
         (len(&self.ready), self.waiting.len(), self.blocked.values().map(len).sum())
     }
 
@@ -267,11 +253,11 @@ impl Dirty {
     pub fn holds(&self, key: CallKey, class: Class, place: &Place) -> bool {
         match place {
             Place::Clean | Place::InFlight => true,
-            Place::Ready(at) => self.ready[class as usize].contains(self.tick(*at), key.index),
+            Place::Ready(at) => self.ready[class as usize].contains(*at, key.index),
             Place::Waiting(at) => self.waiting.contains(&(*at, key)),
             Place::Blocked(blocked) => {
                 let (on, at) = &**blocked;
-                self.blocked.get(on).is_some_and(|lines| lines[class as usize].contains(self.tick(*at), key.index))
+                self.blocked.get(on).is_some_and(|lines| lines[class as usize].contains(*at, key.index))
             }
         }
     }
@@ -285,8 +271,9 @@ mod tests {
     fn i05_what_is_not_where_it_says_is_noticed_as_it_moves() {
         let (mut dirty, now) = (Dirty::default(), Instant::now());
         let key = CallKey { index: 7, generation: 1 };
-        let ready = Place::Ready(now);
-        let blocked = |on| Place::Blocked(Box::new((on, now)));
+        let at = dirty.tick(now);
+        let ready = Place::Ready(at);
+        let blocked = |on| Place::Blocked(Box::new((on, at)));
         let mut place = Place::Clean;
         for to in
             [ready.clone(), Place::Waiting(now), blocked(Blocker::Busy(SfuIdx(1))), Place::InFlight, ready.clone()]

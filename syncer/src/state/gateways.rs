@@ -7,12 +7,13 @@
 //! under that one, and what it has not told again by the end still stands under the old ones. So no
 //! session carries a mark or a timer of its own, and what is out of date is an index of calls.
 
+use std::ops::Bound;
+
 use foldhash::HashMap;
+use roaring::RoaringBitmap;
 use sfu_api::GatewayId;
 use slab::Slab;
 use smallvec::SmallVec;
-
-use super::call_set::CallSet;
 
 /// Number of a gateway in its shard, while sessions of it are in calls there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +33,8 @@ pub(super) struct Gateways {
     /// The gateway's numbers, oldest first; new writes stand under the last. None but the last is
     /// without calls, and that one only while there are others.
     by_id: HashMap<GatewayId, Numbers>,
+    /// Whose numbers were asked for last, and what they are: writes come in rows of one gateway.
+    asked: Option<(GatewayId, Numbers)>,
     /// The last round that any gateway began.
     round: Round,
 }
@@ -42,7 +45,7 @@ struct Entry {
     /// It began with this round or later.
     round: Round,
     /// Calls with sessions of it.
-    calls: CallSet,
+    calls: RoaringBitmap,
 }
 
 // === impl Gateways ===
@@ -61,20 +64,21 @@ impl Gateways {
 
     /// The gateway's numbers, and the one for what it tells now. One that enters no call has to be left at once.
     pub(super) fn numbers(&mut self, id: &GatewayId) -> (Numbers, GatewayIdx) {
-        if let Some(all) = self.by_id.get(id)
-            && let Some(last) = all.last()
-        {
-            return (Numbers::from_slice(all), *last);
+        if self.asked.as_ref().is_none_or(|(asked, _)| asked != id) {
+            if !self.by_id.contains_key(id) {
+                self.add(id.clone());
+            }
+            self.asked = self.by_id.get(id).map(|all| (id.clone(), all.clone()));
         }
-        let new = self.add(id.clone());
-        (Numbers::from_slice(&[new]), new)
+        let (_, all) = self.asked.as_ref().expect("it has one since it asked");
+        (Numbers::from_slice(all), *all.last().expect("nobody is kept without a number"))
     }
 
-    fn add(&mut self, id: GatewayId) -> GatewayIdx {
-        let at = self.entries.insert(Entry { id: id.clone(), round: self.round, calls: CallSet::default() });
+    fn add(&mut self, id: GatewayId) {
+        let at = self.entries.insert(Entry { id: id.clone(), round: self.round, calls: RoaringBitmap::new() });
         let idx = GatewayIdx(u32::try_from(at).expect("gateways are few"));
         self.by_id.entry(id).or_default().push(idx);
-        idx
+        self.asked = None;
     }
 
     /// The gateway begins to tell everything again.
@@ -83,9 +87,7 @@ impl Gateways {
         let Some(last) = self.by_id.get(id).and_then(|all| all.last()).copied() else { return };
         match self.entries.get_mut(last.0 as usize).filter(|e| e.calls.is_empty()) {
             Some(unused) => unused.round = self.round,
-            None => {
-                self.add(id.clone());
-            }
+            None => self.add(id.clone()),
         }
     }
 
@@ -100,28 +102,29 @@ impl Gateways {
 
     /// The calls with sessions under this number, behind that one.
     pub(super) fn calls(&self, idx: GatewayIdx, after: Option<u32>) -> impl Iterator<Item = u32> + '_ {
-        self.entry(idx).into_iter().flat_map(move |e| e.calls.behind(after))
+        self.entry(idx).into_iter().flat_map(move |e| behind(&e.calls, after))
     }
 
     /// Whether sessions under this number are in the call.
     pub(super) fn is_in(&self, idx: GatewayIdx, call: u32) -> bool {
-        self.entry(idx).is_some_and(|e| e.calls.contains((), call))
+        self.entry(idx).is_some_and(|e| e.calls.contains(call))
     }
 
     /// A session under this number is in the call.
     pub(super) fn enter(&mut self, idx: GatewayIdx, call: u32) {
         if let Some(entry) = self.entries.get_mut(idx.0 as usize) {
-            entry.calls.insert((), call);
+            entry.calls.insert(call);
         }
     }
 
     /// No session under this number is in the call. Without calls, the gateway loses the number.
     pub(super) fn leave(&mut self, idx: GatewayIdx, call: u32) {
         let Some(entry) = self.entries.get_mut(idx.0 as usize) else { return };
-        entry.calls.remove((), call);
+        entry.calls.remove(call);
         if !entry.calls.is_empty() {
             return;
         }
+        self.asked = None;
         let Some(all) = self.by_id.get_mut(&entry.id) else { return };
         let entries = &mut self.entries;
         let used = all.iter().any(|idx| entries.get(idx.0 as usize).is_some_and(|e| !e.calls.is_empty()));
@@ -143,13 +146,14 @@ impl Gateways {
 
     /// How many calls are indexed, once for each of their gateways' numbers.
     pub(super) fn len(&self) -> usize {
-        self.entries.iter().map(|(_, e)| e.calls.len()).sum()
+        self.entries.iter().map(|(_, e)| count_of(&e.calls)).sum()
     }
 
     /// Whether numbers and ids agree, and no number is kept for nothing (for the invariants).
     pub(super) fn is_tidy(&self) -> bool {
         let named = self.by_id.values().map(SmallVec::len).sum::<usize>();
         named == self.entries.len()
+            && self.asked.as_ref().is_none_or(|(id, all)| self.by_id.get(id) == Some(all))
             && self.by_id.iter().all(|(id, all)| {
                 let of_it = |idx: &GatewayIdx| self.is_of(*idx, id);
                 let empty = |idx: &GatewayIdx| self.entry(*idx).is_some_and(|e| e.calls.is_empty());
@@ -159,4 +163,14 @@ impl Gateways {
                 all.iter().all(of_it) && some_used && !earlier.iter().any(empty) && rounds.is_sorted()
             })
     }
+}
+
+/// The calls of a set in order, behind `after`.
+pub(super) fn behind(calls: &RoaringBitmap, after: Option<u32>) -> impl Iterator<Item = u32> + '_ {
+    calls.range((after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded))
+}
+
+/// How many calls are in a set.
+pub(super) fn count_of(calls: &RoaringBitmap) -> usize {
+    calls.len() as usize
 }

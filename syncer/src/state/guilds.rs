@@ -4,18 +4,15 @@
 //! With half a million guilds their names would be most of a table. So finding a call reads a word of a small
 //! table and then the call, whatever else its guild has.
 
-use std::hash::{BuildHasher as _, Hash};
+use std::hash::BuildHasher as _;
 
 use foldhash::quality::RandomState;
 use hashbrown::HashTable;
 use sfu_api::{CallId, GuildId, Slot};
-use slab::Slab;
 use smallvec::SmallVec;
 
 use super::Call;
-
-/// The calls of a shard, each with the generation of its entry.
-pub(super) type Calls = Slab<(u32, Call)>;
+use super::calls::Calls;
 
 /// The calls of a guild, in no order and never none. Most guilds have one or two: four stand in the table itself.
 type Numbers = SmallVec<[u32; 4]>;
@@ -34,7 +31,7 @@ pub(super) struct Guilds {
 pub(super) struct Mark(u32);
 
 /// A call's name as its shard looks for it. Of use there alone, since every shard hashes by a seed of its own.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named {
     slot: Slot,
     pub(super) call: Mark,
@@ -64,8 +61,15 @@ impl Named {
 // === impl Guilds ===
 
 impl Guilds {
-    pub(super) fn mark(&self, name: impl Hash) -> Mark {
-        Mark((self.hasher.hash_one(name) >> 32) as u32) // truncates nothing: half is left
+    /// The mark of a guild.
+    pub(super) fn mark(&self, guild: &GuildId) -> Mark {
+        half(self.hasher.hash_one(guild))
+    }
+
+    /// The marks of a call and of its guild, whose name is hashed once for both.
+    pub(super) fn marks(&self, guild: &GuildId, id: &CallId) -> (Mark, Mark) {
+        let of_guild = self.hasher.hash_one(guild);
+        (half(self.hasher.hash_one((of_guild, id))), half(of_guild))
     }
 
     /// The number of a call.
@@ -88,7 +92,8 @@ impl Guilds {
 
     /// What the call is found by.
     pub(super) fn named(&self, slot: Slot, guild: &GuildId, id: &CallId) -> Named {
-        Named { slot, call: self.mark((guild, id)), guild: self.mark(guild) }
+        let (call, guild) = self.marks(guild, id);
+        Named { slot, call, guild }
     }
 
     /// The calls of a guild.
@@ -100,11 +105,7 @@ impl Guilds {
     /// Takes in a call that is in `calls` by now.
     pub(super) fn insert(&mut self, calls: &Calls, named: Named, number: u32) {
         let (call, Named { call: name, guild, .. }) = (of(calls, number), named);
-        debug_assert_eq!(
-            (name, guild),
-            (self.mark((&call.guild, &call.id)), self.mark(&call.guild)),
-            "named elsewhere"
-        );
+        debug_assert_eq!(named, self.named(named.slot, &call.guild, &call.id), "named elsewhere");
         self.names.insert_unique(name.spread(), (name, number), |(kept, _)| kept.spread());
         let is_its = |entry: &(Mark, Numbers)| is_of(calls, entry, guild, &call.guild);
         let entry = self.guilds.entry(guild.spread(), is_its, |(kept, _)| kept.spread());
@@ -129,11 +130,15 @@ impl Guilds {
     }
 }
 
+const fn half(hash: u64) -> Mark {
+    Mark((hash >> 32) as u32) // truncates nothing: half is left
+}
+
 fn is_of(calls: &Calls, (kept, numbers): &(Mark, Numbers), mark: Mark, guild: &GuildId) -> bool {
     let first = numbers.first().expect("a guild without calls has no entry");
     *kept == mark && of(calls, *first).guild == *guild
 }
 
 fn of(calls: &Calls, number: u32) -> &Call {
-    &calls.get(number as usize).expect("the index names calls that exist").1
+    &calls.get(number).expect("the index names calls that exist").1
 }

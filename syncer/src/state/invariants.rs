@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use super::gateways::count_of;
 use super::{Call, CallKey, Demand, Dirty, Place, Shard, ShardCounts};
 
 /// Takes note of a violated invariant: a debug build panics, a release build counts and logs it.
@@ -90,7 +91,7 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
         }
         for sfu in call.placement.sfus().into_iter().flatten() {
             indexed += 1;
-            if !shard.by_sfu.get(&sfu).is_some_and(|calls| calls.contains((), key.index)) {
+            if !shard.by_sfu.get(&sfu).is_some_and(|calls| calls.contains(key.index)) {
                 return Some(Violation::Index);
             }
         }
@@ -107,7 +108,7 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
     if !shard.gateways.is_tidy() {
         return Some(Violation::Index);
     }
-    if shard.gateways.len() != heard || shard.by_sfu.values().map(|calls| calls.len()).sum::<usize>() != indexed {
+    if shard.gateways.len() != heard || shard.by_sfu.values().map(count_of).sum::<usize>() != indexed {
         return Some(Violation::Index);
     }
     (counts != shard.counts() || demand != *shard.demand()).then_some(Violation::Counts)

@@ -10,12 +10,13 @@
 //! - [`invariants`] says what must hold between any two operations.
 
 mod call;
-mod call_set;
+mod calls;
 mod dirty;
 mod gateways;
 mod gone;
 mod guilds;
 pub mod invariants;
+mod line;
 mod members;
 mod placement;
 mod seat;
@@ -27,6 +28,7 @@ pub use self::call::{Call, SeqCheck};
 pub use self::dirty::{Blocker, Class, Dirty, Place, share_of_turns, smallness, turn};
 pub use self::gateways::{GatewayIdx, Round};
 pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
+pub use self::line::Tick;
 pub use self::members::Members;
 pub use self::placement::{Cause, Last, Move, Placement, Reserved, SfuIdx};
 pub use self::seat::Seat;

@@ -53,6 +53,8 @@ const PUT_CALLS: u64 = 10_000_000;
 const TOUCHED: u64 = 10_000;
 /// Their writes then have numbers up to this.
 const TOUCHED_UNTIL: u64 = 14;
+/// The first look at all SFUs takes no longer.
+const WARM_WITHIN: Duration = Duration::from_secs(60);
 /// Placing everything takes no longer.
 const PLACED_WITHIN: Duration = Duration::from_secs(600);
 /// How often it is looked whether all is placed.
@@ -168,6 +170,7 @@ impl Run<'_> {
     }
 
     async fn syncer(&mut self, server: &Role, target: Target) -> Result<()> {
+        self.warm(&target).await?;
         let (empty, cpu) = (server.rss_bytes(), server.cpu_s());
         let sent = target.lines(0..self.calls, Write::Join { seq: 1 }).await?;
         all_done(sent)?;
@@ -191,6 +194,23 @@ impl Run<'_> {
         self.add(SYNCER, "resync_cpu_per_line", "µs", (server.cpu_s() - cpu) * 1e6 / sent.lines as f64);
 
         self.puts(&target).await
+    }
+
+    /// Waits until the syncer has looked at each SFU once: the first look at a hundred of them is a hundred
+    /// handshakes, which a syncer has behind it when gateways tell it anything.
+    async fn warm(&self, target: &Target) -> Result<()> {
+        let by = Instant::now() + WARM_WITHIN;
+        loop {
+            let sfus = target.ask(Method::GET, "/v1/sfus", &Value::Null).await?;
+            let sfus = sfus["sfus"].as_array().context("a list of SFUs")?;
+            if sfus.iter().all(|sfu| sfu["load"].is_object()) {
+                return Ok(());
+            }
+            if Instant::now() > by {
+                bail!("the syncer has not looked at all SFUs in time");
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Lets everything be placed as fast as it goes.

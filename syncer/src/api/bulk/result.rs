@@ -55,6 +55,19 @@ pub(crate) struct OperationResult {
 // === impl OperationResult ===
 
 impl OperationResult {
+    /// Writes what became of a line that was done.
+    pub(super) fn write_done(op: Option<String>, answer: CallAnswer, to: &mut Vec<u8>) {
+        match op {
+            // In a storm almost all: they say nothing else.
+            Some(op) if answer == CallAnswer::default() => {
+                to.extend_from_slice(b"{\"op\":");
+                write_json(&op, to);
+                to.extend_from_slice(b",\"status\":200}\n");
+            }
+            op => Self::done(op, answer).write(to),
+        }
+    }
+
     pub(super) fn done(op: Option<String>, answer: CallAnswer) -> Self {
         let CallAnswer { epoch, phase, endpoint, token, ignored } = answer;
         Self { op, status: StatusCode::OK.as_u16(), epoch, phase, endpoint, token, ignored, ..Self::default() }
@@ -73,10 +86,14 @@ impl OperationResult {
     }
 
     pub(super) fn write(&self, to: &mut Vec<u8>) {
-        if let Err(error) = serde_json::to_writer(&mut *to, self) {
-            tracing::error!(%error, "a result could not be written");
-        }
+        write_json(self, to);
         to.push(b'\n');
+    }
+}
+
+fn write_json(what: &(impl Serialize + ?Sized), to: &mut Vec<u8>) {
+    if let Err(error) = serde_json::to_writer(to, what) {
+        tracing::error!(%error, "a result could not be written");
     }
 }
 
@@ -104,6 +121,14 @@ mod tests {
         };
         let epoch = r#""epoch":{"term":{"generation":1,"revision":7},"n":3}"#;
         let rest = r#""phase":1,"endpoint":"wss://sfu/r","token":"t","ignored":true"#;
-        assert_eq!(line(&OperationResult::done(None, answer)), format!("{{\"status\":200,{epoch},{rest}}}\n"));
+        assert_eq!(line(&OperationResult::done(None, answer.clone())), format!("{{\"status\":200,{epoch},{rest}}}\n"));
+        for op in [op(), None] {
+            for answer in [CallAnswer::default(), answer.clone(), CallAnswer { ignored: true, ..CallAnswer::default() }]
+            {
+                let mut written = Vec::new();
+                OperationResult::write_done(op.clone(), answer.clone(), &mut written);
+                assert_eq!(String::from_utf8(written).ok(), Some(line(&OperationResult::done(op.clone(), answer))));
+            }
+        }
     }
 }

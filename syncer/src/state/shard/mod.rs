@@ -17,14 +17,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashMap;
+use roaring::RoaringBitmap;
 use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, RoomId, SessionId, Slot};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::call_set::CallSet;
+use super::calls::Calls;
 use super::dirty::smallness;
-use super::gateways::Gateways;
-use super::guilds::{Calls, Guilds, Mark};
+use super::gateways::{Gateways, behind};
+use super::guilds::{Guilds, Mark};
 use super::invariants::{self, Violation, check_invariant};
 use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx};
 
@@ -115,8 +116,8 @@ pub struct Demand(HashMap<Option<RegionId>, [u64; Class::ALL.len()]>);
 pub struct Shard {
     pub(super) calls: Calls,
     guilds: Guilds,
-    /// Calls placed, reserving or moving, by SFU, so that one notice finds them in one pass.
-    pub(super) by_sfu: HashMap<SfuIdx, CallSet>,
+    /// Numbers of the calls placed, reserving or moving, by SFU, so that one notice finds them in one pass.
+    pub(super) by_sfu: HashMap<SfuIdx, RoaringBitmap>,
     pub(super) gateways: Gateways,
     /// What the endpoints of an SFU begin with, as seen last; one for each SFU of the catalogue.
     bases: HashMap<SfuIdx, Option<Arc<str>>>,
@@ -190,19 +191,19 @@ impl Shard {
     /// The call, if the key still names one.
     #[must_use]
     pub fn get(&self, key: CallKey) -> Option<&Call> {
-        self.calls.get(key.index as usize).filter(|(g, _)| *g == key.generation).map(|(_, c)| c)
+        self.calls.get(key.index).filter(|(g, _)| *g == key.generation).map(|(_, c)| c)
     }
 
     /// The call with this number in the dirty set.
     #[must_use]
     pub fn numbered(&self, number: u32) -> Option<&Call> {
-        self.calls.get(number as usize).map(|(_, call)| call)
+        self.calls.get(number).map(|(_, call)| call)
     }
 
     /// The key of a call.
     #[must_use]
     pub fn find(&self, guild: &GuildId, call: &CallId) -> Option<CallKey> {
-        self.find_marked(self.guilds.mark((guild, call)), guild, call)
+        self.find_marked(self.guilds.marks(guild, call).0, guild, call)
     }
 
     fn find_marked(&self, mark: Mark, guild: &GuildId, call: &CallId) -> Option<CallKey> {
@@ -216,27 +217,27 @@ impl Shard {
     }
 
     pub(super) fn keys(&self) -> Vec<CallKey> {
-        self.calls.iter().map(|(i, (g, _))| CallKey { index: index(i), generation: *g }).collect()
+        self.calls.iter().map(|(index, (g, _))| CallKey { index, generation: *g }).collect()
     }
 
     /// The key of the call with this number.
     fn key(&self, index: u32) -> Option<CallKey> {
-        self.calls.get(index as usize).map(|(generation, _)| CallKey { index, generation: *generation })
+        self.calls.get(index).map(|(generation, _)| CallKey { index, generation: *generation })
     }
 
     /// The calls that have, or are about to have, a room on an SFU, in order of their keys, behind `after`.
     fn on(&self, sfu: SfuIdx, after: Option<CallKey>) -> impl Iterator<Item = (CallKey, &Call)> {
         let calls = self.by_sfu.get(&sfu).into_iter();
-        let numbers = calls.flat_map(move |calls| calls.behind(after.map(|key| key.index)));
+        let numbers = calls.flat_map(move |calls| behind(calls, after.map(|key| key.index)));
         numbers.filter_map(move |index| {
-            let (generation, call) = self.calls.get(index as usize)?;
+            let (generation, call) = self.calls.get(index)?;
             Some((CallKey { index, generation: *generation }, call))
         })
     }
 
     fn insert(&mut self, named: Named, call: Call) -> CallKey {
         self.generation = self.generation.wrapping_add(1);
-        let key = CallKey { index: index(self.calls.insert((self.generation, call))), generation: self.generation };
+        let key = CallKey { index: self.calls.insert(self.generation, call), generation: self.generation };
         self.guilds.insert(&self.calls, named, key.index);
         self.counts.ending += 1; // a call begins empty
         key
@@ -244,7 +245,7 @@ impl Shard {
 
     /// The one way to change a call: indexes, counts and invariants follow.
     fn edit<R>(&mut self, key: CallKey, f: impl FnOnce(&mut Call, &mut Dirty) -> R) -> Option<R> {
-        let (_, call) = self.calls.get_mut(key.index as usize).filter(|(g, _)| *g == key.generation)?;
+        let (_, call) = self.calls.get_mut(key.index).filter(|(g, _)| *g == key.generation)?;
         let (before, demand_before, astray) = (call.placement.sfus(), call.demand(), self.dirty.astray());
         uncount(&mut self.counts, call);
         let result = f(call, &mut self.dirty);
@@ -256,7 +257,7 @@ impl Shard {
                 unindex(&mut self.by_sfu, sfu, key);
             }
             for sfu in after.into_iter().flatten() {
-                self.by_sfu.entry(sfu).or_default().insert((), key.index);
+                self.by_sfu.entry(sfu).or_default().insert(key.index);
             }
         }
         let astray = self.dirty.astray() != astray;
@@ -271,7 +272,7 @@ impl Shard {
     fn forget(&mut self, key: CallKey) -> Option<Call> {
         self.get(key)?;
         self.guilds.remove(&self.calls, key.index);
-        let (_, mut call) = self.calls.remove(key.index as usize);
+        let (_, mut call) = self.calls.remove(key.index)?;
         call.put_into(&mut self.dirty, key, Place::Clean);
         self.demand.change(&call, call.demand(), None);
         uncount(&mut self.counts, &call);
@@ -372,13 +373,9 @@ fn rank(call: &Call, now: Instant) -> Instant {
     call.awaiting_since.unwrap_or(now) + call.class().handicap() + smallness(call.participants.len())
 }
 
-fn index(i: usize) -> u32 {
-    u32::try_from(i).expect("a shard holds fewer than 2^32 calls: memory ends long before")
-}
-
-fn unindex(by_sfu: &mut HashMap<SfuIdx, CallSet>, sfu: SfuIdx, key: CallKey) {
+fn unindex(by_sfu: &mut HashMap<SfuIdx, RoaringBitmap>, sfu: SfuIdx, key: CallKey) {
     if let Some(calls) = by_sfu.get_mut(&sfu) {
-        calls.remove((), key.index);
+        calls.remove(key.index);
         if calls.is_empty() {
             by_sfu.remove(&sfu);
         }

@@ -203,20 +203,18 @@ fn wanted(key: CallKey, call: &mut Call, dirty: &mut Dirty, now: Instant) -> boo
         return false;
     }
     call.awaiting_since.get_or_insert(now);
-    let at = rank(call, now);
-    match call.place {
+    let was = match call.place {
         // Waiting for its end, or not yet in the set: it has to be placed now.
-        Place::Clean => {
-            call.put_into(dirty, key, Place::Ready(at));
-            true
-        }
-        // Larger than it was, so more urgent.
-        Place::Ready(was) if at < was => {
-            call.put_into(dirty, key, Place::Ready(at));
-            false
-        }
-        _ => false,
+        Place::Clean => None,
+        // Larger than it was, so perhaps more urgent.
+        Place::Ready(was) if call.participants.len().is_power_of_two() => Some(was),
+        _ => return false,
+    };
+    let at = dirty.tick(rank(call, now));
+    if was.is_none_or(|was| at < was) {
+        call.put_into(dirty, key, Place::Ready(at));
     }
+    was.is_none()
 }
 
 /// The call has lost its last session.

@@ -154,7 +154,7 @@ impl Shard {
             };
             let aside = match placer.decide(&work) {
                 Decision::Reserve { sfu, why } => return self.reserve(work, sfu, why, placer),
-                Decision::Block(on) => Place::Blocked(Box::new((on, at))),
+                Decision::Block(on) => Place::Blocked(Box::new((on, self.dirty.tick(at)))),
                 Decision::Defer(until) => Place::Waiting(until),
             };
             self.edit(key, |call, dirty| call.put_into(dirty, key, aside));
@@ -329,7 +329,7 @@ impl Shard {
             if matches!(call.placement, Placement::Lost { .. }) {
                 // The lowest repair priority where the evidence is only silence.
                 let late = if cause == Cause::SfuSilent { Class::Stream.handicap() } else { Duration::ZERO };
-                let at = rank(call, now) + late;
+                let at = dirty.tick(rank(call, now) + late);
                 call.put_into(dirty, key, Place::Ready(at));
             }
             Some(News {
@@ -356,7 +356,7 @@ impl Shard {
         for _ in 0..max {
             let Some((_, key)) = self.dirty.first_waiting().filter(|(at, _)| *at <= now) else { return false };
             let ended = self.edit(key, |call, dirty| {
-                let at = rank(call, now);
+                let at = dirty.tick(rank(call, now));
                 let to = if call.is_awaiting() { Place::Ready(at) } else { Place::Clean };
                 call.put_into(dirty, key, to);
                 !call.is_live()
@@ -379,7 +379,7 @@ impl Shard {
         let Some((_, number)) = self.dirty.first_blocked(on, class) else { return false };
         let key = self.key(number).expect("the dirty set holds calls that exist");
         let unblocked = self.edit(key, |call, dirty| {
-            let at = rank(call, now);
+            let at = dirty.tick(rank(call, now));
             call.put_into(dirty, key, Place::Ready(at));
         });
         unblocked.is_some()

@@ -1,6 +1,7 @@
 //! What operators, digests and watchers read.
 
 use super::*;
+use crate::state::gateways::count_of;
 
 /// Calls looked at in each line for the age of the oldest: ten times a second in each shard, ~2 µs.
 const LOOKED_AT: usize = 8;
@@ -58,7 +59,7 @@ impl Shard {
     /// Calls placed or being placed on `sfu`, those that are moving away included.
     #[must_use]
     pub fn calls_on(&self, sfu: SfuIdx) -> usize {
-        self.by_sfu.get(&sfu).map_or(0, |calls| calls.len())
+        self.by_sfu.get(&sfu).map_or(0, count_of)
     }
 
     /// What the calls on `sfu` would ask for if it lost them. O(calls on it).

@@ -1,0 +1,119 @@
+//! The calls of a shard by number, in blocks.
+//!
+//! In one row, all calls of a shard would be copied under its lock each time the row is full: tens of megabytes at
+//! once, and all pages of the copy new. So room is added a block at a time, and a call stays where it is.
+
+use slab::Slab;
+
+use super::Call;
+
+/// Calls of a block: ~60 KiB, which is nothing for a syncer with few calls and as much as is worth asking for at once.
+const BLOCK: u32 = 256;
+
+/// The calls of a shard, each with the generation of its entry. Numbers are dense: one that was given back is given
+/// again before there is a new one.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    /// None has, or will have, more than [`BLOCK`] calls.
+    blocks: Vec<Slab<(u32, Call)>>,
+    /// The blocks with fewer; the last is filled first.
+    open: Vec<u32>,
+}
+
+// === impl Calls ===
+
+impl Calls {
+    /// Takes a call in; returns its number.
+    pub(super) fn insert(&mut self, generation: u32, call: Call) -> u32 {
+        let at = self.open.last().copied().unwrap_or_else(|| {
+            let new = u32::try_from(self.blocks.len()).expect("a shard's blocks are far below 2^32");
+            self.blocks.push(Slab::with_capacity(BLOCK as usize));
+            self.open.push(new);
+            new
+        });
+        let block = &mut self.blocks[at as usize];
+        let within = block.insert((generation, call));
+        if block.len() == BLOCK as usize {
+            self.open.pop();
+        }
+        at * BLOCK + u32::try_from(within).expect("below the length of a block")
+    }
+
+    /// The call with this number, and its generation.
+    pub(super) fn get(&self, number: u32) -> Option<&(u32, Call)> {
+        self.blocks.get((number / BLOCK) as usize)?.get((number % BLOCK) as usize)
+    }
+
+    /// The same, to change it.
+    pub(super) fn get_mut(&mut self, number: u32) -> Option<&mut (u32, Call)> {
+        self.blocks.get_mut((number / BLOCK) as usize)?.get_mut((number % BLOCK) as usize)
+    }
+
+    /// Takes a call out.
+    pub(super) fn remove(&mut self, number: u32) -> Option<(u32, Call)> {
+        let block = self.blocks.get_mut((number / BLOCK) as usize)?;
+        let was_full = block.len() == BLOCK as usize;
+        let removed = block.try_remove((number % BLOCK) as usize)?;
+        if was_full {
+            self.open.push(number / BLOCK);
+        }
+        Some(removed)
+    }
+
+    /// All calls with their numbers, lowest first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &(u32, Call))> {
+        let first = (0u32..).step_by(BLOCK as usize);
+        first.zip(&self.blocks).flat_map(|(first, block)| block.iter().map(move |(at, call)| (first + at as u32, call)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use sfu_api::{CallId, CallKind, GatewayId, GuildId, SessionId, Slot};
+
+    use super::*;
+    use crate::state::Join;
+
+    fn call() -> Call {
+        let join = Join {
+            guild: GuildId::new("g").expect("valid"),
+            call: CallId::new("c").expect("valid"),
+            session: SessionId::new("s").expect("valid"),
+            gateway: GatewayId::new("w").expect("valid"),
+            seq: None,
+            kind: CallKind::Voice,
+            region: None,
+        };
+        Call::new(&join, Slot::new(0).expect("the first"))
+    }
+
+    proptest! {
+        /// They are a map from numbers, and no number is new while one of an earlier call is free.
+        #[test]
+        fn numbers_are_given_again(steps in prop::collection::vec((0u32..1_000, 0u32..700), 1..20)) {
+            let (mut calls, mut model, mut generation, mut most) = (Calls::default(), BTreeMap::new(), 0, 0);
+            for (in_all, remove) in steps {
+                for _ in 0..in_all {
+                    generation += 1;
+                    prop_assert_eq!(model.insert(calls.insert(generation, call()), generation), None);
+                }
+                most = most.max(model.len());
+                let numbers: Vec<u32> = model.keys().copied().step_by(3).take(remove as usize).collect();
+                for number in numbers {
+                    prop_assert_eq!(calls.remove(number).map(|(generation, _)| generation), model.remove(&number));
+                    prop_assert!(calls.remove(number).is_none() && calls.get(number).is_none());
+                }
+                let kept = calls.iter().map(|(number, (generation, _))| (number, *generation));
+                prop_assert!(kept.eq(model.iter().map(|(number, generation)| (*number, *generation))));
+                for (number, generation) in &model {
+                    prop_assert_eq!(calls.get(*number).map(|(kept, _)| *kept), Some(*generation));
+                    prop_assert_eq!(calls.get_mut(*number).map(|(kept, _)| *kept), Some(*generation));
+                }
+                prop_assert!(model.keys().all(|number| (*number as usize) < most));
+            }
+        }
+    }
+}
