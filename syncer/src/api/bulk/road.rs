@@ -26,7 +26,7 @@ const TOGETHER_MAX: usize = 256;
 /// Bytes of lines done together: those of 256 long ones.
 const TOGETHER_BYTES_MAX: usize = 64 * 1024;
 /// What most results take: an op id, and that it was done.
-const RESULT_BYTES: usize = 48;
+const RESULT_BYTES: usize = 40;
 /// Results gathered into one write: a frame takes 16 KiB, and what two batches of usual results come to is a little
 /// less. A third would not fit, and most of its bytes would go in a frame of their own.
 const WRITE_BYTES: usize = 12 * 1024;
@@ -228,7 +228,9 @@ impl Road {
     pub(super) fn perform(&mut self) {
         let Gathered { lines, writes, bytes } = &mut self.gathered;
         let mut done = self.app.engine.write(writes, Instant::now());
-        self.pending.reserve(lines.len() * RESULT_BYTES);
+        if self.pending.is_empty() {
+            self.pending.reserve(2 * lines.len() * RESULT_BYTES); // for what goes with it, so that it is not moved
+        }
         for line in lines.drain(..) {
             match line {
                 Line::Refused(result) => result.write(&mut self.pending),
