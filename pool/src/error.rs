@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub(crate) use self::classify::is_shortage;
 use self::classify::{classify, classify_h2};
 use crate::cell::Blame;
 

@@ -22,7 +22,8 @@ use super::{CellState, FRESH_EXTRA};
 use crate::dial::scheduler::Class;
 
 /// Callers that may always wait for the one dial that finds out whether a failed origin is back. More may while the
-/// partition has places for thousands; then they would only fill its line with callers of dead hosts, and fail at once.
+/// partition has plenty of places; where it has not, they would only fill its line with callers of dead hosts, and so
+/// they fail at once.
 pub(crate) const HALF_OPEN_WAITERS_MAX: usize = 16;
 
 /// Slot time that counts as one unit of an origin's turn: a handshake inside a region with time to spare.

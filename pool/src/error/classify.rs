@@ -25,6 +25,11 @@ pub(super) const SHORTAGES: [i32; 3] = [24, 23, 105];
 #[cfg(not(target_os = "linux"))]
 pub(super) const SHORTAGES: [i32; 3] = [24, 23, 55];
 
+/// Whether it is something that this machine is short of.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::OutOfMemory || error.raw_os_error().is_some_and(|errno| SHORTAGES.contains(&errno))
+}
+
 /// Looks for the first error in the chain that says something about the host.
 pub(super) fn classify(error: &(dyn StdError + 'static)) -> Option<Kind> {
     let mut next = Some(error);
@@ -41,11 +46,10 @@ pub(super) fn classify(error: &(dyn StdError + 'static)) -> Option<Kind> {
             if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
                 return Some(Kind::Tls);
             }
-            if error.raw_os_error().is_some_and(|errno| SHORTAGES.contains(&errno)) {
+            if is_shortage(error) {
                 return Some(Kind::Local);
             }
             match error.kind() {
-                io::ErrorKind::OutOfMemory => return Some(Kind::Local),
                 // Of one host: IPv6 on a machine without it, or no port left towards this one address.
                 io::ErrorKind::AddrNotAvailable => return Some(Kind::NoAddress),
                 io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => return Some(Kind::Unreachable),

@@ -43,6 +43,15 @@ pub(super) struct Put {
     pub(super) stays: bool,
 }
 
+// === impl Put ===
+
+impl Put {
+    /// Whether the session was not in the call before.
+    pub(super) fn is_new(&self) -> bool {
+        self.seq == SeqCheck::New && !self.stays && self.from.is_none()
+    }
+}
+
 /// What a `seq` says of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SeqCheck {

@@ -26,7 +26,8 @@ impl Calls {
     /// Takes a call in; returns its number.
     pub(super) fn insert(&mut self, generation: u32, call: Call) -> u32 {
         let at = self.open.last().copied().unwrap_or_else(|| {
-            let new = u32::try_from(self.blocks.len()).expect("a shard's blocks are far below 2^32");
+            let new = u32::try_from(self.blocks.len()).ok().filter(|new| *new < u32::MAX / BLOCK);
+            let new = new.expect("a shard holds fewer than 2^32 calls: memory ends long before");
             self.blocks.push(Slab::with_capacity(BLOCK as usize));
             self.open.push(new);
             new

@@ -92,6 +92,15 @@ pub fn smallness(sessions: usize) -> Duration {
     SIZE_STEP * (SIZES - sessions.max(1).ilog2().min(SIZES))
 }
 
+// === impl Tick ===
+
+impl Tick {
+    /// The rank of a call that has become twice as large.
+    pub(super) const fn twice_the_size(self) -> Self {
+        Self(self.0.saturating_sub(SIZE_STEP.as_millis() as u64 / TICK_MS))
+    }
+}
+
 /// Ticks are counted from this long before the first rank: more than class and size ever add to the moment of a
 /// need, so that no later need has an earlier rank.
 const BEFORE_FIRST: Duration = Duration::from_secs(60);

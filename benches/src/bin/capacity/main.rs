@@ -203,7 +203,7 @@ impl Run<'_> {
         loop {
             let sfus = target.ask(Method::GET, "/v1/sfus", &Value::Null).await?;
             let sfus = sfus["sfus"].as_array().context("a list of SFUs")?;
-            if sfus.iter().all(|sfu| sfu["load"].is_object()) {
+            if sfus.len() == role::NODES && sfus.iter().all(|sfu| sfu["load"].is_object()) {
                 return Ok(());
             }
             if Instant::now() > by {

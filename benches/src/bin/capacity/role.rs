@@ -44,7 +44,7 @@ const LIFE: Duration = Duration::from_secs(900);
 
 /// SFUs of the mock cluster: enough that none takes more than a few thousand of a million calls, few
 /// enough that their connections do not hide the memory of calls.
-const NODES: usize = 100;
+pub(crate) const NODES: usize = 100;
 
 /// What a process needs to know.
 #[derive(Debug, Clone, Serialize, Deserialize)]

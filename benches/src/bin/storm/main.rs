@@ -79,9 +79,11 @@ fn run_cell(args: &Args, cell: &Cell, registry: &Fleet, report: &mut Report) -> 
     if cell.all || !args.contestants.is_empty() {
         names.extend(OTHERS);
     }
-    // Dead hosts hold all of 16 places, so that setting is never the better one; it would only cost ten
+    // Hosts that stay dead hold all of 16 places, so that setting is never the better one; it would only cost ten
     // seconds a run. And one connection per request, as bare reqwest makes them, is beyond 20,000 files.
-    names.retain(|name| !(cell.fleet.fault.kills() && *name == "bar_16" && args.contestants.is_empty()));
+    names.retain(|name| {
+        !(cell.fleet.fault.kills() && cell.outage_ms.is_none() && *name == "bar_16" && args.contestants.is_empty())
+    });
     names.retain(|name| !(cell.tasks > 20_000 && *name == "reqwest"));
     names.retain(|name| args.wants_contestant(name));
     for (round, order) in args.orders(&names).into_iter().enumerate() {
@@ -153,7 +155,7 @@ fn judge(cell: &Cell, report: &mut Report) {
         report.judge(name, &format!("{metric} to the better bar"), ours, bar, most);
     }
     if cell.outage_ms.is_some() {
-        let metric = "drain_back"; // What came before the hosts did is the same for all.
+        let metric = "drain_back"; // What came before is the outage, for all alike.
         let (ours, bar) = (report.figure(name, "ours", metric), report.best(name, &bars, metric));
         report.judge(name, "drain since the hosts are back to the better bar", ours, bar, most);
     }

@@ -6,7 +6,7 @@ use super::*;
 #[tokio::test(start_paused = true)]
 async fn r04_few_wait_for_the_probe_of_a_failed_origin_when_places_are_few() {
     let partitions = LaneLimits::default().partitions;
-    for (places, most) in [(128, demand::HALF_OPEN_WAITERS_MAX), (800, 100), (8_192, 1_000)] {
+    for (places, most) in [(64, demand::HALF_OPEN_WAITERS_MAX), (800, 100), (8_192, 1_000)] {
         let waiting = wait_for_a_probe(1_000, places * partitions);
         assert_eq!(waiting, most, "of {places} places");
     }

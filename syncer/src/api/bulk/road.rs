@@ -27,8 +27,8 @@ const TOGETHER_MAX: usize = 256;
 const TOGETHER_BYTES_MAX: usize = 64 * 1024;
 /// What most results take: an op id, and that it was done.
 const RESULT_BYTES: usize = 40;
-/// Results gathered into one write: a frame takes 16 KiB, and what two batches of usual results come to is a little
-/// less. A third would not fit, and most of its bytes would go in a frame of their own.
+/// Results gathered into one write: a frame takes 16 KiB, and two batches of the shortest results (op ids of up to nine
+/// bytes) are a little less. A third would not fit, and most of its bytes would go in a frame of their own.
 const WRITE_BYTES: usize = 12 * 1024;
 /// Lines waiting for one owner: two batches, so that the next one fills while one is under way.
 const FOREIGN_LINES_MAX: usize = 2 * super::worker::BATCH_LINES_MAX;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::state::SeqCheck;
 use crate::state::call::leaves_from;
+use crate::state::line::Tick;
 
 /// A session joins a call, or repeats that it is in it.
 #[derive(Clone, Debug)]
@@ -122,7 +123,7 @@ impl Shard {
             let left = put.from.filter(|from| !call.participants.is_on(*from));
             // A late write may be the only one of its gateway.
             let on = put.seq == SeqCheck::New || call.participants.is_on(gateway);
-            let marked = wanted(key, call, dirty, now);
+            let marked = wanted(key, call, dirty, put.is_new(), now);
             (Joined { key: Some(key), seq: put.seq, marked }, put.stays, on, left)
         });
         let (joined, stays, on, left) = joined.expect("the key was just found");
@@ -195,7 +196,7 @@ impl Shard {
 }
 
 /// Somebody is in the call: it stays, and wants a place if it has none. Says whether it has only now begun to.
-fn wanted(key: CallKey, call: &mut Call, dirty: &mut Dirty, now: Instant) -> bool {
+fn wanted(key: CallKey, call: &mut Call, dirty: &mut Dirty, grew: bool, now: Instant) -> bool {
     if call.placement.is_placed() {
         if matches!(call.place, Place::Waiting(_)) {
             call.put_into(dirty, key, Place::Clean);
@@ -207,10 +208,11 @@ fn wanted(key: CallKey, call: &mut Call, dirty: &mut Dirty, now: Instant) -> boo
         // Waiting for its end, or not yet in the set: it has to be placed now.
         Place::Clean => None,
         // Larger than it was, so perhaps more urgent.
-        Place::Ready(was) if call.participants.len().is_power_of_two() => Some(was),
+        Place::Ready(was) if grew && call.participants.len().is_power_of_two() => Some(was),
         _ => return false,
     };
-    let at = dirty.tick(rank(call, now));
+    // By no more than that: what made it less urgent than others still does.
+    let at = dirty.tick(rank(call, now)).max(was.map_or(Tick(0), Tick::twice_the_size));
     if was.is_none_or(|was| at < was) {
         call.put_into(dirty, key, Place::Ready(at));
     }

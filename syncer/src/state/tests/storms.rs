@@ -411,3 +411,26 @@ proptest! {
         prop_assert_eq!(waiting, 0, "everybody had a turn");
     }
 }
+
+/// Silence proves less than a refusal, so its calls come 25 s later, whoever else comes into them meanwhile.
+#[test]
+fn r10_who_joins_a_call_of_a_silent_sfu_makes_it_more_urgent_by_its_size_alone() {
+    let now = Instant::now();
+    let mut shard = shard();
+    for (call, sfu) in [(0, 0), (1, 1)] {
+        join(&mut shard, call, 0, now).expect("there is room");
+        place(&mut shard, sfu, now).expect("it is ready");
+    }
+    let upto = shard.placements();
+    for (sfu, cause, late_s) in [(0, Cause::SfuSilent, 0), (1, Cause::SfuDead, 20)] {
+        let at = now + Duration::from_secs(late_s);
+        let loss = Loss { sfu: SfuIdx(sfu), cause, in_place: false, at, upto };
+        assert_eq!(shard.sfu_lost(&loss, &mut None, 10).len(), 1);
+    }
+    // Some come, and some tell again that they are there.
+    for session in [0, 1, 1, 2, 3, 3, 0] {
+        join(&mut shard, 0, session, now).expect("there is room");
+    }
+    let order: Vec<CallId> = std::iter::from_fn(|| reserve(&mut shard, 2)).map(|(work, _)| work.call).collect();
+    assert_eq!(order, [1, 0].map(|call| join_of(call, 0, None).call));
+}
