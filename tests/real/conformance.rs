@@ -152,7 +152,7 @@ async fn a_frozen_server_times_out_and_is_the_same_when_it_thaws() {
     let janus = Janus::start("sfu-1", &authority).await;
     let driver = janus.driver(JanusPlugin::Videoroom);
     let ready = driver.ensure_room(room(&*driver, "c", 1, None), soon()).await.expect("made");
-    janus.freeze();
+    janus.freeze().await;
     for fresh in [false, true] {
         let error = driver.probe(fresh, shortly()).await.expect_err("frozen");
         assert!(error.is_time_out() && !error.is_dead_evidence(), "fresh {fresh}: {error}");

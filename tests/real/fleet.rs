@@ -94,7 +94,7 @@ async fn r17_a_frozen_janus_keeps_its_calls_and_gets_no_new_ones() {
     let (fleet, before) = Fleet::with_calls(&[]).await;
     let victim = fleet.busiest(&before);
     let janus = &fleet.janus[fleet.at(&victim)];
-    janus.freeze();
+    janus.freeze().await;
     fleet.syncer.believes(&victim, "suspect").await;
     for n in CALLS..2 * CALLS {
         fleet.syncer.join(&format!("c{n:02}"), "s").await;
@@ -126,7 +126,7 @@ async fn r17_after_suspect_max_calls_move_and_empty_orphans_are_removed_when_it_
     let http = trusting(fleet.authority.pem());
     let phone = Phone::join(&http, &endpoint, pin, "stubborn", Ear::new()).await.expect("joined");
 
-    janus.freeze();
+    janus.freeze().await;
     let after = fleet.syncer.placed(CALLS, |calls| on(calls, &victim).is_empty()).await;
     fleet.agrees(&after).await;
     janus.thaw();

@@ -113,8 +113,19 @@ impl Janus {
     }
 
     /// Stops it from running, with its sockets open.
-    pub(crate) fn freeze(&self) {
+    pub(crate) async fn freeze(&self) {
         self.signal("-STOP");
+        // The signal is taken by one thread after the other.
+        let tasks = format!("/proc/{}/task", self.child.as_ref().expect("running").id());
+        let is_stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let status = std::fs::read_to_string(task.expect("a thread").path().join("stat")).unwrap_or_default();
+            status.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        };
+        let by = soon();
+        while !std::fs::read_dir(&tasks).expect("it runs").all(is_stopped) {
+            assert!(Instant::now() < by, "it does not stop");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Lets it run on.

@@ -39,7 +39,7 @@ impl Stand for Real {
     }
 
     async fn hung(&mut self) -> Arc<dyn SfuDriver> {
-        self.janus.freeze();
+        self.janus.freeze().await;
         self.driver()
     }
 }
