@@ -32,10 +32,26 @@ use tokio_util::task::TaskTracker;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Counts are the process's, so these tests take turns.
+/// Counts are the process's, so these tests take turns, and each begins when all other threads sleep: those of the
+/// harness and of the test that waits for its turn allocate as they start, which on a busy machine may be late.
+#[expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "other threads know no virtual time")]
 async fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::const_new(());
-    ALONE.lock().await
+    let alone = ALONE.lock().await;
+    let began = Clock::now();
+    while awake() > 1 {
+        assert!(began.elapsed() < Duration::from_secs(120), "{} threads do not come to rest", awake());
+        std::thread::yield_now();
+    }
+    alone
+}
+
+/// Threads of this process that do not sleep, this one among them.
+fn awake() -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").expect("Linux tells of threads").flatten();
+    // A thread that has ended meanwhile is asleep for good.
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    stats.filter(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" S"))).count()
 }
 
 fn allocations() -> usize {
