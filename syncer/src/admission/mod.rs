@@ -295,10 +295,12 @@ impl Admission {
             self.guilds.try_take(guild, 1, now).map_err(|not_yet| (Reason::Guild, not_yet.ready_at))?;
         }
         let admitted = gate.admit(class, &waiting, now, draw).map_err(|reason| (reason, now));
+        if !class.is_child() {
+            return admitted; // Not even nothing: a bucket that is closed or in debt refuses that too.
+        }
         let used_up = if open < 1.0 { Reason::Throttled } else { Reason::Rate };
-        let children = u32::from(class.is_child());
-        let admitted = admitted
-            .and_then(|()| self.children.try_take(children, now).map_err(|not_yet| (used_up, not_yet.ready_at)));
+        let admitted =
+            admitted.and_then(|()| self.children.try_take(1, now).map_err(|not_yet| (used_up, not_yet.ready_at)));
         if admitted.is_err() && charged {
             self.guilds.give_back(guild, 1, now);
         }

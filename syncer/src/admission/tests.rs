@@ -26,6 +26,18 @@ fn ask(door: &Admission, n: usize, class: Class, now: Instant) -> Result<(), Den
     door.admit(&guild(n), class, now, || 0.5)
 }
 
+#[test]
+fn r10_who_joins_a_call_that_exists_does_not_pay_for_new_ones() {
+    let t = Instant::now();
+    let door = Admission::new(settings(100.0, 10), t);
+    (0..10).for_each(|n| ask(&door, n, Class::NewCall, t).expect("the burst"));
+    for children in [Quota::new(50.0, 5).expect("a valid quota"), Quota::CLOSED] {
+        door.set(Settings { children, parts: 2, ..settings(100.0, 10) }, t);
+        ask(&door, 0, Class::NewCall, t).expect_err("nothing is left for a new call");
+        ask(&door, 0, Class::Join, t).expect("a join takes none");
+    }
+}
+
 /// Of ten thousand children asked for at once, how many come in.
 fn admitted(guilds: usize, class: impl Fn(usize) -> Class) -> usize {
     let t = Instant::now();
