@@ -23,7 +23,7 @@ impl Engine {
         let (view, decision, place, demand) = {
             let shard = self.ctx.shard(slot_of(guild)).lock();
             let found = find(&shard, guild, call)?;
-            (self.view(found, now), found.decision, found.place().clone(), found.demand())
+            (self.view(found, now), found.decision.as_deref().copied(), found.place().clone(), found.demand())
         };
         let eta = demand.map(|class| self.eta(class, now));
         Some(Explanation {

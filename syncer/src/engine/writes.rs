@@ -94,7 +94,7 @@ impl Engine {
         let (door, slot) = (Door::new(&self.ctx, now), slot_of(&join.guild));
         let taken = {
             let mut shard = self.ctx.shard(slot).lock();
-            let named = shard.named(slot, &join.guild, &join.call);
+            let named = shard.named(slot, &join.guild);
             door.join(&mut shard, named, join, true)
         };
         if taken.as_ref().is_ok_and(|taken| taken.marked) {
@@ -112,7 +112,7 @@ impl Engine {
         let (door, slot) = (Door::new(&self.ctx, now), slot_of(&leave.guild));
         let left = {
             let mut shard = self.ctx.shard(slot).lock();
-            let named = shard.named(slot, &leave.guild, &leave.call);
+            let named = shard.named(slot, &leave.guild);
             door.leave(&mut shard, named, leave)?
         };
         Ok(left == Left::Removed)

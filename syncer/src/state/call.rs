@@ -26,8 +26,8 @@ pub struct Call {
     pub awaiting_since: Option<Instant>,
     /// Attempts since the need arose.
     pub attempts: u32,
-    /// The last decision, for `explain`.
-    pub decision: Option<Why>,
+    /// The last decision, for `explain`. Boxed: a call that waits for its first has none.
+    pub decision: Option<Box<Why>>,
     /// Where it is in the dirty set.
     pub(super) place: Place,
 }
@@ -129,19 +129,19 @@ impl Call {
     }
 
     /// Puts the session into the call, or moves it to another gateway. `None` as `seq`
-    /// counts as the one after the last. The last write again, by the gateway that made it (`its` are all of its
-    /// numbers), changes nothing but under which of them the session stands.
+    /// counts as the one after the last. The last write again, by the gateway that made it (now or under one of its
+    /// `earlier` numbers), changes nothing but under which of them the session stands.
     pub(super) fn put(
         &mut self,
         session: &SessionId,
         gateway: GatewayIdx,
-        its: &[GatewayIdx],
+        earlier: &[GatewayIdx],
         seq: Option<u64>,
     ) -> Put {
         let mut put = Put { seq: SeqCheck::New, from: None, stays: false };
         self.participants.update(session, |before| {
             let seq = match (before, seq) {
-                (Some((on, last)), Some(seq)) if seq == last && its.contains(&on) => {
+                (Some((on, last)), Some(seq)) if seq == last && (on == gateway || earlier.contains(&on)) => {
                     put.seq = SeqCheck::Old;
                     seq
                 }

@@ -95,14 +95,24 @@ pub fn smallness(sessions: usize) -> Duration {
 // === impl Tick ===
 
 impl Tick {
+    /// So much later; to the tick, as class and size are whole ticks.
+    pub(super) const fn later(self, by: Duration) -> Self {
+        Self(self.0 + ticks(by))
+    }
+
     /// The rank of a call that has become twice as large.
     pub(super) const fn twice_the_size(self) -> Self {
-        Self(self.0.saturating_sub(SIZE_STEP.as_millis() as u64 / TICK_MS))
+        Self(self.0.saturating_sub(ticks(SIZE_STEP)))
     }
 }
 
-/// Ticks are counted from this long before the first rank: more than class and size ever add to the moment of a
-/// need, so that no later need has an earlier rank.
+/// Ticks in a time. A second has a whole number of them.
+const fn ticks(time: Duration) -> u64 {
+    time.as_secs() * (1_000 / TICK_MS) + time.subsec_millis() as u64 / TICK_MS
+}
+
+/// Ticks are counted from this long before the first need, so that one which began earlier and is noticed later still
+/// goes before it.
 const BEFORE_FIRST: Duration = Duration::from_secs(60);
 
 /// What keeps a call from being placed.
@@ -193,7 +203,7 @@ impl Dirty {
     pub(super) fn tick(&mut self, at: Instant) -> Tick {
         let origin = *self.origin.get_or_insert_with(|| at.checked_sub(BEFORE_FIRST).unwrap_or(at));
         let since = at.saturating_duration_since(origin);
-        Tick((since.as_secs() * 1_000 + u64::from(since.subsec_millis())) / TICK_MS)
+        Tick(ticks(since))
     }
 
     /// The number of the first call, of `class` or of all, and its rank.

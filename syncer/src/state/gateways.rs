@@ -62,8 +62,8 @@ impl Gateways {
         self.id(idx) == Some(id)
     }
 
-    /// The gateway's numbers, and the one for what it tells now. One that enters no call has to be left at once.
-    pub(super) fn numbers(&mut self, id: &GatewayId) -> (Numbers, GatewayIdx) {
+    /// The number for what the gateway tells now, and its earlier ones. One that enters no call has to be left at once.
+    pub(super) fn numbers(&mut self, id: &GatewayId) -> (GatewayIdx, Numbers) {
         if self.asked.as_ref().is_none_or(|(asked, _)| asked != id) {
             if !self.by_id.contains_key(id) {
                 self.add(id.clone());
@@ -71,7 +71,8 @@ impl Gateways {
             self.asked = self.by_id.get(id).map(|all| (id.clone(), all.clone()));
         }
         let (_, all) = self.asked.as_ref().expect("it has one since it asked");
-        (Numbers::from_slice(all), *all.last().expect("nobody is kept without a number"))
+        let (last, earlier) = all.split_last().expect("nobody is kept without a number");
+        (*last, if earlier.is_empty() { Numbers::new() } else { Numbers::from_slice(earlier) })
     }
 
     fn add(&mut self, id: GatewayId) {

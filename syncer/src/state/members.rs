@@ -103,7 +103,7 @@ impl Members {
     #[must_use]
     pub fn get(&self, session: &SessionId) -> Option<(GatewayIdx, u64)> {
         match &self.0 {
-            Kept::Few(bytes) => find(bytes, pack(session).as_bytes()).map(|r| (r.gateway, r.seq)),
+            Kept::Few(bytes) => find(bytes, pack(session, &mut [0; _])).map(|r| (r.gateway, r.seq)),
             Kept::Many(many) => many.sessions.get(session).copied(),
         }
     }
@@ -157,21 +157,22 @@ impl Members {
     ) {
         match &mut self.0 {
             Kept::Few(bytes) => {
-                let id = pack(session);
+                let mut room = [0; _];
+                let id = pack(session, &mut room);
                 let mut kept = records(bytes);
-                let known = kept.find(|r| r.is_of(id.as_bytes())).map(|r| ((r.gateway, r.seq), r.from, r.tail..r.to));
+                let known = kept.find(|r| r.is_of(id)).map(|r| ((r.gateway, r.seq), r.from, r.tail..r.to));
                 let end = kept.at;
                 let Some((gateway, seq)) = change(known.as_ref().map(|(kept, ..)| *kept)) else { return };
                 let tail = tail(gateway, seq);
                 let tail = tail.as_bytes();
                 match known {
                     None => {
-                        push(bytes, end, id.as_bytes(), tail);
+                        push(bytes, end, id, tail);
                     }
                     Some((.., at)) if at.len() == tail.len() => bytes[at].copy_from_slice(tail),
                     Some((_, from, at)) => {
                         let end = cut(bytes, from, at.end);
-                        push(bytes, end, id.as_bytes(), tail);
+                        push(bytes, end, id, tail);
                     }
                 }
                 if usize::from(count(bytes)) > FEW_MAX {
@@ -194,7 +195,7 @@ impl Members {
     pub(super) fn remove(&mut self, session: &SessionId) {
         match &mut self.0 {
             Kept::Few(bytes) => {
-                let Some((from, to)) = find(bytes, pack(session).as_bytes()).map(|r| (r.from, r.to)) else { return };
+                let Some((from, to)) = find(bytes, pack(session, &mut [0; _])).map(|r| (r.from, r.to)) else { return };
                 let end = cut(bytes, from, to);
                 match count(bytes) {
                     0 => *bytes = Box::default(),
@@ -209,7 +210,7 @@ impl Members {
                 if many.sessions.len() <= FEW_AGAIN {
                     let (mut bytes, mut end) = (Box::default(), 1);
                     for (session, (gateway, seq)) in &many.sessions {
-                        end = push(&mut bytes, end, pack(session).as_bytes(), tail(*gateway, *seq).as_bytes());
+                        end = push(&mut bytes, end, pack(session, &mut [0; _]), tail(*gateway, *seq).as_bytes());
                     }
                     self.0 = Kept::Few(bytes);
                 }
@@ -319,32 +320,45 @@ fn find<'a>(bytes: &'a [u8], id: &[u8]) -> Option<Record<'a>> {
     records(bytes).find(|r| r.is_of(id))
 }
 
-/// A session's id as records begin with it: kind and length, and the id.
-fn pack(session: &SessionId) -> Packed<{ 1 + ID_BYTES_MAX }> {
+/// A session's id as records begin with it, put together in `room`: kind and length, and the id.
+fn pack<'a>(session: &SessionId, room: &'a mut [u8; 1 + ID_BYTES_MAX]) -> &'a [u8] {
     let text = session.as_bytes();
     let head = u8::try_from(text.len() - 1).expect("an id has 1 to 128 bytes");
-    let (pairs, odd) = text.as_chunks::<2>();
-    let mut packed = Packed::<{ 1 + ID_BYTES_MAX }>::new();
-    let [first, rest @ ..] = &mut packed.bytes;
-    if odd.is_empty() {
-        let mut all = 0;
-        for (byte, [high, low]) in rest.iter_mut().zip(pairs) {
-            let (high, low) = (VALUES[usize::from(*high)], VALUES[usize::from(*low)]);
-            all |= high | low;
-            *byte = high << 4 | low;
-        }
-        if all < NO_DIGIT {
-            *first = HEX | head;
-            packed.len = 1 + pairs.len();
-            return packed;
-        }
+    let [first, rest @ ..] = room;
+    if text.len().is_multiple_of(2) && pack_digits(text, rest) {
+        *first = HEX | head;
+        return &room[..=text.len() / 2];
     }
     *first = head;
-    for (byte, of_text) in rest.iter_mut().zip(text) {
-        *byte = *of_text;
+    rest[..text.len()].copy_from_slice(text);
+    &room[..=text.len()]
+}
+
+/// Puts hexadecimal digits together, two in a byte; says whether all were some. Most ids have 32, and a row of them is
+/// a few instructions where nothing depends on what they are.
+fn pack_digits(text: &[u8], to: &mut [u8]) -> bool {
+    let mut all = 0;
+    let mut pack = |[high, low]: [u8; 2], byte: &mut u8| {
+        all |= high | low;
+        *byte = high << 4 | low;
+    };
+    let (rows, rest) = text.as_chunks::<16>();
+    let (to_rows, to_rest) = to.split_at_mut(8 * rows.len());
+    for (row, bytes) in rows.iter().zip(to_rows.as_chunks_mut::<8>().0) {
+        let values = row.map(value);
+        values.as_chunks().0.iter().zip(bytes).for_each(|(pair, byte)| pack(*pair, byte));
     }
-    packed.len = 1 + text.len();
-    packed
+    rest.as_chunks().0.iter().zip(to_rest).for_each(|(pair, byte)| pack(pair.map(value), byte));
+    all < NO_DIGIT
+}
+
+/// The value of a lower-case hexadecimal digit.
+const fn value(digit: u8) -> u8 {
+    match (digit.wrapping_sub(b'0'), digit.wrapping_sub(b'a')) {
+        (value @ 0..10, _) => value,
+        (_, letter @ 0..6) => letter + 10,
+        _ => NO_DIGIT,
+    }
 }
 
 /// Adds a record behind the others, which end at `end`; returns where they end now.
@@ -374,22 +388,11 @@ const fn room(bytes: usize) -> usize {
 }
 
 fn resize(bytes: &mut Box<[u8]>, room: usize) {
-    let mut resized = std::mem::take(bytes).into_vec();
-    resized.reserve_exact(room.saturating_sub(resized.len()));
-    resized.resize(room, 0);
-    *bytes = resized.into_boxed_slice();
+    let mut resized = vec![0; room].into_boxed_slice();
+    let kept = bytes.len().min(room);
+    resized[..kept].copy_from_slice(&bytes[..kept]);
+    *bytes = resized;
 }
-
-/// The values of hexadecimal digits.
-const VALUES: [u8; 256] = {
-    let mut values = [NO_DIGIT; 256];
-    let mut n = 0;
-    while n < 16 {
-        values[b"0123456789abcdef"[n] as usize] = n as u8;
-        n += 1;
-    }
-    values
-};
 
 fn tail(gateway: GatewayIdx, seq: u64) -> Packed<TAIL_BYTES_MAX> {
     let mut tail = Packed::new();

@@ -65,13 +65,13 @@ fn join_from(shard: &mut Shard, call: u8, session: u8, gateway: &str, now: Insta
 
 /// Joins where everybody is admitted.
 fn take(shard: &mut Shard, join: &Join, limits: &Limits, now: Instant) -> Result<Joined, String> {
-    let named = shard.named(slot(), &join.guild, &join.call);
+    let named = shard.named(slot(), &join.guild);
     shard.join(named, join, limits, now, |_, _| Ok(()), |what, limit| format!("{what} {limit}"))
 }
 
 /// Leaves.
 fn go(shard: &mut Shard, leave: &Leave, limits: &Limits, now: Instant) -> Left {
-    let named = shard.named(slot(), &leave.guild, &leave.call);
+    let named = shard.named(slot(), &leave.guild);
     shard.leave(named, leave, limits, now)
 }
 
@@ -342,7 +342,7 @@ fn r08_a_refused_child_leaves_nothing_behind() {
     let t = Instant::now();
     let mut shard = shard();
     let first = join_of(0, 0, None);
-    let named = shard.named(slot(), &first.guild, &first.call);
+    let named = shard.named(slot(), &first.guild);
     let refused = shard.join(named, &first, &LIMITS, t, |_, _| Err("limited".to_owned()), |w, _| w.to_owned());
     assert_eq!(refused.err().as_deref(), Some("limited"));
     for call in 0..3 {
@@ -495,6 +495,6 @@ proptest! {
 fn a_call_is_small() {
     // With its sessions packed (45 bytes each), its guild's list and the indexes, 2.6 participants of the
     // largest service's calls stay below 200 bytes each.
-    assert!(size_of::<Call>() <= 256, "{} bytes", size_of::<Call>());
+    assert!(size_of::<Call>() <= 192, "{} bytes", size_of::<Call>());
     assert!(size_of::<Placement>() <= 64, "{} bytes", size_of::<Placement>());
 }

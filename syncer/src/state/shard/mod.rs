@@ -25,9 +25,11 @@ use tokio::time::Instant;
 use super::calls::Calls;
 use super::dirty::smallness;
 use super::gateways::{Gateways, behind};
-use super::guilds::{Guilds, Mark};
+use super::guilds::Guilds;
 use super::invariants::{self, Violation, check_invariant};
-use super::{Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx};
+use super::{
+    Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx, Tick,
+};
 
 pub use super::guilds::Named;
 
@@ -203,17 +205,17 @@ impl Shard {
     /// The key of a call.
     #[must_use]
     pub fn find(&self, guild: &GuildId, call: &CallId) -> Option<CallKey> {
-        self.find_marked(self.guilds.marks(guild, call).0, guild, call)
+        self.key(self.guilds.find(&self.calls, self.guilds.hash(guild), guild, call).0?)
     }
 
-    fn find_marked(&self, mark: Mark, guild: &GuildId, call: &CallId) -> Option<CallKey> {
-        self.key(self.guilds.find(&self.calls, mark, guild, call)?)
-    }
-
-    /// A call's name as this shard looks for it.
+    /// A guild as this shard looks for it.
     #[must_use]
-    pub fn named(&self, slot: Slot, guild: &GuildId, call: &CallId) -> Named {
-        self.guilds.named(slot, guild, call)
+    pub fn named(&self, slot: Slot, guild: &GuildId) -> Named {
+        Named::new(slot, self.guilds.hash(guild))
+    }
+
+    fn find_named(&self, named: Named, guild: &GuildId, call: &CallId) -> Option<CallKey> {
+        self.key(self.guilds.find(&self.calls, named.hash, guild, call).0?)
     }
 
     pub(super) fn keys(&self) -> Vec<CallKey> {
@@ -238,7 +240,7 @@ impl Shard {
     fn insert(&mut self, named: Named, call: Call) -> CallKey {
         self.generation = self.generation.wrapping_add(1);
         let key = CallKey { index: self.calls.insert(self.generation, call), generation: self.generation };
-        self.guilds.insert(&self.calls, named, key.index);
+        self.guilds.insert(&self.calls, named.hash, key.index);
         self.counts.ending += 1; // a call begins empty
         key
     }
@@ -369,8 +371,9 @@ impl Demand {
 
 /// When a call that needs a place became urgent: its age, less the head start of better classes and
 /// larger calls.
-fn rank(call: &Call, now: Instant) -> Instant {
-    call.awaiting_since.unwrap_or(now) + call.class().handicap() + smallness(call.participants.len())
+fn rank(call: &Call, dirty: &mut Dirty, now: Instant) -> Tick {
+    let since = dirty.tick(call.awaiting_since.unwrap_or(now));
+    since.later(call.class().handicap()).later(smallness(call.participants.len()))
 }
 
 fn unindex(by_sfu: &mut HashMap<SfuIdx, RoaringBitmap>, sfu: SfuIdx, key: CallKey) {

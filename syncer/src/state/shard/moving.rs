@@ -46,7 +46,7 @@ impl Shard {
             let (from, seat) = (*sfu, seat.clone());
             let planned = Move { from, epoch: *stands, seat, to, next: epoch, room: room.clone() };
             call.placement = Placement::Moving(Box::new(planned));
-            call.decision = Some(why);
+            call.decision = Some(Box::new(why));
         });
         Moved::Reserved { work, epoch, room }
     }

@@ -3,7 +3,6 @@
 use super::*;
 use crate::state::SeqCheck;
 use crate::state::call::leaves_from;
-use crate::state::line::Tick;
 
 /// A session joins a call, or repeats that it is in it.
 #[derive(Clone, Debug)]
@@ -76,16 +75,18 @@ impl Shard {
     /// questions in little more than the time of one, unless one has to wait for the answer to another; and a join
     /// asks several that do.
     pub fn warm<'a>(&self, calls: impl Iterator<Item = (Slot, &'a GuildId, &'a CallId)>) -> Row<Named> {
-        let named: Row<Named> = calls.map(|(slot, guild, call)| self.named(slot, guild, call)).collect();
-        if named.len() < 2 {
+        let asked: Row<(Named, &CallId)> = calls.map(|(slot, guild, id)| (self.named(slot, guild), id)).collect();
+        let named = asked.iter().map(|(named, _)| *named).collect();
+        if asked.len() < 2 {
             return named; // nothing to ask meanwhile
         }
-        let numbers: Row<Option<u32>> = named.iter().map(|named| self.guilds.likely(*named)).collect();
+        let numbers: Row<&[u32]> = asked.iter().map(|(named, id)| self.guilds.likely(named.hash, id)).collect();
+        let calls = || numbers.iter().copied().flatten().filter_map(|number| self.numbered(*number));
         let mut read = 0;
-        for call in numbers.iter().filter_map(|number| self.numbered((*number)?)) {
+        for call in calls() {
             read ^= call.touch();
         }
-        for call in numbers.iter().filter_map(|number| self.numbered((*number)?)) {
+        for call in calls() {
             read ^= call.participants.touch();
         }
         std::hint::black_box(read); // or nothing would be read at all
@@ -111,15 +112,16 @@ impl Shard {
             && !self.gone.is_empty()
             && self.gone.is_late(&join.guild, &join.call, &join.session, seq)
         {
-            let key = self.find_marked(named.call, &join.guild, &join.call);
+            let key = self.find_named(named, &join.guild, &join.call);
             return Ok(Joined { key, seq: SeqCheck::Old, marked: false });
         }
-        let found = self.find_marked(named.call, &join.guild, &join.call);
-        self.let_in(found, named, join, limits, admit, too_many)?;
+        let (found, in_guild) = self.guilds.find(&self.calls, named.hash, &join.guild, &join.call);
+        let found = found.and_then(|number| self.key(number));
+        self.let_in(found, in_guild, join, limits, admit, too_many)?;
         let key = found.unwrap_or_else(|| self.insert(named, Call::new(join, named.slot())));
-        let (its, gateway) = self.gateways.numbers(&join.gateway);
+        let (gateway, earlier) = self.gateways.numbers(&join.gateway);
         let joined = self.edit(key, |call, dirty| {
-            let put = call.put(&join.session, gateway, &its, join.seq);
+            let put = call.put(&join.session, gateway, &earlier, join.seq);
             let left = put.from.filter(|from| !call.participants.is_on(*from));
             // A late write may be the only one of its gateway.
             let on = put.seq == SeqCheck::New || call.participants.is_on(gateway);
@@ -138,18 +140,18 @@ impl Shard {
         Ok(joined)
     }
 
-    /// Whether the session may join the call, which is to be created if it was not `found`.
+    /// Whether the session may join the call, which is to be created if it was not `found` beside those `in_guild`.
     fn let_in<E>(
         &self,
         found: Option<CallKey>,
-        named: Named,
+        in_guild: usize,
         join: &Join,
         limits: &Limits,
         admit: impl FnOnce(&GuildId, Adds) -> Result<(), E>,
         too_many: impl FnOnce(&'static str, u64) -> E,
     ) -> Result<(), E> {
         let Some(call) = found.and_then(|key| self.get(key)) else {
-            if self.guilds.of(&self.calls, named.guild, &join.guild).len() as u64 >= limits.calls_per_guild_max {
+            if in_guild as u64 >= limits.calls_per_guild_max {
                 return Err(too_many("calls in the guild", limits.calls_per_guild_max));
             }
             return admit(&join.guild, Adds::Call(join.kind));
@@ -167,7 +169,7 @@ impl Shard {
     /// Takes a leave. An empty call keeps its place for the empty grace, so that a reconnect storm
     /// finds it where it was.
     pub fn leave(&mut self, named: Named, leave: &Leave, limits: &Limits, now: Instant) -> Left {
-        let found = self.find_marked(named.call, &leave.guild, &leave.call);
+        let found = self.find_named(named, &leave.guild, &leave.call);
         let present = found.and_then(|key| self.get(key)).and_then(|call| call.participants.get(&leave.session));
         if let Some(seq) = leave.seq.filter(|seq| present.is_none_or(|(_, last)| last <= *seq)) {
             // Also when it was not there: its join may still be under way.
@@ -212,7 +214,7 @@ fn wanted(key: CallKey, call: &mut Call, dirty: &mut Dirty, grew: bool, now: Ins
         _ => return false,
     };
     // By no more than that: what made it less urgent than others still does.
-    let at = dirty.tick(rank(call, now)).max(was.map_or(Tick(0), Tick::twice_the_size));
+    let at = rank(call, dirty, now).max(was.map_or(Tick(0), Tick::twice_the_size));
     if was.is_none_or(|was| at < was) {
         call.put_into(dirty, key, Place::Ready(at));
     }

@@ -173,7 +173,7 @@ impl Shard {
             let attempt = Reserved { room: room.clone(), last, in_place: work.in_place == Some(sfu) };
             call.placement = Placement::Reserving { sfu, epoch, attempt: Box::new(attempt) };
             call.attempts = call.attempts.saturating_add(1);
-            call.decision = Some(why);
+            call.decision = Some(Box::new(why));
             call.put_into(dirty, work.key, Place::InFlight);
         });
         Next::Reserved { work, epoch, room }
@@ -329,7 +329,7 @@ impl Shard {
             if matches!(call.placement, Placement::Lost { .. }) {
                 // The lowest repair priority where the evidence is only silence.
                 let late = if cause == Cause::SfuSilent { Class::Stream.handicap() } else { Duration::ZERO };
-                let at = dirty.tick(rank(call, now) + late);
+                let at = rank(call, dirty, now).later(late);
                 call.put_into(dirty, key, Place::Ready(at));
             }
             Some(News {
@@ -356,7 +356,7 @@ impl Shard {
         for _ in 0..max {
             let Some((_, key)) = self.dirty.first_waiting().filter(|(at, _)| *at <= now) else { return false };
             let ended = self.edit(key, |call, dirty| {
-                let at = dirty.tick(rank(call, now));
+                let at = rank(call, dirty, now);
                 let to = if call.is_awaiting() { Place::Ready(at) } else { Place::Clean };
                 call.put_into(dirty, key, to);
                 !call.is_live()
@@ -379,7 +379,7 @@ impl Shard {
         let Some((_, number)) = self.dirty.first_blocked(on, class) else { return false };
         let key = self.key(number).expect("the dirty set holds calls that exist");
         let unblocked = self.edit(key, |call, dirty| {
-            let at = dirty.tick(rank(call, now));
+            let at = rank(call, dirty, now);
             call.put_into(dirty, key, Place::Ready(at));
         });
         unblocked.is_some()

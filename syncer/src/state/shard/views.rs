@@ -77,7 +77,7 @@ impl Shard {
     /// The calls of one guild, or all calls, in no order.
     pub fn list(&self, guild: Option<&GuildId>) -> impl Iterator<Item = &Call> {
         let of_one =
-            guild.map(|guild| self.guilds.of(&self.calls, self.guilds.mark(guild), guild)).into_iter().flatten();
+            guild.map(|guild| self.guilds.of(&self.calls, self.guilds.hash(guild), guild)).into_iter().flatten();
         let of_all = guild.is_none().then(|| self.calls.iter().map(|(_, (_, call))| call)).into_iter().flatten();
         of_one.filter_map(|number| self.numbered(*number)).chain(of_all)
     }
