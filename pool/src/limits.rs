@@ -46,7 +46,7 @@ pub struct LaneLimits {
     /// Connections of the lane; must stay below the process's limit of file descriptors.
     pub connections_max: usize,
     /// Dials in flight in the lane. A dial is mostly waiting, so hundreds; divided among partitions. One to a silent host
-    /// is up to four descriptors.
+    /// is up to seven descriptors.
     pub dials_max: usize,
     /// Dials that may start per second in the lane, divided among partitions. It is there to be lowered in an
     /// incident and must not bite before: a handshake costs 0.1 to 0.2 ms of CPU, so 100,000 leave even one origin,

@@ -64,8 +64,8 @@ fn expired(model: &mut Model, now: Instant) -> Vec<Awaited> {
 
 #[tokio::test(start_paused = true)]
 async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
-    // A dial takes 20 ms, and 40 ms a request: one connection serves four of them in the eight dials' time that pay.
-    let mut model = Model::proven(40, 12);
+    // A dial takes 20 ms, and 60 ms a request: one connection serves four of them in the twelve dials' time that pay.
+    let mut model = Model::proven(60, 12);
     (0..4).for_each(|_| model.wait(60_000));
     assert_eq!(model.queued, 0, "waiting is better for all four");
     model.wait(60_000);
@@ -82,7 +82,7 @@ async fn r03_waiters_who_are_served_sooner_than_by_a_dial_cause_none() {
 
 #[tokio::test(start_paused = true)]
 async fn r03_slow_handlers_are_answered_with_dials() {
-    let mut model = Model::proven(200, 12);
+    let mut model = Model::proven(250, 12);
     model.wait(60_000);
     assert_eq!(model.queued, 1);
 }
@@ -125,11 +125,11 @@ async fn r03_a_host_too_far_for_the_line_is_dialled_again_before_it_has_answered
 #[tokio::test(start_paused = true)]
 async fn r04_a_short_line_waits_for_the_first_answer_no_longer_than_some_dials_take() {
     let mut model = Model::new();
-    (0..9).for_each(|_| model.wait(60_000));
+    (0..13).for_each(|_| model.wait(60_000));
     model.apply(Op::GrantSlot);
     model.apply(Op::DialWorks { at: 0, shared: false });
-    model.apply(Op::Pass(159));
-    assert_eq!(model.queued, 0, "eight requests as long as a dial");
+    model.apply(Op::Pass(239));
+    assert_eq!(model.queued, 0, "twelve requests as long as a dial");
     model.apply(Op::Pass(2));
     assert_eq!(model.queued, 1, "no ring came");
     model.apply(Op::GrantSlot);
@@ -143,7 +143,7 @@ async fn r04_a_stuck_connection_holds_nobody_longer_than_some_dials_take() {
     model.apply(Op::Pass(100));
     model.wait(60_000);
     assert_eq!(model.queued, 0);
-    model.apply(Op::Pass(159));
+    model.apply(Op::Pass(239));
     assert_eq!(model.queued, 0);
     model.apply(Op::Pass(2));
     assert_eq!(model.queued, 1, "the estimate was wrong, so it dials");
@@ -164,22 +164,22 @@ async fn r04_a_line_that_is_never_empty_dials_in_the_end() {
         model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
     }
     let stood = model.now.saturating_duration_since(since);
-    assert!(stood >= Duration::from_millis(160), "it gets its eight dials' time, not {stood:?}");
+    assert!(stood >= Duration::from_millis(240), "it gets its twelve dials' time, not {stood:?}");
     model.check();
 }
 
 #[tokio::test(start_paused = true)]
 async fn r04_a_line_that_moves_slower_than_promised_dials_in_the_end() {
-    let mut model = Model::proven(40, 12);
+    let mut model = Model::proven(60, 12);
     (0..4).for_each(|_| model.wait(60_000));
-    // It moves, but by one in 50 ms.
+    // It moves, but by one in 75 ms.
     for _ in 0..3 {
-        model.apply(Op::Pass(50));
+        model.apply(Op::Pass(75));
         assert_eq!(model.queued, 0);
         model.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
     }
     model.apply(Op::Pass(15));
-    assert_eq!(model.queued, 1, "the last has waited longer than 160 ms");
+    assert_eq!(model.queued, 1, "the last has waited longer than 240 ms");
     model.check();
 }
 
@@ -230,7 +230,7 @@ async fn r20_a_raised_cap_lets_waiters_dial_at_once() {
     };
     assert!(!wants(&cell.step(opened, now)), "the cap is reached");
     tuning.set(&LaneLimits { connections_per_origin_max: 2, ..limits }, SLOTS);
-    assert!(wants(&cell.step(Event::Retune, now + 8 * DIAL_TIME)));
+    assert!(wants(&cell.step(Event::Retune, now + 12 * DIAL_TIME)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -279,7 +279,7 @@ async fn one_caller_is_told_of_a_silent_dial_first_hand() {
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_for_a_connection_in_use_says_nothing_of_the_dial_beside_it() {
-    let mut model = Model::proven(200, 12);
+    let mut model = Model::proven(250, 12);
     model.wait(100);
     model.apply(Op::GrantSlot);
     assert_eq!(model.dials.len(), 1);
@@ -396,7 +396,7 @@ async fn a_connection_that_never_comes_back_is_trusted_for_the_time_of_some_dial
     model.step(Event::Returning(key), None);
     model.wait(60_000);
     assert_eq!((model.cell.wanted_normal(model.now), model.queued), (0, 0), "it is about to come back");
-    model.apply(Op::Pass(161));
+    model.apply(Op::Pass(241));
     assert_eq!((model.cell.wanted_normal(model.now), model.queued), (1, 1), "it does not, and somebody waits");
 }
 
