@@ -43,7 +43,8 @@ pub struct LaneLimits {
     /// Connections per origin. 64 HTTP/1.1 exchanges at once are more than an SFU's control API takes;
     /// HTTP/2 needs two or three.
     pub connections_per_origin_max: usize,
-    /// Connections of the lane; must stay below the process's limit of file descriptors.
+    /// Connections of the lane. The process needs a file descriptor for each, and six for each of `dials_max` beside
+    /// them: a dial to a silent host is up to seven.
     pub connections_max: usize,
     /// Dials in flight in the lane. A dial is mostly waiting, so hundreds; divided among partitions. One to a silent host
     /// is up to seven descriptors.

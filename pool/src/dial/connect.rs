@@ -38,8 +38,8 @@ const ADDRESSES_MAX: usize = 4;
 /// descriptor, so a lane's dials to silent hosts are seven times `dials_max` of them at worst.
 const ATTEMPTS_MAX: usize = 7;
 
-/// How long one attempt may keep the next from being made beside it: between what RFC 8305 recommends (250 ms) and the
-/// least it allows itself (100 ms), and more than most hosts are away. A silent address is tried again after it, because
+/// How long one attempt may keep the next from being made beside it: RFC 8305 recommends 250 ms, and 100 at least; and
+/// it is more than most hosts are away. A silent address is tried again after it, because
 /// kernels send a SYN that was lost, or came while the host was away, again after a whole second. Where they go on so
 /// (Linux since 6.5, four times), seven attempts so far apart find a host that has one address within a sixth of a second
 /// of its return.
@@ -209,8 +209,11 @@ where
             result = attempts.next() => match result {
                 None => return Err(last),
                 Some((_, Ok(connected))) => return Ok(connected),
-                // Ours, and more of them would make it worse.
-                Some((_, Err(error))) if is_shortage(&error) => return Err(error),
+                // Ours, and more of them would make it worse; those under way may still do.
+                Some((_, Err(error))) if is_shortage(&error) => {
+                    to_try.clear();
+                    last = error;
+                }
                 Some((failed, Err(error))) => {
                     to_try.retain(|ip| *ip != failed);
                     last = error;
@@ -294,14 +297,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_has_no_descriptor_left_for_another_attempt_stops() {
-        let tried = AtomicUsize::new(0);
-        let connect = |_| {
+    async fn r01_who_has_no_descriptor_left_for_another_attempt_waits_for_those_under_way() {
+        let (tried, takes) = (AtomicUsize::new(0), ATTEMPT_DELAY * 3 / 2);
+        let connect = |ip| {
             let first = tried.fetch_add(1, Ordering::Relaxed) == 0;
-            async move { if first { pending().await } else { Err::<(), _>(io::ErrorKind::OutOfMemory.into()) } }
+            async move {
+                if !first {
+                    return Err(io::ErrorKind::OutOfMemory.into());
+                }
+                sleep(takes).await;
+                Ok(ip)
+            }
         };
+        let began = Instant::now();
+        first_of(in_turn(&addresses(&["10.0.0.1"])), connect).await.expect("the first attempt is not given up");
+        assert_eq!(Instant::now().saturating_duration_since(began), takes);
+        assert_eq!(tried.load(Ordering::Relaxed), 2, "one that is refused a descriptor is the last");
         let error = first_of(in_turn(&addresses(&["10.0.0.1"])), connect).await.expect_err("nothing is left");
-        assert_eq!((error.kind(), tried.into_inner()), (io::ErrorKind::OutOfMemory, 2));
+        assert_eq!((error.kind(), tried.into_inner()), (io::ErrorKind::OutOfMemory, 3));
     }
 
     #[tokio::test(start_paused = true)]

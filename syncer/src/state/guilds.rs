@@ -2,8 +2,8 @@
 //!
 //! Tables hold numbers of calls and repeat no name: what a number is called is said by the call itself. With half a
 //! million guilds their names would be most of a table. Almost every guild has a handful of calls, so a call is looked
-//! for among those of its guild, and only guilds with many have a table of names: finding a call reads a few words and
-//! then the call, whatever else its guild has.
+//! for among those of its guild, and only guilds with many have a table of names: finding a call reads a few words and at
+//! most four calls, whatever else its guild has.
 
 use std::hash::BuildHasher as _;
 
@@ -99,7 +99,8 @@ impl Guilds {
         (found, numbers.len())
     }
 
-    /// The numbers of what will be read to find a call: probably, by hashes alone.
+    /// The numbers of the calls that will be read, but for one that says whose guild of many it is: probably, by hashes
+    /// alone.
     pub(super) fn likely(&self, hash: u64, id: &CallId) -> &[u32] {
         let guild = Mark::of(hash);
         let Some((_, numbers)) = self.guilds.find(guild.spread(), |(kept, _)| *kept == guild) else { return &[] };

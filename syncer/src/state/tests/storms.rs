@@ -354,7 +354,9 @@ proptest! {
         let nulls = |told: &[Said]| told.iter().filter(|(_, phase, cause)| *phase == 2 && cause.is_some()).count();
         prop_assert_eq!(said, storm.told.values().map(|told| nulls(told)).sum::<usize>());
         for (call, told) in &storm.told {
-            prop_assert!(nulls(told) <= usize::from(there_or_empty.contains_key(call)), "{told:?}");
+            let heard_of = |(_, epoch): &(SfuIdx, Epoch)| told.iter().any(|(heard, phase, _)| heard == epoch && *phase == 1);
+            let lost = there.contains_key(call) || there_or_empty.get(call).is_some_and(heard_of);
+            prop_assert!(nulls(told) <= usize::from(lost), "{told:?}");
         }
         let seats = storm.seats();
         for (call, (_, epoch)) in &there {
