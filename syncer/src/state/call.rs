@@ -81,6 +81,21 @@ impl Call {
         }
     }
 
+    /// The call of that name, which nobody has joined.
+    #[cfg(test)]
+    pub(super) fn named(guild: &str, id: &str) -> Self {
+        let join = Join {
+            guild: GuildId::new(guild).expect("valid"),
+            call: CallId::new(id).expect("valid"),
+            session: SessionId::new("s").expect("valid"),
+            gateway: sfu_api::GatewayId::new("w").expect("valid"),
+            seq: None,
+            kind: CallKind::Voice,
+            region: None,
+        };
+        Self::new(&join, Slot::new(0).expect("the first"))
+    }
+
     /// Reads some of every part of it, so that it is at hand.
     pub(super) fn touch(&self) -> u8 {
         let placed = u8::from(self.placement.is_placed());

@@ -73,23 +73,8 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use sfu_api::{CallId, CallKind, GatewayId, GuildId, SessionId, Slot};
 
     use super::*;
-    use crate::state::Join;
-
-    fn call() -> Call {
-        let join = Join {
-            guild: GuildId::new("g").expect("valid"),
-            call: CallId::new("c").expect("valid"),
-            session: SessionId::new("s").expect("valid"),
-            gateway: GatewayId::new("w").expect("valid"),
-            seq: None,
-            kind: CallKind::Voice,
-            region: None,
-        };
-        Call::new(&join, Slot::new(0).expect("the first"))
-    }
 
     proptest! {
         /// They are a map from numbers, and no number is new while one of an earlier call is free.
@@ -99,7 +84,7 @@ mod tests {
             for (in_all, remove) in steps {
                 for _ in 0..in_all {
                     generation += 1;
-                    prop_assert_eq!(model.insert(calls.insert(generation, call()), generation), None);
+                    prop_assert_eq!(model.insert(calls.insert(generation, Call::named("g", "c")), generation), None);
                 }
                 most = most.max(model.len());
                 let numbers: Vec<u32> = model.keys().copied().step_by(3).take(remove as usize).collect();

@@ -186,22 +186,11 @@ mod tests {
     use std::collections::BTreeMap;
 
     use proptest::prelude::*;
-    use sfu_api::{CallKind, GatewayId, SessionId};
 
     use super::*;
-    use crate::state::Join;
 
-    fn call((guild, id): (u8, u8)) -> Call {
-        let join = Join {
-            guild: GuildId::new(format!("{guild}")).expect("valid"),
-            call: CallId::new(format!("{id}")).expect("valid"),
-            session: SessionId::new("s").expect("valid"),
-            gateway: GatewayId::new("w").expect("valid"),
-            seq: None,
-            kind: CallKind::Voice,
-            region: None,
-        };
-        Call::new(&join, Slot::new(0).expect("the first"))
+    fn call((guild, id): &(u8, u8)) -> Call {
+        Call::named(&guild.to_string(), &id.to_string())
     }
 
     proptest! {
@@ -210,7 +199,7 @@ mod tests {
         fn calls_are_found_by_name(steps in prop::collection::vec((any::<bool>(), 0u8..3, 0u8..9), 1..200)) {
             let (mut calls, mut guilds, mut model) = (Calls::default(), Guilds::default(), BTreeMap::new());
             for (put, guild, id) in steps {
-                let wanted = call((guild, id));
+                let wanted = call(&(guild, id));
                 let hash = guilds.hash(&wanted.guild);
                 match model.remove(&(guild, id)) {
                     Some(number) if !put => {
@@ -228,7 +217,7 @@ mod tests {
                     None => {}
                 }
                 for name @ (guild, _) in (0..3).flat_map(|guild| (0..9).map(move |id| (guild, id))) {
-                    let wanted = call(name);
+                    let wanted = call(&name);
                     let hash = guilds.hash(&wanted.guild);
                     let known = model.get(&name).copied();
                     let in_guild = model.keys().filter(|(of, _)| *of == guild).count();
