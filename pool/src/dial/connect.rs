@@ -38,11 +38,10 @@ const ADDRESSES_MAX: usize = 4;
 /// descriptor, so a lane's dials to silent hosts are seven times `dials_max` of them at worst.
 const ATTEMPTS_MAX: usize = 7;
 
-/// How long one attempt may keep the next from being made beside it: RFC 8305 recommends 250 ms, and 100 at least; and
-/// it is more than most hosts are away. A silent address is tried again after it, because
-/// kernels send a SYN that was lost, or came while the host was away, again after a whole second. Where they go on so
-/// (Linux since 6.5, four times), seven attempts so far apart find a host that has one address within a sixth of a second
-/// of its return.
+/// How long one attempt may keep the next from being made beside it: more than the way to most hosts and back takes. RFC
+/// 8305 recommends 250 ms, and 100 at least. A silent address is tried again after it, because kernels send a SYN that was
+/// lost, or came while the host was gone, again after a whole second. Where they go on so (Linux since 6.5, four times),
+/// seven attempts so far apart find a host that has one address within a sixth of a second of its return.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(150);
 
 /// The connector of a lane.
@@ -209,7 +208,7 @@ where
             result = attempts.next() => match result {
                 None => return Err(last),
                 Some((_, Ok(connected))) => return Ok(connected),
-                // Ours, and more of them would make it worse; those under way may still do.
+                // Ours, and more of them would make it worse; those under way may still win.
                 Some((_, Err(error))) if is_shortage(&error) => {
                     to_try.clear();
                     last = error;
