@@ -23,7 +23,7 @@ use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 use sfu_api::{CallId, CallKind, GuildId, RegionId, SessionId};
 use tokio::sync::mpsc;
@@ -32,7 +32,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use self::road::Road;
 use super::body::{Lines, Next};
-use super::route::prefers_redirect;
+use super::route::{MINIMAL, prefers_minimal, prefers_redirect};
 use super::{App, Caller};
 
 pub(crate) use self::result::OperationResult;
@@ -44,6 +44,17 @@ const BULK_IDLE_MAX: Duration = Duration::from_secs(60);
 /// ~20 KiB where calls await an endpoint and at most ~200 KiB where each result carries a token.
 const WRITES_MAX: usize = 16;
 pub(crate) const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
+
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// What the sender of a stream would rather have.
+#[derive(Clone, Copy, Debug)]
+struct Preferences {
+    /// To be told whose line it is, instead of having it taken there.
+    redirect: bool,
+    /// One result for lines that follow each other and were done, instead of one for each.
+    minimal: bool,
+}
 
 /// What a line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
@@ -105,20 +116,28 @@ pub(crate) enum Line {
 /// A gateway that tells everything again says `{"do":"sync"}`, waits for its result, sends a join for every
 /// session it has (the same `seq` as before will do) and says `{"do":"synced"}`. Sessions of the gateway that
 /// it did not tell since the `sync` expire after `gateways.resume_window`.
+///
+/// With `Prefer: return=minimal` operations that follow each other, were done and have nothing else to say share a
+/// result, which names the first (`op`) and the last of them (`through`). All others have their own.
 #[utoipa::path(post, path = "/v1/voice-states", tag = "gateways",
     request_body(content = Line, content_type = "application/x-ndjson", description = "One operation a line, at most 8 KiB each."),
-    responses((status = 200, content_type = "application/x-ndjson", body = OperationResult, description = "One result a line.")))]
+    responses((status = 200, content_type = "application/x-ndjson", body = OperationResult, description = "One result a line, or with `Prefer: return=minimal` one for many.")))]
 pub(crate) async fn voice_states(State(app): State<Arc<App>>, caller: Caller, request: Request) -> Response {
     let (parts, body) = request.into_parts();
     let (out, results) = mpsc::channel(WRITES_MAX);
-    let road = Road::new(Arc::clone(&app), caller.clone(), prefers_redirect(&parts), out);
+    let prefers = Preferences { redirect: prefers_redirect(&parts), minimal: prefers_minimal(&parts) };
+    let road = Road::new(Arc::clone(&app), caller.clone(), prefers, out);
     let alive = app.engine.stream(&caller.id, caller.via(), Instant::now());
     app.tracker.spawn(async move {
         road.run(Lines::new(body)).await;
         drop(alive);
     });
     let body = Body::from_stream(ReceiverStream::new(results).map(Ok::<Bytes, std::convert::Infallible>));
-    ([(CONTENT_TYPE, NDJSON)], body).into_response()
+    let mut response = ([(CONTENT_TYPE, NDJSON)], body).into_response();
+    if prefers.minimal {
+        response.headers_mut().insert(PREFERENCE_APPLIED, HeaderValue::from_static(MINIMAL));
+    }
+    response
 }
 
 /// Reads a body as the bulk road does and does nothing with its operations; returns how many lines

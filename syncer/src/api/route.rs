@@ -14,6 +14,8 @@ use super::{ApiError, App, Caller};
 use crate::ownership::{Owner, slot_of};
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
+/// The preference of RFC 7240 for answers that say no more than they must.
+pub(crate) const MINIMAL: &str = "return=minimal";
 
 /// Who serves.
 pub(crate) enum Route {
@@ -25,13 +27,17 @@ pub(crate) enum Route {
 
 /// Whether the caller would rather go to the owner itself.
 pub(crate) fn prefers_redirect(parts: &Parts) -> bool {
-    parts
-        .headers
-        .get_all(PREFER)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split([',', ';']))
-        .any(|p| p.trim().eq_ignore_ascii_case("redirect"))
+    prefers(parts, "redirect")
+}
+
+/// Whether the caller would rather hear no more than it must.
+pub(crate) fn prefers_minimal(parts: &Parts) -> bool {
+    prefers(parts, MINIMAL)
+}
+
+fn prefers(parts: &Parts, what: &str) -> bool {
+    let preferences = parts.headers.get_all(PREFER).iter().filter_map(|v| v.to_str().ok());
+    preferences.flat_map(|v| v.split([',', ';'])).any(|p| p.trim().eq_ignore_ascii_case(what))
 }
 
 // === impl App ===

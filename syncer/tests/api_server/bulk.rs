@@ -156,6 +156,37 @@ async fn lines_of_other_owners_are_forwarded_in_order_or_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn minimal_results_are_shared_by_lines_that_follow_each_other() {
+    let fleet = Fleet::start(2, 2).await;
+    let guilds: Vec<String> = (0..2).flat_map(|n| fleet.guilds_of(n).take(1)).collect();
+    let [ours, theirs] = &guilds[..] else { panic!("two syncers own guilds") };
+    let join = |op: &str, guild: &str| line(op, "join", guild, op, "s"); // a new call: there is no endpoint to tell
+    let body = [
+        join("1", ours),
+        join("2", ours),
+        "\n".to_owned(),
+        join("3", ours),
+        "not json\n".to_owned(),
+        join("4", ours),
+        join("5", theirs),
+        join("6", ours),
+        join("7", ours),
+        line("8", "leave", ours, "1", "s"),
+    ];
+    let sent = fleet.request(0, Method::POST, "/v1/voice-states").header("prefer", "return=minimal");
+    let response = sent.body(body.concat()).send().await.expect("an answer");
+    assert_eq!(response.headers()["preference-applied"], "return=minimal");
+    let results = results(response).await;
+    let (of_theirs, of_ours): (Vec<_>, Vec<_>) = results.into_iter().partition(|r| r["op"] == "5");
+    assert_eq!(of_theirs.iter().map(|r| &r["status"]).collect::<Vec<_>>(), [200]);
+    assert_eq!(of_ours.len(), 4, "{of_ours:?}");
+    assert_eq!(of_ours[0], json!({"op": "1", "status": 200, "through": "3", "lines": 3}));
+    assert_eq!((&of_ours[1]["status"], &of_ours[1]["op"]), (&json!(400), &Value::Null));
+    assert_eq!(of_ours[2], json!({"op": "4", "status": 200}), "the next line is another owner's");
+    assert_eq!(of_ours[3], json!({"op": "6", "status": 200, "through": "8", "lines": 3}));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_read_its_results_is_not_read_either() {
     let fleet = Fleet::start(1, 1).await;
     let mut stream = tokio::net::TcpStream::connect(fleet.syncers[0].addr()).await.expect("connects");

@@ -9,12 +9,13 @@ use anyhow::{Context, Result, bail};
 use benches::client;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
-use http::{Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -120,13 +121,13 @@ impl Target {
     /// # Cancel safety
     ///
     /// Dropping the future closes the streams.
-    pub(crate) async fn lines(&self, calls: Range<u64>, write: Write) -> Result<Sent> {
+    pub(crate) async fn lines(&self, calls: Range<u64>, write: Write, told: Told) -> Result<Sent> {
         let began = Instant::now();
         let mut streams = JoinSet::new();
         for gateway in 0..GATEWAYS {
             let (target, lines) = (self.clone(), Lines::new(calls.clone(), gateway, GATEWAYS, write));
             streams.spawn(async move {
-                timeout(STREAM_MAX, target.stream(gateway, lines)).await.context("a stream took too long")?
+                timeout(STREAM_MAX, target.stream(gateway, lines, told)).await.context("a stream took too long")?
             });
         }
         let mut all = Sent::default();
@@ -139,16 +140,19 @@ impl Target {
         Ok(all)
     }
 
-    async fn stream(&self, gateway: u64, mut lines: Lines) -> Result<Sent> {
+    async fn stream(&self, gateway: u64, mut lines: Lines, told: Told) -> Result<Sent> {
         let tasks = TaskTracker::new();
         let (to, mut from) = mpsc::channel::<Bytes>(CHUNKS_BUFFERED);
         let body = futures_util::stream::poll_fn(move |cx| from.poll_recv(cx).map(|b| b.map(|b| Ok(Frame::data(b)))));
-        let request = self.request(
+        let mut request = self.request(
             Method::POST,
             "/v1/voice-states",
             &format!("gateway-{gateway}"),
             BodyExt::boxed(StreamBody::new(body)),
         )?;
+        if told == Told::Together {
+            request.headers_mut().insert("prefer", HeaderValue::from_static("return=minimal"));
+        }
         let mut sender = self.open(&tasks).await?;
         let writing = async {
             let mut sent = 0;
@@ -167,10 +171,10 @@ impl Target {
         };
         let reading = async {
             let mut body = sender.send_request(request).await?.into_body();
-            let mut results = Results::default();
+            let mut results = Results::new(told);
             while let Some(frame) = body.frame().await {
                 if let Ok(data) = frame?.into_data() {
-                    results.take(&data);
+                    results.take(&data)?;
                 }
             }
             anyhow::Ok(results)
@@ -229,21 +233,52 @@ impl Target {
     }
 }
 
-/// What is looked for in results.
+/// How results are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// Each line has its own.
+    Each,
+    /// Lines that were done and say nothing else share one.
+    Together,
+}
+
+/// Counts results that say 200.
+#[derive(Debug)]
+struct Results {
+    told: Told,
+    done: u64,
+    /// The end of what came last, in which the next result may begin.
+    rest: Vec<u8>,
+}
+
+/// What is looked for where each line has a result.
 const DONE: &[u8] = b"\"status\":200";
 
-/// Counts results without parsing them: that would cost more than what is measured.
-#[derive(Debug, Default)]
-struct Results {
-    done: u64,
-    /// The end of what came last, in which the next may begin.
-    rest: Vec<u8>,
+/// What matters of a result where lines share them.
+#[derive(Debug, Deserialize)]
+struct Shared {
+    status: u16,
+    /// How many lines have it, if not one.
+    lines: Option<u64>,
 }
 
 // === impl Results ===
 
 impl Results {
-    fn take(&mut self, data: &[u8]) {
+    const fn new(told: Told) -> Self {
+        Self { told, done: 0, rest: Vec::new() }
+    }
+
+    fn take(&mut self, data: &[u8]) -> Result<()> {
+        match self.told {
+            Told::Each => self.look(data),
+            Told::Together => self.read(data)?,
+        }
+        Ok(())
+    }
+
+    /// Counts without parsing: that would cost more than what is measured.
+    fn look(&mut self, data: &[u8]) {
         let over = DONE.len() - 1;
         self.rest.extend_from_slice(&data[..data.len().min(over)]);
         self.done += self.rest.windows(DONE.len()).filter(|w| *w == DONE).count() as u64;
@@ -255,6 +290,18 @@ impl Results {
             self.rest.drain(..self.rest.len().saturating_sub(over));
         }
     }
+
+    fn read(&mut self, data: &[u8]) -> Result<()> {
+        self.rest.extend_from_slice(data);
+        let whole = memchr::memrchr(b'\n', &self.rest).map_or(0, |at| at + 1);
+        for line in self.rest.drain(..whole).as_slice().split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
+            let result: Shared = serde_json::from_slice(line)?;
+            if result.status == 200 {
+                self.done += result.lines.unwrap_or(1);
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -263,11 +310,15 @@ mod tests {
 
     #[test]
     fn results_are_counted_however_they_are_cut() {
-        let text = b"{\"op\":\"1\",\"status\":200}\n{\"op\":\"2\",\"status\":429}\n{\"status\":200,\"x\":1}\n";
-        for size in 1..=text.len() {
-            let mut results = Results::default();
-            text.chunks(size).for_each(|chunk| results.take(chunk));
-            assert_eq!(results.done, 2, "cut every {size} bytes");
+        let each = b"{\"op\":\"1\",\"status\":200}\n{\"op\":\"2\",\"status\":429}\n{\"status\":200,\"x\":1}\n";
+        let together =
+            b"{\"op\":\"1\",\"status\":200,\"through\":\"7\",\"lines\":7}\n{\"status\":429}\n{\"status\":200}\n";
+        for (told, text, done) in [(Told::Each, &each[..], 2), (Told::Together, &together[..], 8)] {
+            for size in 1..=text.len() {
+                let mut results = Results::new(told);
+                text.chunks(size).for_each(|chunk| results.take(chunk).expect("results"));
+                assert_eq!(results.done, done, "cut every {size} bytes");
+            }
         }
     }
 }

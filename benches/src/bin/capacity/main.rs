@@ -1,9 +1,9 @@
 //! `capacity`: how much one syncer holds, and what an operation costs it.
 //!
 //! Gateways send joins as lines over HTTPS to a syncer that places the calls on mock SFUs in another
-//! process; beside them one sends single requests, and its times are what a user would feel. The other
-//! contestant is a bare hyper server that reads the same lines with the same parser into the same types
-//! and does nothing with them. Then everything is placed, memory is read, and every gateway tells again
+//! process, and want results that lines share; beside them one sends single requests, and its times are what a user
+//! would feel. A second contestant is the same syncer when each line has its own result, the third a bare hyper
+//! server that reads the same lines with the same parser into the same types and does nothing with them. Then everything is placed, memory is read, and every gateway tells again
 //! who is there, as it would to a syncer that came back.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_precision_loss)]
@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::load::{Sent, Target};
+use self::load::{Sent, Target, Told};
 use self::population::{Write, people};
 use self::role::{PARSE_ONLY, Role, SFUS, SYNCER, Spec};
 
@@ -42,6 +42,9 @@ const SCENARIOS: [(&str, u64, bool); 5] = [
     ("calls_500k", 500_000, false),
     ("calls_1m", 1_000_000, false),
 ];
+
+/// The syncer where each line has its own result.
+const EACH: &str = "syncer_each";
 
 /// What costs are compared with.
 const SMALLEST: &str = "calls_10k";
@@ -85,20 +88,25 @@ async fn measure(args: &Args, dir: PathBuf) -> Result<Report> {
         if !args.wants(scenario) || (args.quick && !quick) {
             continue;
         }
-        let names: Vec<&str> = [SYNCER, PARSE_ONLY].into_iter().filter(|n| args.wants_contestant(n)).collect();
+        let names: Vec<&str> = [SYNCER, EACH, PARSE_ONLY].into_iter().filter(|n| args.wants_contestant(n)).collect();
         for (round, order) in args.orders(&names).into_iter().enumerate() {
             eprintln!("{scenario} round {} of {}: load {}", round + 1, args.rounds(), machine::load());
             for name in order {
                 let mut run = Run { scenario, calls, report: &mut report };
                 let start = |role| Role::start(role, &spec);
-                if name == SYNCER {
-                    let sfus = start(SFUS)?;
-                    let syncer = start(SYNCER)?;
-                    run.syncer(&syncer, Target { addr: syncer.addr, tls: tls.clone() }).await?;
-                    drop((syncer, sfus));
-                } else {
+                if name == PARSE_ONLY {
                     let server = start(PARSE_ONLY)?;
                     run.parse_only(&server, Target { addr: server.addr, tls: tls.clone() }).await?;
+                } else {
+                    let sfus = start(SFUS)?;
+                    let syncer = start(SYNCER)?;
+                    let target = Target { addr: syncer.addr, tls: tls.clone() };
+                    if name == SYNCER {
+                        run.syncer(&syncer, target).await?;
+                    } else {
+                        run.joins(EACH, &syncer, &target, Told::Each).await?;
+                    }
+                    drop((syncer, sfus));
                 }
             }
         }
@@ -166,23 +174,28 @@ impl Run<'_> {
     }
 
     async fn parse_only(&mut self, server: &Role, target: Target) -> Result<()> {
-        target.lines(WARM_CALLS, Write::Join { seq: 1 }).await?;
+        target.lines(WARM_CALLS, Write::Join { seq: 1 }, Told::Each).await?;
         let cpu = server.cpu_s();
-        let sent = target.lines(0..self.calls, Write::Join { seq: 1 }).await?;
+        let sent = target.lines(0..self.calls, Write::Join { seq: 1 }, Told::Each).await?;
         self.joined(PARSE_ONLY, sent, server.cpu_s() - cpu);
         Ok(())
     }
 
-    async fn syncer(&mut self, server: &Role, target: Target) -> Result<()> {
-        self.seen(&target).await?;
-        all_done(target.lines(WARM_CALLS, Write::Join { seq: 1 }).await?)?;
+    /// Everyone joins. Returns what was resident before.
+    async fn joins(&mut self, who: &str, server: &Role, target: &Target, told: Told) -> Result<f64> {
+        self.seen(target).await?;
+        all_done(target.lines(WARM_CALLS, Write::Join { seq: 1 }, told).await?)?;
         let (empty, cpu) = (server.rss_bytes(), server.cpu_s());
-        let sent = target.lines(0..self.calls, Write::Join { seq: 1 }).await?;
+        let sent = target.lines(0..self.calls, Write::Join { seq: 1 }, told).await?;
         all_done(sent)?;
-        self.joined(SYNCER, sent, server.cpu_s() - cpu);
+        self.joined(who, sent, server.cpu_s() - cpu);
         let grown = server.rss_bytes() - empty;
-        self.add(SYNCER, "bytes_per_person_unplaced", "B", grown / people(self.calls) as f64);
+        self.add(who, "bytes_per_person_unplaced", "B", grown / people(self.calls) as f64);
+        Ok(empty)
+    }
 
+    async fn syncer(&mut self, server: &Role, target: Target) -> Result<()> {
+        let empty = self.joins(SYNCER, server, &target, Told::Together).await?;
         self.place(&target).await?;
         let status = target.ask(Method::GET, "/v1/status", &Value::Null).await?;
         let held = status["participants"].as_u64().context("status tells the participants")?;
@@ -194,7 +207,7 @@ impl Run<'_> {
 
         self.touch(server, &target).await?;
         let cpu = server.cpu_s();
-        let sent = target.lines(0..self.calls, Write::Tell { seq: 1 }).await?;
+        let sent = target.lines(0..self.calls, Write::Tell { seq: 1 }, Told::Together).await?;
         all_done(sent)?;
         self.add(SYNCER, "resync_s", "s", sent.took.as_secs_f64());
         self.add(SYNCER, "resync_cpu_per_line", "µs", (server.cpu_s() - cpu) * 1e6 / sent.lines as f64);
@@ -249,7 +262,7 @@ impl Run<'_> {
         // CPU is counted in hundredths of a second: so many that one of them is little.
         for seq in 2..TOUCHED_UNTIL {
             let write = if seq % 2 == 0 { Write::Leave { seq } } else { Write::Tell { seq } };
-            let sent = target.lines(first..first + TOUCHED, write).await?;
+            let sent = target.lines(first..first + TOUCHED, write, Told::Together).await?;
             all_done(sent)?;
             lines += sent.lines;
         }
@@ -264,7 +277,7 @@ impl Run<'_> {
             let began = Instant::now();
             let mut seq = TOUCHED_UNTIL;
             while Instant::now().saturating_duration_since(began) < Duration::from_secs(3) {
-                target.lines(0..self.calls.min(TOUCHED), Write::Tell { seq }).await?;
+                target.lines(0..self.calls.min(TOUCHED), Write::Tell { seq }, Told::Together).await?;
                 seq += 1;
             }
             stop.cancel();

@@ -10,10 +10,10 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::result::OperationResult;
+use super::result::{OperationResult, Results};
 use super::round::Begun;
 use super::worker::{Foreign, Worker};
-use super::{BULK_IDLE_MAX, Do, Marker, Operation};
+use super::{BULK_IDLE_MAX, Do, Marker, Operation, Preferences};
 use crate::api::body::{LINE_BYTES_MAX, Lines, Next, object};
 use crate::api::route::Route;
 use crate::api::{ApiError, App, Caller};
@@ -25,11 +25,6 @@ use crate::ownership::Owner;
 const TOGETHER_MAX: usize = 256;
 /// Bytes of lines done together: those of 256 long ones.
 const TOGETHER_BYTES_MAX: usize = 64 * 1024;
-/// What most results take: an op id, and that it was done.
-const RESULT_BYTES: usize = 40;
-/// Results gathered into one write: a frame takes 16 KiB, and two batches of the shortest results (op ids of up to nine
-/// bytes) are a little less. A third would not fit, and most of its bytes would go in a frame of their own.
-const WRITE_BYTES: usize = 12 * 1024;
 /// Lines waiting for one owner: two batches, so that the next one fills while one is under way.
 const FOREIGN_LINES_MAX: usize = 2 * super::worker::BATCH_LINES_MAX;
 
@@ -39,9 +34,8 @@ pub(super) struct Road {
     pub(super) caller: Caller,
     pub(super) redirect: bool,
     pub(super) out: mpsc::Sender<Bytes>,
-    /// Results that are not told yet.
-    pending: Vec<u8>,
-    /// Lines that have no result in `pending` yet.
+    results: Results,
+    /// Lines that have no result yet.
     gathered: Gathered,
     workers: HashMap<SyncerId, (Arc<str>, mpsc::Sender<Foreign>)>,
     tasks: JoinSet<()>,
@@ -63,6 +57,8 @@ enum Line {
     Ours(Option<String>),
     /// It is wrong, or not ours.
     Refused(Box<OperationResult>),
+    /// Another owner's, from whom its result comes.
+    Elsewhere,
 }
 
 /// A line that takes others to be done.
@@ -77,13 +73,13 @@ pub(super) struct Gone;
 // === impl Road ===
 
 impl Road {
-    pub(super) fn new(app: Arc<App>, caller: Caller, redirect: bool, out: mpsc::Sender<Bytes>) -> Self {
+    pub(super) fn new(app: Arc<App>, caller: Caller, prefers: Preferences, out: mpsc::Sender<Bytes>) -> Self {
         Self {
             app,
             caller,
-            redirect,
+            redirect: prefers.redirect,
             out,
-            pending: Vec::new(),
+            results: Results::new(prefers.minimal),
             gathered: Gathered::default(),
             workers: HashMap::new(),
             tasks: JoinSet::new(),
@@ -129,7 +125,7 @@ impl Road {
             if self.gathered.is_full() {
                 self.perform();
             }
-            if self.pending.len() >= WRITE_BYTES {
+            if self.results.is_full() {
                 self.tell().await?;
             }
             in_turn += 1;
@@ -143,7 +139,7 @@ impl Road {
 
     /// Whether nothing is left to do or to tell.
     fn is_idle(&self) -> bool {
-        self.gathered.lines.is_empty() && self.pending.is_empty()
+        self.gathered.lines.is_empty() && self.results.is_empty()
     }
 
     /// Waits until all that was handed to other owners is done, and tells it.
@@ -161,15 +157,15 @@ impl Road {
     }
 
     async fn tell(&mut self) -> Result<(), Gone> {
-        if self.pending.is_empty() {
+        if self.results.is_empty() {
             return Ok(());
         }
-        self.out.send(std::mem::take(&mut self.pending).into()).await.map_err(|_| Gone)
+        self.out.send(self.results.take()).await.map_err(|_| Gone)
     }
 
     /// Adds a result; what was gathered has its own by now.
     pub(super) fn result(&mut self, result: &OperationResult) {
-        result.write(&mut self.pending);
+        self.results.push(result);
     }
 
     fn refuse(&mut self, op: Option<String>, e: ApiError) {
@@ -194,6 +190,7 @@ impl Road {
                 self.refuse(operation.op, ApiError::not_owner(Some(Arc::clone(&owner.url))));
             }
             Ok(Route::There(owner)) => {
+                self.gathered.lines.push(Line::Elsewhere);
                 return Some(Box::new(Aside::Foreign(
                     owner,
                     Foreign { op: operation.op, line: Bytes::copy_from_slice(line) },
@@ -228,15 +225,14 @@ impl Road {
     pub(super) fn perform(&mut self) {
         let Gathered { lines, writes, bytes } = &mut self.gathered;
         let mut done = self.app.engine.write(writes, Instant::now());
-        if self.pending.is_empty() {
-            self.pending.reserve(2 * lines.len() * RESULT_BYTES); // for what goes with it, so that it is not moved
-        }
+        self.results.reserve(lines.len());
         for line in lines.drain(..) {
             match line {
-                Line::Refused(result) => result.write(&mut self.pending),
+                Line::Refused(result) => self.results.push(&result),
+                Line::Elsewhere => self.results.end_run(),
                 Line::Ours(op) => match done.next().expect("each write has its answer") {
-                    Ok(answer) => OperationResult::write_done(op, answer, &mut self.pending),
-                    Err(refusal) => OperationResult::failed(op, refusal.into()).write(&mut self.pending),
+                    Ok(answer) => self.results.done(op, answer),
+                    Err(refusal) => self.results.push(&OperationResult::failed(op, refusal.into())),
                 },
             }
         }

@@ -7,7 +7,7 @@ use http::{Method, StatusCode};
 use tokio::sync::mpsc;
 
 use super::NDJSON;
-use super::result::OperationResult;
+use super::result::{OperationResult, Results};
 use crate::api::error::RETRY_BASE;
 use crate::api::{ApiError, App, Caller};
 use crate::ownership::Owner;
@@ -52,23 +52,24 @@ impl Worker {
         let who = self.caller.on_behalf();
         let path = "/v1/voice-states";
         let sent = self.app.peers.forward(&self.owner.url, Method::POST, path, &who, Some(&NDJSON), body).await;
-        let (mut results, answered) = match sent {
+        let (told, answered) = match sent {
             // The owner answers our lines in their order, since none of them is forwarded again.
             Ok((head, bytes)) if head.status == StatusCode::OK => {
                 let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
                 let bytes = bytes.slice(..whole);
                 let lines = bytes.iter().filter(|b| **b == b'\n').count();
-                (bytes.to_vec(), lines)
+                (bytes, lines)
             }
             Ok((head, _)) => {
                 tracing::warn!(owner = %self.owner.id, status = %head.status, "owner refused a batch");
-                (Vec::new(), 0)
+                (Bytes::new(), 0)
             }
             Err(error) => {
                 tracing::debug!(owner = %self.owner.id, %error, "owner not reached");
-                (Vec::new(), 0)
+                (Bytes::new(), 0)
             }
         };
+        let mut results = Results::new(false);
         for foreign in batch.iter().skip(answered) {
             let e = ApiError::unavailable(
                 "owner_unreachable",
@@ -78,8 +79,8 @@ impl Worker {
                 ),
                 RETRY_BASE,
             );
-            OperationResult::failed(foreign.op.clone(), e).write(&mut results);
+            results.push(&OperationResult::failed(foreign.op.clone(), e));
         }
-        results.into()
+        if results.is_empty() { told } else { [told, results.take()].concat().into() }
     }
 }
