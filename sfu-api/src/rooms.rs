@@ -226,7 +226,7 @@ pub struct Digest {
 pub struct Differences {
     /// Named by the syncer, not held at that epoch by the SFU.
     pub missing: Vec<RoomId>,
-    /// Held by the SFU for this syncer, not named by it.
+    /// Held by the SFU for this syncer, not named by it: at most [`DIGEST_ROOMS_MAX`]. Who expects more asks for the list.
     pub surplus: Vec<RoomState>,
 }
 

@@ -1,7 +1,7 @@
 //! Digests: what a syncer believes, compared with what is here.
 
 use rustc_hash::FxHashMap;
-use sfu_api::{Differences, Digest, DigestAnswer, ErrorCode, room_set_hash};
+use sfu_api::{DIGEST_ROOMS_MAX, Differences, Digest, DigestAnswer, ErrorCode, room_set_hash};
 
 use super::{Now, Refusal, Rooms};
 
@@ -30,7 +30,8 @@ impl Rooms {
             let mut missing: Vec<_> =
                 named.iter().filter(|&(&id, &epoch)| held_at(id) != Some(epoch)).map(|(&id, _)| id.clone()).collect();
             missing.sort_unstable();
-            let surplus = mine().filter(|(id, _)| !named.contains_key(id)).map(|(id, room)| room.state(id)).collect();
+            let unnamed = mine().filter(|(id, _)| !named.contains_key(id));
+            let surplus = unnamed.map(|(id, room)| room.state(id)).take(DIGEST_ROOMS_MAX).collect();
             Differences { missing, surplus }
         });
         self.mark_wanted(digest, matches, now);

@@ -15,17 +15,7 @@ use crate::drivers::{DigestOutcome, DigestSpec, DriverError, ErrorKind, ListedRo
 use crate::health::Evidence;
 use crate::reconcile::evidence;
 use crate::select::Sfu;
-use crate::state::Release;
-
-/// A room that this syncer has or is making on an SFU.
-struct Ours {
-    room: RoomId,
-    epoch: Epoch,
-    slot: Slot,
-    term: OwnerTerm,
-    /// Whether the SFU has confirmed it.
-    confirmed: bool,
-}
+use crate::state::{Release, RoomOn};
 
 /// Compares once. Bounded by twice the lever `placement.attempt_timeout`.
 pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
@@ -50,18 +40,23 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
     }
 }
 
-fn ours(ctx: &Context, sfu: &Sfu) -> Vec<Ours> {
-    let rooms = ctx.shards.iter().flat_map(|s| s.lock().rooms_on(sfu.idx));
-    rooms.map(|(room, epoch, slot, term, confirmed)| Ours { room, epoch, slot, term, confirmed }).collect()
+fn ours(ctx: &Context, sfu: &Sfu) -> Vec<RoomOn> {
+    ctx.shards.iter().flat_map(|s| s.lock().rooms_on(sfu.idx)).collect()
 }
 
 async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(), DriverError> {
     let asked = Instant::now();
-    let named: Vec<Ours> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).take(DIGEST_ROOMS_MAX).collect();
+    let named: Vec<RoomOn> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).collect();
     let mut spec = spec(sfu, &named);
     let answer = match sfu.driver().digest(spec.clone(), deadline).await? {
         DigestOutcome::Unsupported => return compare_list(ctx, sfu, &named, deadline).await,
         DigestOutcome::Answer(answer) if answer.matches => answer,
+        // Too many to name in one request, or perhaps in its answer: the list has pages.
+        DigestOutcome::Answer(answer)
+            if named.len() > DIGEST_ROOMS_MAX || answer.load.calls as usize > DIGEST_ROOMS_MAX =>
+        {
+            return compare_list(ctx, sfu, &named, deadline).await;
+        }
         DigestOutcome::Answer(_) => {
             spec.named = Some(named.iter().map(|o| RoomRef { room: o.room.clone(), epoch: o.epoch }).collect());
             match sfu.driver().digest(spec, deadline).await? {
@@ -82,7 +77,7 @@ async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(),
     Ok(())
 }
 
-fn spec(sfu: &Sfu, named: &[Ours]) -> DigestSpec {
+fn spec(sfu: &Sfu, named: &[RoomOn]) -> DigestSpec {
     let terms: HashMap<Slot, OwnerTerm> = named.iter().map(|o| (o.slot, o.term)).collect();
     DigestSpec {
         boot_id: sfu.with_health(|h| h.boot_id().cloned()),
@@ -93,8 +88,8 @@ fn spec(sfu: &Sfu, named: &[Ours]) -> DigestSpec {
     }
 }
 
-/// For SFUs without digests: the whole list of rooms that carry our names.
-async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[Ours], deadline: Instant) -> Result<(), DriverError> {
+/// For SFUs without digests, and for those with more rooms than a digest names: the whole list of rooms that carry our names.
+async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[RoomOn], deadline: Instant) -> Result<(), DriverError> {
     let asked = Instant::now();
     let list = sfu.driver().list_rooms(deadline).await?;
     let now = Instant::now();
@@ -111,10 +106,10 @@ async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[Ours], deadline: I
     Ok(())
 }
 
-fn forgotten<'a>(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = &'a Ours>, now: Instant) {
+fn forgotten<'a>(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = &'a RoomOn>, now: Instant) {
     let mut lost = 0_u64;
-    for Ours { room, slot, epoch, .. } in rooms {
-        let news = ctx.shard(*slot).lock().room_lost(sfu.idx, room, *epoch, now);
+    for RoomOn { key, room, slot, epoch, .. } in rooms {
+        let news = ctx.shard(*slot).lock().room_lost(*key, sfu.idx, *epoch, now);
         if let Some(news) = news {
             tracing::debug!(sfu = %sfu.id, %room, %epoch, "the sfu forgot a room");
             ctx.metrics.forgotten.inc();

@@ -446,8 +446,8 @@ proptest! {
                     for news in sfu_lost(&mut shard, sfu, in_place, now) { watcher.hear(&news); }
                 }
                 Step::Forget(sfu) => {
-                    if let Some((room, epoch, ..)) = shard.rooms_on(SfuIdx(sfu)).into_iter().find(|r| r.4)
-                        && let Some(news) = shard.room_lost(SfuIdx(sfu), &room, epoch, now) { watcher.hear(&news); }
+                    if let Some(on) = shard.rooms_on(SfuIdx(sfu)).into_iter().find(|on| on.confirmed)
+                        && let Some(news) = shard.room_lost(on.key, SfuIdx(sfu), on.epoch, now) { watcher.hear(&news); }
                 }
                 Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), None, now); }
                 Step::Term(revision) => {

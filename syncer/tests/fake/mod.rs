@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use rate_limit::Levers;
 use sfu_api::{
-    BootId, CallId, CallKind, Differences, DigestAnswer, Epoch, GatewayId, GuildId, Load, OpId, OwnerTerm, RegionId,
-    RoomId, RoomState, SessionId, SfuId, Slot, SyncerId,
+    BootId, CallId, CallKind, DIGEST_ROOMS_MAX, Differences, DigestAnswer, Epoch, GatewayId, GuildId, Load, OpId,
+    OwnerTerm, RegionId, RoomId, RoomState, SessionId, SfuId, Slot, SyncerId,
 };
 use syncer::drivers::{
     Capabilities, Credential, CredentialRequest, DigestOutcome, DigestSpec, DriverError, DriverKind, EndSpec, Ended,
@@ -250,6 +250,9 @@ impl SfuDriver for FakeSfu {
             let hash = sfu_api::room_set_hash(n.rooms.iter().map(|(id, r)| (id, r.epoch)));
             let named =
                 digest.named.map(|named| named.into_iter().map(|r| (r.room, r.epoch)).collect::<HashMap<_, _>>());
+            // As the contract has it: more are not named, and no answer carries more.
+            assert!(named.as_ref().is_none_or(|named| named.len() <= DIGEST_ROOMS_MAX), "too many rooms named");
+            assert!(named.is_none() || n.rooms.len() <= DIGEST_ROOMS_MAX, "the answer would be too large");
             let differences = named.map(|named| Differences {
                 missing: named.keys().filter(|id| !n.rooms.contains_key(*id)).cloned().collect(),
                 surplus: n

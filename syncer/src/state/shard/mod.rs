@@ -38,7 +38,7 @@ pub use self::moving::Moved;
 pub use self::people::{Adds, Join, Joined, Leave, Left, Row};
 pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
 pub use self::terms::Terms;
-pub use self::views::NewsPage;
+pub use self::views::{NewsPage, RoomOn};
 
 /// Names a call within its shard. The generation tells a reused entry from the one meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -301,14 +301,10 @@ impl Shard {
         lost.into_iter().filter_map(|key| self.lose(key, loss.sfu, loss.cause, loss.in_place, loss.at)).collect()
     }
 
-    /// The SFU no longer has this room of ours, at this epoch.
-    pub fn room_lost(&mut self, sfu: SfuIdx, room: &RoomId, epoch: Epoch, now: Instant) -> Option<News> {
-        let is_it = |call: &Call| {
-            let seated = call.placement.seated();
-            seated.is_some_and(|(on, e, s)| on == sfu && e == epoch && s.room(&call.guild, &call.id) == *room)
-        };
-        let (key, _) = self.on(sfu, None).find(|(_, call)| is_it(call))?;
-        self.lose(key, sfu, Cause::RoomForgotten, true, now)
+    /// The SFU no longer has the room of this call, at this epoch.
+    pub fn room_lost(&mut self, key: CallKey, sfu: SfuIdx, epoch: Epoch, now: Instant) -> Option<News> {
+        let (on, at, _) = self.get(key)?.placement.seated()?;
+        (on == sfu && at == epoch).then(|| self.lose(key, sfu, Cause::RoomForgotten, true, now)).flatten()
     }
 
     fn lose(&mut self, key: CallKey, on: SfuIdx, cause: Cause, in_place: bool, now: Instant) -> Option<News> {

@@ -15,24 +15,39 @@ pub struct NewsPage {
     pub next: Option<CallKey>,
 }
 
+/// A room that a call has, or is about to have, on some SFU.
+#[derive(Clone, Debug)]
+pub struct RoomOn {
+    /// The call.
+    pub key: CallKey,
+    /// The room.
+    pub room: RoomId,
+    /// Epoch of the placement, or of the attempt.
+    pub epoch: Epoch,
+    /// Slot of the call's guild.
+    pub slot: Slot,
+    /// Our term for it.
+    pub term: OwnerTerm,
+    /// Whether the SFU has confirmed the room.
+    pub confirmed: bool,
+}
+
 impl Shard {
-    /// The rooms this shard has or is making on `sfu`, with slot and our term; `true` where the
-    /// SFU has confirmed the room.
+    /// The rooms this shard has or is making on `sfu`.
     #[must_use]
-    pub fn rooms_on(&self, sfu: SfuIdx) -> Vec<(RoomId, Epoch, Slot, OwnerTerm, bool)> {
+    pub fn rooms_on(&self, sfu: SfuIdx) -> Vec<RoomOn> {
         self.on(sfu, None)
-            .filter_map(|(_, call)| {
+            .filter_map(|(key, call)| {
                 let term = self.term(call.slot)?;
-                match &call.placement {
-                    Placement::Reserving { epoch, attempt, .. } => {
-                        Some((attempt.room.clone(), *epoch, call.slot, term, false))
-                    }
-                    Placement::Moving(m) if m.to == sfu => Some((m.room.clone(), m.next, call.slot, term, false)),
+                let (room, epoch, confirmed) = match &call.placement {
+                    Placement::Reserving { epoch, attempt, .. } => (attempt.room.clone(), *epoch, false),
+                    Placement::Moving(m) if m.to == sfu => (m.room.clone(), m.next, false),
                     placement => {
                         let (_, epoch, seat) = placement.seated()?;
-                        Some((seat.room(&call.guild, &call.id), epoch, call.slot, term, true))
+                        (seat.room(&call.guild, &call.id), epoch, true)
                     }
-                }
+                };
+                Some(RoomOn { key, room, epoch, slot: call.slot, term, confirmed })
             })
             .collect()
     }
