@@ -177,6 +177,7 @@ async fn r14_an_outage_of_everything_is_not_hammered() {
 async fn a_crowd_for_one_sfu_is_one_request_and_a_call_alone_does_not_wait_for_company() {
     let world = World::new(1, 1);
     world.set("health.probe_interval", &json!("300s"));
+    world.set("digest.paused", &json!(true));
     world.wait("the first sign of life", S(10), |s| s.sfus.healthy == 1).await;
     tokio::time::sleep(S(2)).await;
     let asked = |world: &World| world.fleet.with("sfu-0", |n| n.asked);
@@ -237,6 +238,27 @@ async fn i06_an_orphan_is_ended_only_when_empty() {
     world
         .wait("the other's end", S(60), |_| world.fleet.with("sfu-0", |n| !n.rooms.contains_key("someone~inside")))
         .await;
+}
+
+/// A syncer that comes back without memory finds the rooms with people in them, and leaves the calls there.
+#[tokio::test(start_paused = true)]
+async fn r15_calls_stay_where_their_people_are_when_a_syncer_comes_back() {
+    const CALLS: usize = 300;
+    let world = World::new(6, 1);
+    world.place(CALLS, 2).await;
+    let before: Vec<_> = (0..CALLS).map(|call| world.sfu_of(call)).collect();
+    world.fleet.each(|_, n| n.rooms.values_mut().for_each(|room| room.participants = 2));
+    let world = world.restart(2);
+    // Some gateways are as fast as the digests, most are not.
+    tokio::time::sleep(S(3)).await;
+    world.place(CALLS, 2).await;
+    let after: Vec<_> = (0..CALLS).map(|call| world.sfu_of(call)).collect();
+    assert_eq!(before, after);
+    assert_eq!(world.ear.totals(), (0, CALLS), "no null, and a new endpoint for each");
+    tokio::time::sleep(S(120)).await;
+    let mut rooms = 0;
+    world.fleet.each(|_, n| rooms += n.rooms.len());
+    assert_eq!(rooms, CALLS, "each call has the room that it had");
 }
 
 #[tokio::test(start_paused = true)]

@@ -52,6 +52,8 @@ pub struct Metrics {
     pub releases_dropped: Counter,
     /// Orphan rooms found by digests.
     pub orphans: Counter,
+    /// Rooms with people in them, found by digests and kept for their calls.
+    pub found: Counter,
     /// Rooms of ours that an SFU no longer had.
     pub forgotten: Counter,
     /// Refusals because a higher term or epoch was there.
@@ -85,6 +87,7 @@ impl Default for Metrics {
             releases: Counter::default(),
             releases_dropped: Counter::default(),
             orphans: Counter::default(),
+            found: Counter::default(),
             forgotten: Counter::default(),
             fenced: Counter::default(),
             stale: Counter::default(),
@@ -141,6 +144,7 @@ impl Metrics {
         counter("releases", "Rooms ended", &self.releases);
         counter("releases_dropped", "Rooms to end that were left to the digests", &self.releases_dropped);
         counter("orphan_rooms", "Orphan rooms found by digests", &self.orphans);
+        counter("kept_rooms", "Rooms with people in them, found by digests and kept for their calls", &self.found);
         counter("forgotten_rooms", "Rooms that an SFU no longer had", &self.forgotten);
         counter("fenced", "Refusals because a higher term or epoch was there", &self.fenced);
         counter("stale_commits", "Late answers whose room nobody wanted any more", &self.stale);

@@ -90,6 +90,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// Something became ready: the reconciler looks again.
     pub wake: Notify,
+    /// Times that this syncer came to own slots it did not own before.
+    pub gains: AtomicU64,
     /// Slots for which an SFU has seen a higher term than ours; at most as many as there are slots.
     pub fenced: watch::Sender<BTreeMap<Slot, OwnerTerm>>,
     /// Every task of the engine.
@@ -141,6 +143,7 @@ impl Context {
             announcer,
             metrics: Metrics::default(),
             wake: Notify::new(),
+            gains: AtomicU64::new(0),
             fenced: watch::Sender::default(),
             tracker: TaskTracker::new(),
             stop,

@@ -218,6 +218,13 @@ pub trait SfuDriver: Send + Sync + fmt::Debug {
     /// Stable per call where the SFU fences; a new one per epoch where it cannot.
     fn room_name(&self, guild: &GuildId, call: &CallId, slot: Slot, epoch: Epoch) -> RoomId;
 
+    /// Guild and call of a room with such a name, where it tells them and the room may be kept for the call's next
+    /// epoch: only where the SFU fences.
+    fn call_of(&self, room: &RoomId) -> Option<(GuildId, CallId)> {
+        let _ = room;
+        None
+    }
+
     /// Asks for a sign of life. With `fresh`, on a connection of its own, so that a refusal counts
     /// as evidence.
     fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>>;

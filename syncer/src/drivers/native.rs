@@ -237,6 +237,11 @@ impl SfuDriver for Native {
         names::plain(guild, call)
     }
 
+    fn call_of(&self, room: &RoomId) -> Option<(GuildId, CallId)> {
+        let parsed = names::parse_plain(room.as_str())?;
+        parsed.guild.zip(parsed.call)
+    }
+
     fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>> {
         self.health(Ask::new(Method::GET, "/v1/health").fresh(fresh), deadline).boxed()
     }

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use rate_limit::Levers;
@@ -137,6 +138,9 @@ impl Engine {
     /// are forgotten here; their rooms and media stay.
     pub fn set_owned(&self, owned: &[(Slot, OwnerTerm)], _now: Instant) {
         let mut forgotten = 0;
+        if owned.iter().any(|(slot, _)| !self.ctx.shard(*slot).lock().owns(*slot)) {
+            self.ctx.gains.fetch_add(1, Ordering::Relaxed);
+        }
         for (n, shard) in self.ctx.shards.iter().enumerate() {
             let its = owned.iter().copied().filter(|(slot, _)| Context::shard_of(*slot) == n).collect();
             forgotten += shard.lock().set_terms(its);

@@ -2,7 +2,8 @@
 //!
 //! A room of ours that the SFU no longer has (amnesia) makes its call dirty. A room of ours that
 //! nobody claims (an orphan, from a lost answer or from a life before) is ended, but never while
-//! someone is in it, and never one whose call is placed or being placed there.
+//! someone is in it, and never one whose call is placed or being placed there. While someone is in it,
+//! it is kept: its call is placed there as soon as a gateway tells of it.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use crate::context::Context;
 use crate::drivers::{DigestOutcome, DigestSpec, DriverError, ErrorKind, ListedRoom};
 use crate::health::Evidence;
+use crate::ownership::slot_of;
 use crate::reconcile::evidence;
 use crate::select::Sfu;
 use crate::state::{Release, RoomOn};
@@ -72,8 +74,13 @@ async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(),
     let Some(differences) = answer.differences else { return Ok(()) };
     let missing: HashSet<&RoomId> = differences.missing.iter().collect();
     forgotten(ctx, sfu, named.iter().filter(|o| missing.contains(&o.room)), now);
-    let surplus = differences.surplus.into_iter().filter(|r| r.participants == 0);
-    orphans(ctx, sfu, surplus.map(|r| (r.room, r.slot, r.epoch)), now);
+    let surplus = differences.surplus.into_iter();
+    orphans(
+        ctx,
+        sfu,
+        surplus.map(|r| Unclaimed { room: r.room, slot: r.slot, epoch: r.epoch, people: r.participants }),
+        now,
+    );
     Ok(())
 }
 
@@ -101,7 +108,8 @@ async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[RoomOn], deadline:
     }
     let there: HashSet<&RoomId> = list.rooms.iter().map(|r| &r.room).collect();
     forgotten(ctx, sfu, named.iter().filter(|o| !there.contains(&o.room)), now);
-    let known = |r: ListedRoom| Some((r.room, r.slot?, r.epoch?)).filter(|_| r.participants == 0);
+    let known =
+        |r: ListedRoom| Some(Unclaimed { room: r.room, slot: r.slot?, epoch: r.epoch?, people: r.participants });
     orphans(ctx, sfu, list.rooms.into_iter().filter_map(known), now);
     Ok(())
 }
@@ -123,13 +131,27 @@ fn forgotten<'a>(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = &'a 
     }
 }
 
-fn orphans(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = (RoomId, Slot, Epoch)>, now: Instant) {
+/// A room of ours on an SFU, of which we may know nothing.
+struct Unclaimed {
+    room: RoomId,
+    slot: Slot,
+    epoch: Epoch,
+    /// Participants in it.
+    people: u32,
+}
+
+/// Rooms that nobody claims: ended if they are empty, else kept for their calls.
+fn orphans(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = Unclaimed>, now: Instant) {
     // Looked up again after the answer: a placement may have come meanwhile.
-    let claimed: HashMap<RoomId, Epoch> = ours(ctx, sfu).into_iter().map(|o| (o.room, o.epoch)).collect();
-    let mut ended = 0_u64;
-    for (room, slot, epoch) in rooms {
+    let claimed: HashSet<RoomId> = ours(ctx, sfu).into_iter().map(|o| o.room).collect();
+    let (mut ended, mut found) = (0_u64, 0_u64);
+    for Unclaimed { room, slot, epoch, people } in rooms {
         let Some(term) = ctx.shard(slot).lock().term(slot) else { continue }; // another syncer's to judge
-        if claimed.contains_key(&room) || epoch.term > term {
+        if claimed.contains(&room) || epoch.term > term {
+            continue;
+        }
+        if people > 0 {
+            found += u64::from(is_kept(ctx, sfu, &room, slot, epoch, now));
             continue;
         }
         tracing::debug!(sfu = %sfu.id, %room, %epoch, "ending an orphan room");
@@ -140,4 +162,16 @@ fn orphans(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = (RoomId, S
     if ended > 0 {
         tracing::info!(sfu = %sfu.id, rooms = ended, "ending orphan rooms");
     }
+    if found > 0 {
+        ctx.metrics.found.inc_by(found);
+        tracing::info!(sfu = %sfu.id, rooms = found, "keeping rooms with people for their calls");
+        ctx.wake.notify_one();
+    }
+}
+
+/// Whether a room with people in it is kept for its call.
+fn is_kept(ctx: &Context, sfu: &Arc<Sfu>, room: &RoomId, slot: Slot, epoch: Epoch, now: Instant) -> bool {
+    let Some((guild, call)) = sfu.driver().call_of(room) else { return false };
+    // What an SFU says of a slot is no reason to look for a guild elsewhere.
+    slot_of(&guild) == slot && ctx.shard(slot).lock().room_found(slot, &guild, &call, sfu.idx, epoch, now)
 }

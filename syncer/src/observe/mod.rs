@@ -13,7 +13,7 @@ mod probe;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::RngExt as _;
@@ -47,6 +47,10 @@ const IDLE_FACTOR: u32 = 5;
 /// A suspect that stays silent is asked half as often each time, down to this factor (~11 s).
 const SILENCE_FACTOR_MAX: u32 = 16;
 
+/// Rooms are first compared within this time, and again when we own more slots: as soon as the digests in flight
+/// allow, and spread, for with a thousand SFUs it is a thousand requests.
+const COMPARE_WITHIN: Duration = Duration::from_secs(2);
+
 /// How often it is counted which SFUs hold calls of ours.
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
 
@@ -74,6 +78,8 @@ pub struct Observer {
     /// SFUs that hold calls of ours, as counted last.
     held: HashSet<SfuIdx>,
     count_at: Instant,
+    /// Times that we had come to own more slots when it was looked last.
+    gains: u64,
     /// Silence is no death until then: after a freeze, everyone is asked once more before it counts.
     silence_from: Instant,
     /// Where the next walk begins: after the last SFU that got a permit, so that none is for ever last.
@@ -94,6 +100,7 @@ impl Observer {
             schedules: HashMap::new(),
             held: HashSet::new(),
             count_at: now,
+            gains: 0,
             silence_from: now,
             next: 0,
             probes: Arc::default(),
@@ -135,6 +142,10 @@ impl Observer {
             let levers = &self.ctx.levers;
             let look = levers.suspect_probe_interval.get() * SILENCE_FACTOR_MAX + levers.probe_timeout.get();
             self.silence_from = now + look;
+        }
+        let gains = self.ctx.gains.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.gains, gains) != gains {
+            self.schedules.values_mut().for_each(|schedule| schedule.compare_soon(&self.ctx, now));
         }
         let frozen = now < self.silence_from;
         let start = self.next % sfus.len();
@@ -197,26 +208,37 @@ impl Observer {
     }
 }
 
+/// `d` before `at`, as far as the clock goes back.
+fn ago(at: Instant, d: Duration) -> Instant {
+    at.checked_sub(d).unwrap_or(at)
+}
+
 // === impl Schedule ===
 
 impl Schedule {
-    /// As if everything had been done at a moment drawn from the last interval, so that a start
-    /// does not ask every SFU at once; but the first sign of life within a second.
+    /// So that a start does not ask every SFU at once; but the first sign of life within a second, and rooms are
+    /// compared soon.
     fn spread(ctx: &Context, now: Instant) -> Self {
         let probe = ctx.levers.probe_interval.get();
-        let ago = |at: Instant, d: Duration| at.checked_sub(d).unwrap_or(at);
         let probed = ago(now, probe.saturating_sub(jitter(ctx, probe.min(Duration::from_secs(1)))));
-        let digested = ago(now, jitter(ctx, ctx.levers.digest_interval.get()));
-        Self {
+        let mut schedule = Self {
             probed,
-            digested,
+            digested: now,
             ended: 0,
             doubts: 0,
             probing: Arc::default(),
             digesting: Arc::default(),
             ordered: None,
             ordering: Arc::default(),
-        }
+        };
+        schedule.compare_soon(ctx, now);
+        schedule
+    }
+
+    /// Rooms are compared within a second or two: with people in them there may be some of whose calls we know nothing.
+    fn compare_soon(&mut self, ctx: &Context, now: Instant) {
+        let every = ctx.levers.digest_interval.get();
+        self.digested = ago(now, every.saturating_sub(jitter(ctx, every.min(COMPARE_WITHIN))));
     }
 
     /// Tells an SFU that is drained, or no longer is, so. What it says of itself decides, so one that restarted
@@ -242,7 +264,7 @@ impl Schedule {
     fn may_sweep(&mut self, ctx: &Context, every: Duration, now: Instant) -> bool {
         let may = ctx.admission.may_sweep(now, || ctx.with_rng(|rng| rng.random::<f64>()));
         if !may {
-            self.digested = now.checked_sub(every.mul_f64(0.9)).unwrap_or(now);
+            self.digested = ago(now, every.mul_f64(0.9));
         }
         may
     }

@@ -3,7 +3,7 @@
 use sfu_api::{CallId, CallKind, GuildId, RegionId, SessionId, Slot};
 use tokio::time::Instant;
 
-use super::{CallKey, Class, Dirty, GatewayIdx, Join, Members, Place, Placement, Why};
+use super::{CallKey, Class, Dirty, GatewayIdx, Join, Members, Place, Placement, SfuIdx, Why};
 
 /// One call: the expensive child of a guild.
 #[derive(Clone, Debug)]
@@ -64,8 +64,8 @@ pub enum SeqCheck {
 // === impl Call ===
 
 impl Call {
-    /// The call that a first join asks for.
-    pub(super) fn new(join: &Join, slot: Slot) -> Self {
+    /// The call that a first join asks for, whose room may have been found already.
+    pub(super) fn new(join: &Join, slot: Slot, found: Option<SfuIdx>) -> Self {
         Self {
             guild: join.guild.clone(),
             id: join.call.clone(),
@@ -73,7 +73,7 @@ impl Call {
             kind: join.kind,
             region: join.region.clone(),
             participants: Members::new(),
-            placement: Placement::Unplaced,
+            placement: Placement::Unplaced { found },
             awaiting_since: None,
             attempts: 0,
             decision: None,
@@ -93,7 +93,7 @@ impl Call {
             kind: CallKind::Voice,
             region: None,
         };
-        Self::new(&join, Slot::new(0).expect("the first"))
+        Self::new(&join, Slot::new(0).expect("the first"), None)
     }
 
     /// Reads some of every part of it, so that it is at hand.
@@ -136,7 +136,7 @@ impl Call {
     /// The class of its next placement.
     #[must_use]
     pub fn class(&self) -> Class {
-        match (self.placement.announced().is_some(), self.kind) {
+        match (self.placement.announced().is_some() || self.placement.is_found(), self.kind) {
             (true, _) => Class::Repair,
             (false, CallKind::Voice) => Class::New,
             (false, CallKind::Stream) => Class::Stream,

@@ -62,8 +62,11 @@ impl Cause {
 /// Where a call is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
-    /// Nowhere yet.
-    Unplaced,
+    /// Nowhere yet, as far as anybody was told.
+    Unplaced {
+        /// Its room was found on this SFU with people in it: there, if at all possible.
+        found: Option<SfuIdx>,
+    },
     /// An attempt is under way.
     Reserving {
         /// On this SFU.
@@ -100,7 +103,7 @@ pub struct Reserved {
     pub room: RoomId,
     /// Where the call was placed before.
     pub last: Option<Last>,
-    /// The room is made again where it was.
+    /// The room is made again where it was, or kept where it was found.
     pub in_place: bool,
 }
 
@@ -137,7 +140,7 @@ impl Placement {
         match self {
             Self::Reserving { sfu, .. } | Self::Placed { sfu, .. } => Some(*sfu),
             Self::Moving(m) => Some(m.from),
-            Self::Unplaced | Self::Lost { .. } => None,
+            Self::Unplaced { .. } | Self::Lost { .. } => None,
         }
     }
 
@@ -154,7 +157,7 @@ impl Placement {
         match self {
             Self::Placed { sfu, epoch, seat } => Some((*sfu, *epoch, seat)),
             Self::Moving(m) => Some((m.from, m.epoch, &m.seat)),
-            Self::Unplaced | Self::Reserving { .. } | Self::Lost { .. } => None,
+            Self::Unplaced { .. } | Self::Reserving { .. } | Self::Lost { .. } => None,
         }
     }
 
@@ -164,7 +167,7 @@ impl Placement {
         match self {
             Self::Reserving { epoch, .. } | Self::Placed { epoch, .. } => Some(*epoch),
             Self::Moving(m) => Some(m.epoch),
-            Self::Unplaced | Self::Lost { .. } => None,
+            Self::Unplaced { .. } | Self::Lost { .. } => None,
         }
     }
 
@@ -173,11 +176,21 @@ impl Placement {
     #[must_use]
     pub fn announced(&self) -> Option<(Epoch, u8)> {
         match self {
-            Self::Unplaced => None,
+            Self::Unplaced { .. } => None,
             Self::Placed { epoch, .. } => Some((*epoch, 1)),
             Self::Moving(m) => Some((m.epoch, 1)),
             Self::Lost { last, .. } => Some((last.epoch, 2)),
             Self::Reserving { attempt, .. } => attempt.last.map(|last| (last.epoch, 2)),
+        }
+    }
+
+    /// Whether nobody was told of a place, and yet there are people in its room.
+    #[must_use]
+    pub fn is_found(&self) -> bool {
+        match self {
+            Self::Unplaced { found } => found.is_some(),
+            Self::Reserving { attempt, .. } => attempt.in_place && attempt.last.is_none(),
+            Self::Placed { .. } | Self::Moving(_) | Self::Lost { .. } => false,
         }
     }
 

@@ -337,6 +337,65 @@ fn late_and_repeated_writes_change_nothing() {
     assert_eq!(go(&mut shard, &leave(None), &LIMITS, t), Left::Removed);
 }
 
+/// Its room is on SFU 2 with people in it, and nobody was told of it.
+fn found(shard: &mut Shard, call: u8, at: Instant) -> bool {
+    let Join { guild, call, .. } = join_of(call, 0, None);
+    shard.room_found(slot(), &guild, &call, SfuIdx(2), Epoch { term: term(1), n: 70 }, at)
+}
+
+#[test]
+fn a_call_whose_room_was_found_wants_to_be_there_as_one_to_repair() {
+    let t = Instant::now();
+    let mut shard = shard();
+    join(&mut shard, 0, 0, t).expect("joins");
+    assert!(found(&mut shard, 0, t), "it awaits its first place");
+    assert!(found(&mut shard, 1, t), "nobody has told of it yet");
+    join(&mut shard, 1, 0, t).expect("joins");
+    for _ in 0..2 {
+        let Next::Reserved { work, epoch, .. } = shard.place_next(Some(Class::Repair), &mut On(Some(2))) else {
+            panic!("two calls to repair")
+        };
+        assert_eq!(work.in_place, Some(SfuIdx(2)));
+        assert!(epoch.n > 70, "the SFU takes nothing that is not above what it has");
+        let Committed::Placed { news: Some(news), moved, .. } =
+            shard.commit(work.key, epoch, Arc::from("https://x"), &LIMITS, t)
+        else {
+            panic!("placed")
+        };
+        assert_eq!((news.phase, moved), (1, false), "no null");
+    }
+    assert!(!found(&mut shard, 0, t), "it is placed");
+    // Where it cannot be, it goes elsewhere, as a call that was nowhere.
+    join(&mut shard, 2, 0, t).expect("joins");
+    assert!(found(&mut shard, 2, t));
+    let Next::Reserved { work, epoch, .. } = shard.place_next(None, &mut On(Some(1))) else { panic!("one to repair") };
+    shard.fail(work.key, epoch, true, t);
+    assert_eq!(shard.get(work.key).map(Call::class), Some(Class::Stream));
+    assert_eq!(invariants::of_shard(&shard), None);
+}
+
+#[test]
+fn r08_what_is_there_already_is_not_created() {
+    let t = Instant::now();
+    let mut shard = shard();
+    let asked = |shard: &mut Shard, call, limits: &Limits| {
+        let (join, mut asked) = (join_of(call, 0, None), None);
+        let named = shard.named(slot(), &join.guild);
+        let admit = |_: &GuildId, adds: Adds| {
+            asked = Some(adds);
+            Ok::<_, String>(())
+        };
+        shard.join(named, &join, limits, t, admit, |w, _| w.to_owned()).expect("joins");
+        asked
+    };
+    assert_eq!(asked(&mut shard, 0, &LIMITS), Some(Adds::Call(CallKind::Voice)));
+    found(&mut shard, 1, t);
+    assert_eq!(asked(&mut shard, 1, &LIMITS), None);
+    found(&mut shard, 2, t);
+    let strict = Limits { admit_sessions: true, ..LIMITS };
+    assert_eq!(asked(&mut shard, 2, &strict), Some(Adds::Session));
+}
+
 #[test]
 fn r08_a_refused_child_leaves_nothing_behind() {
     let t = Instant::now();
@@ -363,10 +422,11 @@ enum Step {
     Leave(u8, u8),
     Place(Option<u32>),
     Commit(usize),
-    Fail(usize),
+    Fail(usize, bool),
     Drain(u32, u32),
     Lose(u32, bool),
     Forget(u32),
+    Find(u8, u32, u64),
     Unblock,
     Term(u64),
     Advance(u64),
@@ -379,10 +439,11 @@ fn steps() -> impl Strategy<Value = Step> {
         3 => (0u8..4, 0u8..5).prop_map(|(c, s)| Step::Leave(c, s)),
         4 => prop::option::of(0u32..3).prop_map(Step::Place),
         4 => (0usize..4).prop_map(Step::Commit),
-        2 => (0usize..4).prop_map(Step::Fail),
+        2 => (0usize..4, any::<bool>()).prop_map(|(i, sent)| Step::Fail(i, sent)),
         2 => (0u32..3, 0u32..3).prop_map(|(from, to)| Step::Drain(from, to)),
         2 => (0u32..3, any::<bool>()).prop_map(|(s, p)| Step::Lose(s, p)),
         1 => (0u32..3).prop_map(Step::Forget),
+        2 => (0u8..4, 0u32..3, 0u64..200).prop_map(|(c, s, n)| Step::Find(c, s, n)),
         1 => Just(Step::Unblock),
         1 => (1u64..4).prop_map(Step::Term),
         3 => (0u64..7_000).prop_map(Step::Advance),
@@ -437,17 +498,21 @@ proptest! {
                     if let Committed::Placed { news: Some(news), .. } =
                         shard.commit(key, epoch, Arc::from("https://x"), &LIMITS, now) { watcher.hear(&news); }
                 }
-                Step::Fail(i) if i < flying.len() => {
+                Step::Fail(i, sent) if i < flying.len() => {
                     let (key, epoch) = flying.swap_remove(i);
-                    shard.fail(key, epoch, true, now + Duration::from_millis(500));
+                    shard.fail(key, epoch, sent, now + Duration::from_millis(500));
                 }
-                Step::Commit(_) | Step::Fail(_) => {}
+                Step::Commit(_) | Step::Fail(..) => {}
                 Step::Lose(sfu, in_place) => {
                     for news in sfu_lost(&mut shard, sfu, in_place, now) { watcher.hear(&news); }
                 }
                 Step::Forget(sfu) => {
                     if let Some(on) = shard.rooms_on(SfuIdx(sfu)).into_iter().find(|on| on.confirmed)
                         && let Some(news) = shard.room_lost(on.key, SfuIdx(sfu), on.epoch, now) { watcher.hear(&news); }
+                }
+                Step::Find(c, sfu, n) => {
+                    let Join { guild, call, .. } = join_of(c, 0, None);
+                    shard.room_found(slot(), &guild, &call, SfuIdx(sfu), Epoch { term: highest, n }, now);
                 }
                 Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), None, now); }
                 Step::Term(revision) => {

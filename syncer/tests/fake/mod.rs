@@ -201,6 +201,11 @@ impl SfuDriver for FakeSfu {
         RoomId::new(format!("{guild}~{call}")).expect("valid")
     }
 
+    fn call_of(&self, room: &RoomId) -> Option<(GuildId, CallId)> {
+        let (guild, call) = room.as_str().split_once('~')?;
+        GuildId::new(guild).ok().zip(CallId::new(call).ok())
+    }
+
     fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>> {
         self.exchange(fresh, deadline, |n| {
             Ok(Probe { boot_id: Some(boot(n)), accepting: !n.draining, load: Some(load(n)) })
@@ -355,6 +360,17 @@ impl World {
         Self::on(world.fleet.clone(), id, specs.len(), regions)
     }
 
+    /// The engine dies, and another one of the same name comes on the same fleet.
+    pub(crate) fn restart(self, revision: u64) -> Self {
+        let specs = self.engine.sfus();
+        let regions = specs.iter().map(|s| &s.region).collect::<std::collections::HashSet<_>>().len();
+        let fleet = self.fleet.clone();
+        drop(self);
+        let world = Self::on(fleet, "s", specs.len(), regions);
+        world.own_everything(revision);
+        world
+    }
+
     fn on(fleet: Arc<Fleet>, id: &str, sfus: usize, regions: usize) -> Self {
         let (ear, stop) = (Arc::new(Ear::default()), CancellationToken::new());
         let specs: Vec<SfuSpec> = (0..sfus).map(|i| spec(i, i % regions)).collect();
@@ -369,7 +385,7 @@ impl World {
                 draining: false,
                 operations: HashMap::new(),
             };
-            fleet.nodes.lock().insert(spec.id.clone(), node);
+            fleet.nodes.lock().entry(spec.id.clone()).or_insert(node);
         }
         let of = fleet.clone();
         let engine = Engine::start(

@@ -6,6 +6,7 @@
 //! which keeps the counts and checks the call's invariants.
 
 mod absent;
+mod found;
 mod moving;
 mod people;
 mod placing;
@@ -34,6 +35,7 @@ use super::{
 pub use super::guilds::Named;
 
 pub use self::absent::Expired;
+use self::found::Found;
 pub use self::moving::Moved;
 pub use self::people::{Adds, Join, Joined, Leave, Left, Row};
 pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
@@ -126,6 +128,8 @@ pub struct Shard {
     terms: Terms,
     pub(super) dirty: Dirty,
     gone: Gone,
+    /// Rooms with people in them whose calls nobody has told us of.
+    found: Found,
     pub(super) counts: ShardCounts,
     pub(super) demand: Demand,
     generation: u32,

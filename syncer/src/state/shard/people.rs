@@ -118,7 +118,10 @@ impl Shard {
         let (found, in_guild) = self.guilds.find(&self.calls, named.hash, &join.guild, &join.call);
         let found = found.and_then(|number| self.key(number));
         self.let_in(found, in_guild, join, limits, admit, too_many)?;
-        let key = found.unwrap_or_else(|| self.insert(named, Call::new(join, named.slot())));
+        let key = found.unwrap_or_else(|| {
+            let room = self.found.take(&join.guild, &join.call);
+            self.insert(named, Call::new(join, named.slot(), room))
+        });
         let (gateway, earlier) = self.gateways.numbers(&join.gateway);
         let joined = self.edit(key, |call, dirty| {
             let put = call.put(&join.session, gateway, &earlier, join.seq);
@@ -154,7 +157,12 @@ impl Shard {
             if in_guild as u64 >= limits.calls_per_guild_max {
                 return Err(too_many("calls in the guild", limits.calls_per_guild_max));
             }
-            return admit(&join.guild, Adds::Call(join.kind));
+            // What is there already is not created.
+            let there = self.found.has(&join.guild, &join.call);
+            return match if there { Adds::Session } else { Adds::Call(join.kind) } {
+                Adds::Session if !limits.admit_sessions => Ok(()),
+                adds => admit(&join.guild, adds),
+            };
         };
         let full = call.participants.len() as u64 >= limits.participants_per_call_max;
         if !(full || limits.admit_sessions) || call.participants.get(&join.session).is_some() {

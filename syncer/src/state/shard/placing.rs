@@ -166,6 +166,7 @@ impl Shard {
         let epoch = self.next_epoch(work.term);
         let room = placer.room(sfu, &work, epoch);
         self.edit(work.key, |call, dirty| {
+            call.put_into(dirty, work.key, Place::InFlight); // while it is of the class that it is there with
             let last = match &call.placement {
                 Placement::Lost { last, .. } => Some(*last),
                 _ => None,
@@ -174,7 +175,6 @@ impl Shard {
             call.placement = Placement::Reserving { sfu, epoch, attempt: Box::new(attempt) };
             call.attempts = call.attempts.saturating_add(1);
             call.decision = Some(Box::new(why));
-            call.put_into(dirty, work.key, Place::InFlight);
         });
         Next::Reserved { work, epoch, room }
     }
@@ -182,7 +182,7 @@ impl Shard {
     fn work(&self, key: CallKey) -> Option<PlaceWork> {
         let call = self.get(key)?;
         let (last, in_place) = match call.placement {
-            Placement::Unplaced => (None, false),
+            Placement::Unplaced { found } => (found, found.is_some()),
             Placement::Lost { last, in_place } => (Some(last.sfu), in_place),
             Placement::Reserving { .. } | Placement::Placed { .. } | Placement::Moving(_) => return None,
         };
@@ -264,12 +264,15 @@ impl Shard {
     pub fn fail(&mut self, key: CallKey, epoch: Epoch, sent: bool, not_before: Instant) {
         let failed = self.edit(key, |call, dirty| {
             moving::stay(call, epoch);
-            let Placement::Reserving { epoch: reserved, ref attempt, .. } = call.placement else { return false };
+            let Placement::Reserving { sfu, epoch: reserved, ref attempt } = call.placement else { return false };
             if reserved != epoch {
                 return false;
             }
             let in_place = attempt.in_place && !sent;
-            call.placement = attempt.last.map_or(Placement::Unplaced, |last| Placement::Lost { last, in_place });
+            call.placement = match attempt.last {
+                Some(last) => Placement::Lost { last, in_place },
+                None => Placement::Unplaced { found: in_place.then_some(sfu) },
+            };
             call.attempts = call.attempts.saturating_sub(u32::from(!sent));
             let to = if call.is_live() { Place::Waiting(not_before) } else { Place::Clean };
             call.put_into(dirty, key, to);
