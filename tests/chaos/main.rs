@@ -109,6 +109,34 @@ async fn i06_a_killed_syncer_comes_back_without_memory_and_leaves_no_orphans() {
     assert_eq!(syncer.placed(40).await.len(), 40, "{stats}");
 }
 
+/// People talk on while the only syncer is killed and comes back: nobody is sent to another SFU.
+#[tokio::test]
+async fn r15_calls_with_people_stay_where_they_are_when_their_syncer_is_killed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mock = Mock::start(dir.path(), "sfu", 4).await;
+    let mut syncer = Syncer::start(dir.path(), &mock, &EAGER).await;
+    syncer.join(0..40).await;
+    let before = syncer.placed(40).await;
+    for call in 0..40 {
+        syncer.connect(call, &mock).await;
+    }
+    let stats = mock.says("stats").await;
+    syncer.kill_and_restart(dir.path()).await;
+    let kept = || async {
+        let metrics = syncer.text("/metrics").await;
+        let line = metrics.lines().find_map(|line| line.strip_prefix("trunkline_kept_rooms_total "));
+        // Each digest finds them again.
+        line.and_then(|count| count.parse::<u64>().ok()).filter(|count| *count >= 40).map(drop)
+    };
+    eventually("the rooms are found", PATIENCE, kept).await;
+    syncer.join(0..40).await;
+    assert_eq!(syncer.placed(40).await, before);
+    let rooms = mock.all_rooms().await;
+    assert_eq!(rooms.len(), 40);
+    assert!(rooms.iter().all(|room| room["participants"] == 1), "somebody was cut off: {rooms:?}");
+    assert_eq!(mock.says("stats").await["creates"], stats["creates"], "no room was made");
+}
+
 #[tokio::test]
 async fn i03_a_frozen_syncer_goes_on_where_it_was() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -81,6 +81,18 @@ impl Syncer {
         assert!(results.iter().all(|result| result["status"] == 200), "{text}");
     }
 
+    /// The session in this call connects to the SFU that it is told of.
+    pub(crate) async fn connect(&self, call: usize, mock: &Mock) {
+        let path = format!("/v1/guilds/g{}/calls/c{call}/participants/s", call % 7);
+        let put = self.client.put(format!("{}{path}", self.url)).bearer_auth("gw");
+        let answer: Value = put.send().await.expect("answers").json().await.expect("JSON");
+        let (endpoint, token) = (answer["endpoint"].as_str(), answer["token"].as_str());
+        let (endpoint, token) = endpoint.zip(token).unwrap_or_else(|| panic!("c{call} has no place: {answer}"));
+        let media = crate::common::client_that_trusts(&mock.files().1).put(format!("{endpoint}/s")).bearer_auth(token);
+        let status = media.send().await.expect("the SFU answers").status();
+        assert!(status.is_success(), "{endpoint} said {status}");
+    }
+
     /// Waits until this many calls are placed and none awaits, and returns (call, SFU) of each.
     pub(crate) async fn placed(&self, count: usize) -> Vec<(String, String)> {
         eventually(&format!("{count} calls placed"), PATIENCE, || async {

@@ -54,6 +54,17 @@ impl Mock {
         self.client.get(url).send().await.expect("the control port answers").json().await.expect("JSON")
     }
 
+    /// Every room, as its SFU sees it.
+    pub(crate) async fn all_rooms(&self) -> Vec<Value> {
+        let nodes = self.says("nodes").await;
+        let mut all = Vec::new();
+        for node in nodes["nodes"].as_array().expect("a list") {
+            let rooms = self.says(&format!("nodes/{}/rooms", node["id"].as_str().expect("an id"))).await;
+            all.extend(rooms["rooms"].as_array().expect("a list").iter().cloned());
+        }
+        all
+    }
+
     /// Rooms on all SFUs together.
     pub(crate) async fn rooms(&self) -> u64 {
         let nodes = self.says("nodes").await;

@@ -135,3 +135,11 @@ pub(crate) fn client() -> reqwest::Client {
     rustls::crypto::aws_lc_rs::default_provider().install_default().ok(); // one of several tests was first
     reqwest::Client::builder().timeout(PATIENCE).build().expect("a client")
 }
+
+/// The same, for servers whose certificates the authority in this file signed.
+pub(crate) fn client_that_trusts(ca_file: &str) -> reqwest::Client {
+    rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+    let pem = std::fs::read(ca_file).expect("an authority");
+    let ca = reqwest::Certificate::from_pem(&pem).expect("a certificate");
+    reqwest::Client::builder().timeout(PATIENCE).tls_certs_only([ca]).build().expect("a client")
+}
