@@ -28,9 +28,6 @@ const LIFE: usize = 20;
 /// Calls that are there all the time.
 const HOMES: usize = 60;
 
-/// What a latency may differ by for reasons that are not ours: a scheduler with other processes to serve.
-const NOISE: Duration = Duration::from_millis(10);
-
 /// How large it all is.
 #[derive(Clone, Copy)]
 struct Scale {
@@ -40,14 +37,33 @@ struct Scale {
     /// How long it is looked at without overload.
     calm: Duration,
     sfus: usize,
+    /// What a latency may differ by for reasons that are not ours: at full size what a scheduler gives to one thread at
+    /// once; in a debug build other tests run beside this one.
+    noise: Duration,
+    /// Part of ten times the load that is asked for at least: ticks are late on a busy machine.
+    offered_min: f64,
 }
 
 impl Scale {
     fn from_environment() -> Self {
         if std::env::var_os("TRUNKLINE_FULL").is_some() {
-            Self { admitted_per_s: 200, lasting: Duration::from_secs(60), calm: Duration::from_secs(10), sfus: 20 }
+            Self {
+                admitted_per_s: 200,
+                lasting: Duration::from_secs(60),
+                calm: Duration::from_secs(10),
+                sfus: 20,
+                noise: Duration::from_millis(1),
+                offered_min: 0.95,
+            }
         } else {
-            Self { admitted_per_s: 50, lasting: Duration::from_secs(6), calm: Duration::from_secs(3), sfus: 5 }
+            Self {
+                admitted_per_s: 50,
+                lasting: Duration::from_secs(6),
+                calm: Duration::from_secs(3),
+                sfus: 5,
+                noise: Duration::from_millis(10),
+                offered_min: 0.5,
+            }
         }
     }
 
@@ -63,6 +79,14 @@ struct Crowd {
     asking: JoinHandle<Vec<(Instant, u64)>>,
 }
 
+/// What came of a crowd.
+struct Came {
+    /// Calls admitted per second.
+    per_s: f64,
+    /// Times per second that calls were asked for.
+    ticks_per_s: f64,
+}
+
 // === impl Crowd ===
 
 impl Crowd {
@@ -76,13 +100,15 @@ impl Crowd {
 
     /// Calls admitted per second after the first two, in which the bucket is emptied: between two answers, so
     /// that no part of a tick counts.
-    async fn end(self) -> f64 {
+    async fn end(self) -> Came {
         self.stop.store(true, Ordering::Relaxed);
         let admitted = self.asking.await.expect("nobody was refused without a moment to come back");
         let settled = admitted[0].0 + Duration::from_secs(2);
         let counted = &admitted[admitted.partition_point(|(at, _)| *at < settled)..];
         let (Some((first, _)), Some((last, _))) = (counted.first(), counted.last()) else { panic!("it ended at once") };
-        counted[1..].iter().map(|(_, calls)| calls).sum::<u64>() as f64 / (*last - *first).as_secs_f64()
+        let seconds = (*last - *first).as_secs_f64();
+        let calls = counted[1..].iter().map(|(_, calls)| calls).sum::<u64>() as f64;
+        Came { per_s: calls / seconds, ticks_per_s: (counted.len() - 1) as f64 / seconds }
     }
 }
 
@@ -210,7 +236,7 @@ async fn r04_r10_ten_times_the_load_costs_the_rest_nothing() {
     // As much as is admitted and a fifth more: what can be had without overload.
     let crowd = Crowd::start(&fleet, scale.crowd() * 12 / 100, "calm");
     sleep(Duration::from_secs(2) + scale.calm).await;
-    let unloaded = crowd.end().await;
+    let unloaded = crowd.end().await.per_s;
 
     // In the middle of it an SFU dies, and its calls have to come back.
     let crowd = Crowd::start(&fleet, scale.crowd(), "storm");
@@ -220,12 +246,11 @@ async fn r04_r10_ten_times_the_load_costs_the_rest_nothing() {
     fleet.sfus.fault(&Target::Nodes(vec![victim.clone()]), &Fault::Kill).await.expect("killed");
     let seen = watch_queues(&fleet, scale).await;
     let during = latency(&fleet).await;
-    let loaded = crowd.end().await;
-    let ended = Instant::now();
+    let Came { per_s: loaded, ticks_per_s } = crowd.end().await;
     let left = homes_on(&fleet, &victim).await;
-    until("nobody waits", || async { fleet.get(0, "/v1/status").await.1["awaiting"] == 0 }).await;
-    sleep(Duration::from_secs(5).saturating_sub(Instant::now() - ended)).await;
+    sleep(Duration::from_secs(5)).await; // the requirement's: back to normal by then, whatever still waits
     let after = latency(&fleet).await;
+    until("nobody waits", || async { fleet.get(0, "/v1/status").await.1["awaiting"] == 0 }).await;
 
     println!(
         "admitted {loaded:.1} per second, {unloaded:.1} without overload; {:.1} placed; {affected} homes repaired after \
@@ -239,7 +264,11 @@ async fn r04_r10_ten_times_the_load_costs_the_rest_nothing() {
     }
     let [early, late] = seen.memory;
     assert!(late as f64 <= early as f64 * 1.1 + 16e6, "memory grew from {early} to {late}");
-    assert!(after.p50 <= calm.p50 * 2 + NOISE && after.p90 <= calm.p90 * 2 + NOISE, "{after:?}, {calm:?} before");
+    for (after, calm) in [(after.p50, calm.p50), (after.p90, calm.p90)] {
+        assert!(after <= calm * 2 + scale.noise, "{after:?} after, {calm:?} before");
+    }
+    let offered = ticks_per_s / TICKS_PER_S as f64;
+    assert!(offered >= scale.offered_min, "only {offered:.2} of ten times the load was asked for");
     let shed = door(&fleet, 0).await["sheds"].clone();
     assert!(!shed.to_string().contains("repair"), "{shed}");
 }

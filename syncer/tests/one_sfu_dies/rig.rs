@@ -14,7 +14,6 @@ use syncer::registry::{Embedded, Member, Registry};
 use syncer::token::Signer;
 use syncer::{Options, Running, Syncer};
 
-use super::COALESCED_MAX;
 use super::support::{Events, answer, config, install_provider, until};
 
 /// The gateway that is away while it happens.
@@ -40,6 +39,12 @@ pub(crate) struct Scale {
     pub(crate) others: usize,
     /// How long the calm before and after is looked at.
     pub(crate) baseline: Duration,
+    /// What p99 may differ by for reasons that are not ours: nothing else runs beside the full size; a debug build among
+    /// other tests waits for a scheduler that has them to serve.
+    pub(crate) noise_ms: f64,
+    /// Part of a gateway's calls whose null may be coalesced with the endpoint: the first bursts are repaired before
+    /// anybody has read.
+    pub(crate) coalesced_max: f64,
 }
 
 pub(crate) struct Rig {
@@ -67,10 +72,21 @@ impl Scale {
     pub(crate) fn from_environment() -> Self {
         if std::env::var_os("TRUNKLINE_FULL").is_some() {
             let baseline = Duration::from_secs(10);
-            Self { sfus: 1_000, calls: 38_500, participants: 100_000, pace: 400, others: 1_000, baseline }
+            let (noise_ms, coalesced_max) = (0.0, 0.005);
+            Self {
+                sfus: 1_000,
+                calls: 38_500,
+                participants: 100_000,
+                pace: 400,
+                others: 1_000,
+                baseline,
+                noise_ms,
+                coalesced_max,
+            }
         } else {
             let baseline = Duration::from_secs(2);
-            Self { sfus: 60, calls: 600, participants: 2_000, pace: 100, others: 60, baseline }
+            let (noise_ms, coalesced_max) = (10.0, 0.05);
+            Self { sfus: 60, calls: 600, participants: 2_000, pace: 100, others: 60, baseline, noise_ms, coalesced_max }
         }
     }
 
@@ -301,7 +317,7 @@ pub(crate) fn guild(call: &str) -> String {
 impl Gateways {
     /// One null and one endpoint for each call and connected gateway; the last state for the laggard.
     pub(crate) async fn check(&mut self, rig: &Rig) {
-        let Scale { calls, participants, .. } = rig.scale;
+        let Scale { calls, participants, coalesced_max, .. } = rig.scale;
         for (gateway, heard) in self.heard.iter().enumerate() {
             let expected: std::collections::HashSet<String> =
                 (0..participants).filter(|n| n % GATEWAYS == gateway).map(|n| format!("c{}", n % calls)).collect();
@@ -314,7 +330,9 @@ impl Gateways {
             let coalesced = expected.iter().filter(|call| heard[*call] == [1]).count();
             let other = expected.iter().find(|call| heard[*call] != [2, 1] && heard[*call] != [1]);
             assert_eq!(other.map(|call| (call, &heard[call])), None, "R16: not one null and one endpoint");
-            assert!((coalesced as f64) <= COALESCED_MAX * expected.len() as f64, "{coalesced} nulls were not seen");
+            let part = coalesced as f64 / expected.len() as f64;
+            println!("gateway {gateway}: {coalesced} of {} nulls were coalesced with the endpoint", expected.len());
+            assert!(part <= coalesced_max, "{coalesced} of {} nulls were not seen", expected.len());
             let moved = heard.keys().find(|call| call.starts_with("other"));
             assert_eq!(moved, None, "I10: news of a call on a healthy SFU");
         }
