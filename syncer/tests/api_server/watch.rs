@@ -77,6 +77,26 @@ async fn cursors_from_the_future_and_garbage_are_refused() {
     assert_eq!(events.next().await.data["call"], "c");
 }
 
+/// Nothing is kept for a gateway that was not there: a cursor from before is too old, and the present state is to be had.
+#[tokio::test(flavor = "multi_thread")]
+async fn r16_a_cursor_that_is_too_old_is_gone_and_a_new_watch_shows_the_present() {
+    let fleet = Fleet::start(1, 1).await;
+    let mut events = Events::open(fleet.request(0, Method::GET, "/v1/watch")).await;
+    fleet.join(0, "g", "c1", "s").await;
+    events.of_call("g", "c1").await;
+    let early = events.last_id.clone().expect("an id");
+    fleet.join(0, "g", "c2", "s").await;
+    events.of_call("g", "c2").await;
+    let watch = || fleet.client.get(fleet.url(0, "/v1/watch")).bearer_auth("gw-late");
+    let (status, body) = answer(watch().header("last-event-id", early)).await;
+    assert_eq!((status, &body["error_code"]), (StatusCode::GONE, &json!("cursor_too_old")), "{body}");
+    assert!(body["message"].as_str().is_some_and(|m| m.contains("without")), "it says what to do: {body}");
+    let join = fleet.client.put(fleet.url(0, "/v1/guilds/g/calls/c1/participants/late")).bearer_auth("gw-late");
+    assert_eq!(answer(join).await.0, StatusCode::OK);
+    let mut events = Events::open(watch()).await;
+    assert_eq!(events.of_call("g", "c1").await["phase"], 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_browser_may_pass_its_token_in_the_query_and_sees_only_its_own() {
     let fleet = Fleet::start(1, 1).await;
