@@ -326,6 +326,51 @@ async fn r19_a_driver_that_panics_costs_one_attempt_and_no_permit() {
     world.wait("placing more", S(60), |s| s.placed == 200 && s.attempts_in_flight == 0).await;
 }
 
+/// Attempts under way are bounded by levers: on one SFU, and of the syncer.
+#[tokio::test(start_paused = true)]
+async fn r20_how_much_is_under_way_at_once_is_a_lever() {
+    for (lever, most) in [("placement.sfu.in_flight_max", 3), ("placement.in_flight_max", 8)] {
+        let world = World::new(1, 1);
+        world.set(lever, &json!(most));
+        world.wait("the first sign of life", S(10), |s| s.sfus.healthy == 1).await;
+        tokio::time::sleep(S(1)).await; // levers are read at least four times a second
+        world.fleet.with("sfu-0", |n| n.mode = Mode::Hangs);
+        for call in 0..40 {
+            world.join(call, 0);
+        }
+        let mut seen = 0;
+        for _ in 0..100 {
+            seen = seen.max(world.engine.status().attempts_in_flight);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(seen, most, "{lever}");
+    }
+}
+
+/// Rooms are ended by permits of their own: placements that hang and fill every window do not keep them.
+#[tokio::test(start_paused = true)]
+async fn r20_rooms_are_ended_while_placements_hang() {
+    let world = World::new(2, 1);
+    world.set("calls.empty_grace", &json!("1s"));
+    world.set("release.in_flight_max", &json!(2));
+    world.set("placement.in_flight_max", &json!(8));
+    world.engine.cordon(&sfu_api::SfuId::new("sfu-1").expect("valid"), true).expect("known");
+    world.place(20, 1).await;
+    world.engine.cordon(&sfu_api::SfuId::new("sfu-1").expect("valid"), false).expect("known");
+    world.engine.cordon(&sfu_api::SfuId::new("sfu-0").expect("valid"), true).expect("known");
+    world.fleet.with("sfu-1", |n| n.mode = Mode::Hangs);
+    for call in 100..140 {
+        world.join(call, 0);
+    }
+    world.wait("a full window", S(10), |s| s.attempts_in_flight >= 8).await;
+    for call in 0..20 {
+        world.leave(call, 0);
+    }
+    let rooms = || world.fleet.with("sfu-0", |n| n.rooms.len());
+    // Well before the first of the placements gives up and lets another one go.
+    world.wait("the end of the rooms", S(3), |_| rooms() == 0).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn r20_the_pause_lever_holds_and_releases_placements() {
     let world = World::new(4, 1);

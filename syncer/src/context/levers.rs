@@ -53,6 +53,14 @@ levers! {
         sfu_rate: f64 = "placement.sfu.rate" ["per second"] 20.0, 0.0 => 10_000.0;
         /// Room creations on one SFU that may go at once.
         sfu_burst: u64 = "placement.sfu.burst" ["creations"] 15, 0 => 10_000;
+        /// Attempts of one syncer that are under way at once, however well they go. What is found between a few and this
+        /// follows from how they end.
+        in_flight_max: u64 = "placement.in_flight_max" ["attempts"] 512, 8 => 100_000;
+        /// Attempts on one SFU that are under way at once, however well they go.
+        sfu_in_flight_max: u64 = "placement.sfu.in_flight_max" ["attempts"] 64, 1 => 10_000;
+        /// How long a call waits for its own SFU, which restarted or still has its people, to have a token again
+        /// before it goes elsewhere. Beyond the default, moving is kinder than waiting.
+        in_place_max: Duration = "placement.in_place_max" ["duration"] S(10), S(0) => S(600);
         /// Planned moves of calls per second in the whole fleet: drains, never repairs.
         moves_rate: f64 = "moves.rate" ["per second"] 20.0, 0.0 => 10_000.0;
         /// Planned moves that may go at once.

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use parking_lot::Mutex;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use rate_limit::{Levers, Window, WindowLimits};
+use rate_limit::{Lever, Levers, Window, WindowLimits};
 use sfu_api::{Epoch, OpId, OwnerTerm, Slot, SyncerId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Admission;
 use crate::health::{Change, Evidence, Freeze, Health, Reason, Rules, Verdict};
 use crate::presence::Presence;
-use crate::select::{Budget, Catalogue, Sfu};
+use crate::select::{Budget, Catalogue, SFU_WINDOW, Sfu};
 use crate::state::{Cause, News, Release, Round, Shard};
 
 pub use self::announce::{Announcement, Announcer};
@@ -330,7 +330,18 @@ impl Context {
         for sfu in &self.catalogue.now().all {
             sfu.bucket.set_quota(share, now);
         }
+        self.apply_windows();
         self.apply_admission(now);
+    }
+
+    /// Tells the windows how far they may open, by the levers.
+    pub fn apply_windows(&self) {
+        let max = |lever: &Lever<u64>| u32::try_from(lever.get()).unwrap_or(u32::MAX);
+        let window = WindowLimits { max: max(&self.levers.sfu_in_flight_max), ..SFU_WINDOW };
+        for sfu in &self.catalogue.now().all {
+            sfu.window.set_limits(window);
+        }
+        self.window.set_limits(WindowLimits { max: max(&self.levers.in_flight_max), ..SYNCER_WINDOW });
     }
 
     /// Tells admission what levers and membership say now.

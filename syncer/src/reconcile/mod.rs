@@ -67,6 +67,8 @@ pub struct Reconciler {
     started: u64,
     /// When the pace is looked at again.
     look_at: Instant,
+    /// How far the windows may open, as the levers said last: the syncer's and each SFU's.
+    windows: [u64; 2],
     releasing: Arc<AtomicU64>,
 }
 
@@ -76,7 +78,7 @@ impl Reconciler {
     /// A reconciler of `ctx`.
     #[must_use]
     pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
-        Self { ctx, barren: Barren::default(), started: 0, look_at: now, releasing: Arc::default() }
+        Self { ctx, barren: Barren::default(), started: 0, look_at: now, windows: [0; 2], releasing: Arc::default() }
     }
 
     /// Runs until the context stops. Attempts under way go on, on the context's tracker.
@@ -114,8 +116,12 @@ impl Reconciler {
         [passing, due, released, placed].into_iter().flatten().fold(now + NAP_MAX, Instant::min).max(now)
     }
 
-    fn adjust_budget(&self, now: Instant) {
+    fn adjust_budget(&mut self, now: Instant) {
         let ctx = &self.ctx;
+        let windows = [ctx.levers.in_flight_max.get(), ctx.levers.sfu_in_flight_max.get()];
+        if std::mem::replace(&mut self.windows, windows) != windows {
+            ctx.apply_windows();
+        }
         let decided = ctx.budget.set_fleet(ctx.levers.quotas(), now);
         let moved = decided | ctx.budget.tick(now);
         let share = ctx.budget.sfu_share();

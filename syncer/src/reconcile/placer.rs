@@ -13,10 +13,6 @@ use crate::context::Context;
 use crate::select::{Excluded, Reservation, Sfu, Snapshot, choose};
 use crate::state::{Blocker, Decision, How, PlaceWork, Placer, SfuIdx, Why};
 
-/// How long a call waits for its own SFU to have a token again before it goes elsewhere. A restarted
-/// SFU is refilled at its bucket's pace; beyond this, moving is kinder than waiting.
-const IN_PLACE_MAX: Duration = Duration::from_secs(10);
-
 /// What was found to keep calls from being placed, and until when the finding stands. Looking at all
 /// SFUs again for every waiting call would make a shortage cost calls × SFUs.
 pub(super) type Barren = HashMap<Blocker, Instant>;
@@ -66,7 +62,7 @@ impl<'a> SelectPlacer<'a> {
             Err(_) => return None,
         }
         let waited = since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
-        (waited < IN_PLACE_MAX).then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
+        (waited < self.ctx.levers.in_place_max.get()).then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
     }
 
     fn among(&mut self, sfus: &[Arc<Sfu>], any_region: bool, at_last: bool) -> Option<Decision> {

@@ -19,4 +19,5 @@ pub use self::budget::{Budget, Quotas};
 pub use self::catalogue::{Catalogue, Replaced, Snapshot};
 pub use self::choose::{Choice, choose};
 pub use self::drain::{Drain, DrainState, Orders};
+pub(crate) use self::sfu::SFU_WINDOW;
 pub use self::sfu::{Entry, Excluded, Reservation, Sfu};

@@ -20,8 +20,8 @@ use crate::health::{Change, Evidence, Health, Rules, Verdict};
 use crate::state::SfuIdx;
 
 /// Window of operations in flight on one SFU: starts modest, since nothing is known of it; 64 at
-/// once is more than any SFU we measured gained from.
-const WINDOW: WindowLimits = WindowLimits { floor: 1, start: 16, max: 64 };
+/// once is more than any SFU we measured gained from, and a lever.
+pub(crate) const SFU_WINDOW: WindowLimits = WindowLimits { floor: 1, start: 16, max: 64 };
 
 /// Longest time by which an older load report may overtake a newer one: above every time-out.
 const REORDER_MAX: Duration = Duration::from_secs(10);
@@ -148,7 +148,7 @@ impl Sfu {
         Self {
             idx,
             id,
-            window: Window::new(WINDOW),
+            window: Window::new(SFU_WINDOW),
             bucket: Bucket::new(quota, now),
             entry: ArcSwap::from_pointee(entry),
             health: Mutex::default(),
