@@ -1,6 +1,8 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
+use rand::rngs::StdRng;
+use rand::SeedableRng as _;
 
 use super::*;
 
@@ -358,6 +360,25 @@ fn r10_callers_that_are_turned_away_for_a_minute_come_back_flat() {
         }
     }
     assert_flat(&all);
+}
+
+/// The same at the door itself, for a crowd that comes ten times as fast as it is served, of many guilds and classes.
+#[test]
+fn r10_those_turned_away_at_the_door_come_back_flat() {
+    let start = Instant::now();
+    let door = Admission::new(settings(100.0, 10), start);
+    let mut by_second = BTreeMap::<u64, u32>::new();
+    let mut rng = StdRng::seed_from_u64(10);
+    for n in 0..30_000 {
+        let now = start + MS(n as u64);
+        let class = if n % 5 == 0 { Class::Stream } else { Class::NewCall };
+        let Err(denied) = door.admit(&guild(n % 50), class, now, || rng.random()) else { continue };
+        assert!(denied.retry_after > Duration::ZERO && denied.retry_after <= S(31), "{denied:?}");
+        *by_second.entry((now + denied.retry_after - start).as_secs()).or_default() += 1;
+    }
+    // Of the first seconds and of the last some were promised before and after it was looked at.
+    let whole = by_second.range(5..30).map(|(second, n)| (*second, *n)).collect();
+    assert_flat(&whole);
 }
 
 #[test]

@@ -100,6 +100,7 @@ async fn r13_half_way_through_a_repair_the_estimate_is_within_a_quarter_of_the_t
             }
         };
         let eta = half.classes[0].eta_s.expect("it ends");
+        let waited = half.classes[0].oldest_ms.expect("some wait");
         let named = serde_json::to_value(&half.limit).expect("JSON")["kind"].clone();
         assert!(named == limit || (new_per_s > 0 && named == "attempts"), "{named} for {limit}: {half:?}");
         let asked = Instant::now();
@@ -108,6 +109,11 @@ async fn r13_half_way_through_a_repair_the_estimate_is_within_a_quarter_of_the_t
         }
         let truth = (Instant::now() - asked).as_secs_f64();
         assert!((0.75..=1.25).contains(&(eta / truth)), "{limit}: {eta:.1} s said, {truth:.1} s true: {half:?}");
+        let rate = f64::from(u32::try_from(half.classes[0].waiting).expect("few")) / truth;
+        let said = half.classes[0].rate_per_s;
+        assert!((0.75..=1.25).contains(&(said / rate)), "{limit}: {said:.1} per second said, {rate:.1} true: {half:?}");
+        let least = f64::from(u32::try_from(waited).expect("minutes")) / 1_000.0;
+        assert!((0.75..=1.25).contains(&(least / truth)), "{limit}: the oldest waits for {least:.1} s at half-way");
         world.wait("the rest", S(60), |s| s.awaiting == 0).await;
         let done = recovery(&world);
         assert_eq!((done.waiting, done.eta_s, done.limit), (0, Some(0.0), None));
