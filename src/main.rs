@@ -71,7 +71,7 @@ async fn run(cli: Cli, stop: CancellationToken) -> Result<(), Failure> {
         Command::Recovery(arguments) => operator::recovery::run(arguments, &output).await,
         Command::Sfus(arguments) => operator::sfus::run(arguments, &output).await,
         Command::Calls(arguments) => operator::calls::run(arguments, &output).await,
-        Command::Limits(arguments) => operator::limits::run(arguments, &output).await,
+        Command::Limits(arguments) => operator::limits::run(arguments, &output, stop).await,
         Command::Blocks(arguments) => operator::blocks::run(arguments, &output).await,
         Command::Gateways(arguments) => operator::gateways::run(arguments, &output).await,
         Command::Members(arguments) => operator::members::run(arguments, &output).await,

@@ -44,7 +44,7 @@ impl Output {
         match self.format {
             Format::Json => print(&format!("{answer:#}\n")),
             Format::Table => print(&format!("{}\n", table(answer))),
-        }
+        };
     }
 
     /// Prints a table that only repeats what the JSON holds already.
@@ -61,6 +61,14 @@ impl Output {
         }
     }
 
+    /// Prints one of many: a line of JSON, or the text made of it. False when nobody reads any more.
+    pub(crate) fn line(&self, item: &Value, text: impl FnOnce(&Value) -> String) -> bool {
+        match self.format {
+            Format::Json => print(&format!("{item}\n")),
+            Format::Table => print(&format!("{}\n", text(item))),
+        }
+    }
+
     /// Prints text as it is.
     pub(crate) fn text(&self, text: &str) {
         print(text);
@@ -71,7 +79,7 @@ impl Output {
         match self.format {
             Format::Json => print(&format!("{}\n", String::from_utf8_lossy(json))),
             Format::Table => print(summary),
-        }
+        };
     }
 
     /// Prints `text` over the `lines` lines printed before it.
@@ -106,13 +114,16 @@ impl Output {
     }
 }
 
-/// Prints. When nobody reads any more (`trunkline sfus | head`), there is nothing left to say.
-fn print(text: &str) {
+/// Prints. When nobody reads any more (`trunkline sfus | head`), there is nothing left to say: false.
+fn print(text: &str) -> bool {
     let mut out = stdout().lock();
-    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        tracing::error!(%error, "cannot write to stdout");
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => false,
+        Err(error) => {
+            tracing::error!(%error, "cannot write to stdout");
+            false
+        }
     }
 }
 

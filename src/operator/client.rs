@@ -206,8 +206,12 @@ pub(super) fn segment(id: &str) -> Result<String, Failure> {
 
 /// The query of an act that is done for a reason.
 pub(super) fn query(reason: Option<&str>) -> Result<String, Failure> {
-    let Some(reason) = reason else { return Ok(String::new()) };
+    pairs(reason.map(|reason| ("reason", reason)))
+}
+
+/// A query of these names and values; none without any.
+pub(super) fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<String, Failure> {
     let mut base = Url::parse("http://h/").map_err(|error| Failure::of(Exit::Bug, error))?;
-    base.query_pairs_mut().append_pair("reason", reason);
-    Ok(base.query().map_or_else(String::new, |query| format!("?{query}")))
+    base.query_pairs_mut().extend_pairs(pairs);
+    Ok(base.query().filter(|query| !query.is_empty()).map_or_else(String::new, |query| format!("?{query}")))
 }

@@ -1,13 +1,17 @@
 //! `trunkline limits`: levers.
 
+mod watch;
+
 use std::str::FromStr;
 
 use clap::Subcommand;
 use comfy_table::{Cell, Table};
 use reqwest::Method;
 use serde_json::{Map, Value, json};
+use tokio_util::sync::CancellationToken;
 
-use super::{Client, Connection};
+use self::watch::WatchArgs;
+use super::{Client, Connection, pairs};
 use crate::exit::{Exit, Failure};
 use crate::output::{Output, items, plain};
 
@@ -28,11 +32,22 @@ enum Verb {
         prefix: Option<String>,
     },
     /// Change limits of running syncers, all or none; they are in force at once
-    Set {
-        /// For example placement.overall.rate=200 or health.suspect_max=30s
-        #[arg(required = true, value_name = "NAME=VALUE")]
-        values: Vec<Assignment>,
-    },
+    Set(SetArgs),
+    /// Show limits, then a line for each change: when, who, why, from what to what. Until Ctrl-C
+    Watch(WatchArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct SetArgs {
+    /// For example placement.overall.rate=200 or health.suspect_max=30s
+    #[arg(required = true, value_name = "NAME=VALUE")]
+    values: Vec<Assignment>,
+    /// Why, for the audit
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Only ask whether the values would be taken; nothing changes
+    #[arg(long)]
+    dry_run: bool,
 }
 
 /// `name=value`; the value is JSON where it reads as such, else text.
@@ -40,34 +55,45 @@ enum Verb {
 struct Assignment(String, Value);
 
 /// Runs it.
-pub(crate) async fn run(arguments: LimitsArgs, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn run(arguments: LimitsArgs, output: &Output, stop: CancellationToken) -> Result<(), Failure> {
     let client = Client::new(arguments.connection).await?;
     match arguments.verb.unwrap_or(Verb::Get { prefix: None }) {
-        Verb::Get { prefix } => {
-            let mut answer = client.get("/v1/levers").await?;
-            let prefix = prefix.unwrap_or_default();
-            if let Some(levers) = answer["levers"].as_array_mut() {
-                levers.retain(|lever| lever["name"].as_str().is_some_and(|name| name.starts_with(&prefix)));
-                if levers.is_empty() {
-                    return Err(Failure::new(Exit::Failed, format!("no limit starts with `{prefix}`")));
-                }
-            }
-            output.show(&answer, |answer| table(output, items(answer, "levers")));
-        }
-        Verb::Set { values } => {
-            let changes: Map<String, Value> = values.into_iter().map(|Assignment(name, value)| (name, value)).collect();
-            let names: Vec<String> = changes.keys().cloned().collect();
-            let answers = client.on_each(Method::PATCH, "/v1/levers", Some(&Value::Object(changes))).await?;
-            let levers = items(&answers[0], "levers").iter().filter(|lever| names.iter().any(|n| lever["name"] == **n));
-            let levers: Vec<_> = levers.collect();
-            output.show(&json!({ "levers": levers }), |answer| table(output, items(answer, "levers")));
-            output.say(&format!(
-                "in force on {}",
-                client.bases().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-            ));
+        Verb::Get { prefix } => get(&client, &prefix.unwrap_or_default(), output).await,
+        Verb::Set(arguments) => set(&client, arguments, output).await,
+        Verb::Watch(arguments) => watch::run(&client, arguments, output, &stop).await,
+    }
+}
+
+async fn get(client: &Client, prefix: &str, output: &Output) -> Result<(), Failure> {
+    let mut answer = client.get("/v1/levers").await?;
+    if let Some(levers) = answer["levers"].as_array_mut() {
+        levers.retain(|lever| lever["name"].as_str().is_some_and(|name| name.starts_with(prefix)));
+        if levers.is_empty() {
+            return Err(none_starts_with(prefix));
         }
     }
+    output.show(&answer, |answer| table(output, items(answer, "levers")));
     Ok(())
+}
+
+async fn set(client: &Client, arguments: SetArgs, output: &Output) -> Result<(), Failure> {
+    let SetArgs { values, reason, dry_run } = arguments;
+    let changes: Map<String, Value> = values.into_iter().map(|Assignment(name, value)| (name, value)).collect();
+    let names: Vec<String> = changes.keys().cloned().collect();
+    let reason = reason.as_deref().map(|reason| ("reason", reason));
+    let path = format!("/v1/levers{}", pairs(reason.into_iter().chain(dry_run.then_some(("dry_run", "true"))))?);
+    let answers = client.on_each(Method::PATCH, &path, Some(&Value::Object(changes))).await?;
+    let levers = items(&answers[0], "levers").iter().filter(|lever| names.iter().any(|n| lever["name"] == **n));
+    let levers: Vec<_> = levers.collect();
+    output.show(&json!({ "levers": levers }), |answer| table(output, items(answer, "levers")));
+    let what = if dry_run { "nothing changed; it would be taken by" } else { "in force on" };
+    let bases = client.bases().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    output.say(&format!("{what} {bases}"));
+    Ok(())
+}
+
+fn none_starts_with(prefix: &str) -> Failure {
+    Failure::new(Exit::Failed, format!("no limit starts with `{prefix}`"))
 }
 
 fn table(output: &Output, levers: &[Value]) -> Table {

@@ -15,7 +15,7 @@ pub(crate) mod sfus;
 pub(crate) mod status;
 
 pub(crate) use self::client::{Client, Connection};
-use self::client::{query, segment};
+use self::client::{pairs, query, segment};
 
 #[cfg(test)]
 mod tests;

@@ -10,6 +10,7 @@ mod common;
 mod apart;
 mod dev;
 mod input;
+mod limits;
 mod parts;
 mod secrets;
 

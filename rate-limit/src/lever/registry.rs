@@ -154,6 +154,15 @@ impl Levers {
         self.inner.registry.lock().levers.values().map(|entry| entry.view.clone()).collect()
     }
 
+    /// Every lever, by name, and the last changes, oldest first, of one moment: the values are those that the changes
+    /// led to.
+    #[must_use]
+    pub fn list_and_audit(&self) -> (Vec<LeverView>, Vec<Change>) {
+        let registry = self.inner.registry.lock();
+        let levers = registry.levers.values().map(|entry| entry.view.clone()).collect();
+        (levers, registry.audit.iter().cloned().collect())
+    }
+
     /// The last [`AUDIT_CHANGES_MAX`] changes, oldest first.
     #[must_use]
     pub fn audit(&self) -> Vec<Change> {

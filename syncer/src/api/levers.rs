@@ -88,10 +88,10 @@ impl From<Change> for ChangeItem {
 }
 
 fn all(app: &App) -> LeverList {
-    let levers = app.engine.levers();
+    let (levers, changes) = app.engine.levers().list_and_audit();
     LeverList {
-        levers: levers.list().into_iter().map(LeverItem::from).collect(),
-        changes: levers.audit().into_iter().map(ChangeItem::from).collect(),
+        levers: levers.into_iter().map(LeverItem::from).collect(),
+        changes: changes.into_iter().map(ChangeItem::from).collect(),
     }
 }
 
