@@ -18,6 +18,7 @@ use http::request::Parts;
 use sfu_api::{GatewayId, GuildId};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+use super::place::Seat;
 use super::{ApiError, App};
 use crate::config::{AuthMode, Callers, Config, Guilds, Role, Secret};
 use crate::peer::{FORWARDED_HEADER, GATEWAY_HEADER, OnBehalf, ROLE_HEADER, SECRET_HEADER};
@@ -54,12 +55,14 @@ struct Entry {
 }
 
 /// What is known of a connection.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Connected {
     /// Whether operators are served on it.
     pub(crate) operators: bool,
     /// Names in the certificate that the client showed.
     pub(crate) names: Vec<String>,
+    /// Its place, which is told of callers that are known.
+    pub(super) seat: Arc<Seat>,
 }
 
 /// Who calls.
@@ -92,6 +95,19 @@ impl Auth {
     /// Who calls, from the headers, the connection's certificate and, for watches in a browser, the
     /// token of the query.
     pub(crate) fn caller(
+        &self,
+        connected: Option<&Connected>,
+        headers: &HeaderMap,
+        query_token: Option<&str>,
+    ) -> Result<Caller, ApiError> {
+        let caller = self.find(connected, headers, query_token)?;
+        if let Some(connected) = connected {
+            connected.seat.know();
+        }
+        Ok(caller)
+    }
+
+    fn find(
         &self,
         connected: Option<&Connected>,
         headers: &HeaderMap,
@@ -275,7 +291,8 @@ mod tests {
     }
 
     fn shows(operators: bool, names: &[&str]) -> Connected {
-        Connected { operators, names: names.iter().map(|n| (*n).to_owned()).collect() }
+        let seat = crate::api::place::Place::alone().seat();
+        Connected { operators, names: names.iter().map(|n| (*n).to_owned()).collect(), seat }
     }
 
     #[test]

@@ -21,6 +21,8 @@ use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::place::Attended;
+
 /// A head is one packet.
 const HEAD_MAX: Duration = Duration::from_secs(5);
 /// A write of at most 32 KiB that the client's end does not take any byte of for this long: its
@@ -95,6 +97,8 @@ pub(crate) struct Held {
     body: axum::body::Body,
     rest: Bytes,
     request: UnderWay,
+    /// Until it is dropped, the request is under way for the connection's place too.
+    _attended: Attended,
 }
 
 // === impl Clock ===
@@ -190,11 +194,13 @@ impl Drop for UnderWay {
 
 impl Held {
     /// Bodies without a length are streams.
-    pub(crate) fn new(body: axum::body::Body, request: UnderWay) -> Self {
-        if body.size_hint().exact().is_none() {
+    pub(super) fn new(body: axum::body::Body, request: UnderWay, attended: Attended) -> Self {
+        let streams = body.size_hint().exact().is_none();
+        if streams {
             request.streams(Instant::now());
         }
-        Self { body, rest: Bytes::new(), request }
+        attended.answered(streams);
+        Self { body, rest: Bytes::new(), request, _attended: attended }
     }
 }
 
@@ -295,6 +301,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 mod tests {
     use http_body_util::BodyExt as _;
 
+    use super::super::place::Place;
     use super::*;
 
     fn clock() -> (Arc<Clock>, impl Fn(u64) -> Instant) {
@@ -341,7 +348,8 @@ mod tests {
     async fn a_large_answer_comes_whole_and_in_pieces() {
         let (clock, at) = clock();
         let bytes: Vec<u8> = (0..3 * PIECE_BYTES_MAX + 5).map(|n| (n % 251) as u8).collect();
-        let mut held = Held::new(bytes.clone().into(), clock.request(Version::HTTP_2, at(0)));
+        let (_, attended) = Place::alone().seat().request(axum::body::Body::empty());
+        let mut held = Held::new(bytes.clone().into(), clock.request(Version::HTTP_2, at(0)), attended);
         let (mut seen, mut pieces) = (Vec::new(), 0);
         while !held.is_end_stream() {
             assert_eq!(held.size_hint().exact(), Some((bytes.len() - seen.len()) as u64));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::body::Body;
-use futures_util::TryFutureExt as _;
+use futures_util::{FutureExt as _, TryFutureExt as _};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,7 +30,7 @@ use super::HttpMetrics;
 use super::auth::{Connected, names};
 use super::clock::{Clock, Held, IDLE_MAX, Overdue, Watched};
 use super::head::{HEADER_BYTES_MAX, HEADERS_MAX};
-use super::listener::Place;
+use super::place::Place;
 
 /// A TLS handshake is two round trips; 5 s is a slow one on another continent.
 const TLS_MAX: Duration = Duration::from_secs(5);
@@ -96,7 +96,7 @@ impl Serving {
         if socket2::SockRef::from(&stream).set_tcp_keepalive(&keep_alive).is_err() {
             return;
         }
-        let Some(tls) = &self.tls else { return self.http(stream, Vec::new(), Arc::new(place)).await };
+        let Some(tls) = &self.tls else { return self.http(stream, Vec::new(), place).await };
         let handshake = timeout(TLS_MAX, TlsAcceptor::from(tls.load_full()).accept(stream));
         let done = tokio::select! {
             done = handshake => done,
@@ -106,7 +106,7 @@ impl Serving {
             Ok(Ok(stream)) => {
                 let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
                 let names = shown.map(|leaf| names(leaf)).unwrap_or_default();
-                self.http(stream, names, Arc::new(place)).await;
+                self.http(stream, names, place).await;
             }
             Ok(Err(_)) => self.metrics.refused("tls"),
             Err(_) => self.metrics.refused("tls_timeout"),
@@ -117,21 +117,20 @@ impl Serving {
         &self,
         stream: S,
         names: Vec<String>,
-        place: Arc<Place>,
+        place: Place,
     ) {
         let clock = Clock::new(Instant::now());
         let stream = Watched::new(stream, Arc::clone(&clock));
         let service = {
-            let (clock, place, router) = (Arc::clone(&clock), Arc::clone(&place), self.router.clone());
-            let connected = Arc::new(Connected { operators: self.operators, names });
+            let (clock, seat, router) = (Arc::clone(&clock), place.seat(), self.router.clone());
+            let connected = Arc::new(Connected { operators: self.operators, names, seat: Arc::clone(&seat) });
             hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(Arc::clone(&connected));
-                if !clock.asked() {
-                    place.settle();
-                }
                 let under_way = clock.request(request.version(), Instant::now());
-                let answer = router.clone().oneshot(request.map(Body::new));
-                answer.map_ok(move |response| response.map(|body| Held::new(body, under_way)))
+                let (head, body) = request.into_parts();
+                let (body, attended) = seat.request(body);
+                let answer = router.clone().oneshot(http::Request::from_parts(head, Body::new(body)));
+                answer.map_ok(move |response| response.map(|body| Held::new(body, under_way, attended)))
             })
         };
         let builder = builder(Tracked(self.tracker.clone()));
@@ -153,7 +152,12 @@ impl Serving {
                     ends = Instant::now() + LEAVE_MAX;
                     connection.as_mut().graceful_shutdown();
                 }
-                () = place.leave().cancelled() => return,
+                () = place.leave().cancelled() => {
+                    // Over HTTP/2 this writes a GOAWAY. Nobody is waited for: somebody else needs the place.
+                    connection.as_mut().graceful_shutdown();
+                    let _ended = connection.as_mut().now_or_never();
+                    return;
+                }
                 now = look.tick() => {
                     if !clock.asked() && now.saturating_duration_since(began) >= FIRST_REQUEST_MAX {
                         return self.metrics.refused("silent");
@@ -259,7 +263,7 @@ mod tests {
         };
         let (ours, theirs) = tokio::io::duplex(1_024);
         let tracker = serving.tracker.clone();
-        let task = tracker.spawn(async move { serving.http(theirs, Vec::new(), Arc::new(Place::alone())).await });
+        let task = tracker.spawn(async move { serving.http(theirs, Vec::new(), Place::alone()).await });
         (ours, metrics, task)
     }
 

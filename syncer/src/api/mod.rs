@@ -23,6 +23,7 @@ mod metrics;
 mod openapi;
 mod ops;
 mod participants;
+mod place;
 mod recovery;
 mod route;
 mod sfus;

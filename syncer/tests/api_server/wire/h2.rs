@@ -1,19 +1,19 @@
 //! HTTP/2 by hand-made frames: floods, and frames that are wrong.
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::{Target, write_some};
 use crate::support::soon;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 // Types of frames.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
+pub(super) const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
@@ -23,7 +23,7 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
@@ -55,25 +55,27 @@ fn head(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     fixed.iter().chain(more).flat_map(|(name, value)| field(name, value)).collect()
 }
 
-fn get(stream: u32) -> Vec<u8> {
+pub(super) fn get(stream: u32) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &head("GET", "/livez", &[]))
 }
 
 /// What the server did: `200` for an answer, `head` for another one, `reset N`, `goaway N`, `closed`.
-struct Seen(TlsStream<TcpStream>);
+pub(super) struct Seen<S>(pub(super) S);
 
 // === impl Seen ===
 
-impl Seen {
+impl Seen<TlsStream<TcpStream>> {
     async fn open(target: &Target, bytes: &[u8]) -> Self {
         let mut stream = target.connect().await;
         let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), bytes].concat();
         write_some(&mut stream, &hello).await;
         Self(stream)
     }
+}
 
+impl<S: AsyncRead + Unpin> Seen<S> {
     /// The next thing worth telling, and its stream.
-    async fn next(&mut self) -> (u32, String) {
+    pub(super) async fn next(&mut self) -> (u32, String) {
         loop {
             let mut head = [0; 9];
             if soon("a frame", self.0.read_exact(&mut head)).await.is_err() {

@@ -1,5 +1,6 @@
 //! Raw sockets over real TLS: what no client library would send, and the exact end of each.
 
+mod crowd;
 mod h1;
 mod h2;
 mod slow;
