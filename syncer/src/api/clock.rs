@@ -3,8 +3,9 @@
 //! hyper has one time-out for heads and for idling: short, it closes connections that clients wanted
 //! to use again (and their next request fails); long, it lets a client drip a head for a minute. And
 //! it has none for a client that asks and does not read. So the socket and the answers are watched:
-//! bytes that arrive while no request is under way are the start of a head; a write that the socket
-//! does not take, and an answer that is not taken, have limits of their own ([`Clock::overdue`]).
+//! part of a head, be it behind another request, is to be whole soon after nothing else is under way; a
+//! write that the socket does not take, and an answer that is not taken, have limits of their own
+//! ([`Clock::overdue`]). While a request is under way hyper reads no head, so that time is not the client's.
 
 use std::io;
 use std::pin::Pin;
@@ -21,6 +22,7 @@ use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::framing::Framing;
 use super::place::Attended;
 
 /// A head is one packet.
@@ -51,7 +53,9 @@ pub(crate) struct Clock {
 
 #[derive(Debug)]
 struct State {
-    /// A head began to arrive.
+    /// Where heads are in what arrives.
+    framing: Framing,
+    /// Part of a head is here, and no request under way.
     head_since: Option<Instant>,
     /// The socket took nothing of a write.
     write_since: Option<Instant>,
@@ -105,7 +109,13 @@ pub(crate) struct Held {
 
 impl Clock {
     pub(crate) fn new(now: Instant) -> Arc<Self> {
-        let state = State { head_since: None, write_since: None, idle_since: now, under_way: Slab::new() };
+        let state = State {
+            framing: Framing::new(),
+            head_since: None,
+            write_since: None,
+            idle_since: now,
+            under_way: Slab::new(),
+        };
         Arc::new(Self { asked: AtomicBool::new(false), h2: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
@@ -120,6 +130,11 @@ impl Clock {
         let key = state.under_way.insert(Exchange { since: now, stream: false });
         drop(state);
         UnderWay { clock: Arc::clone(self), key }
+    }
+
+    /// Whether a head had a length beside chunks.
+    pub(crate) fn two_lengths(&self) -> bool {
+        self.state.lock().framing.two_lengths()
     }
 
     /// Whether any request ever came.
@@ -152,11 +167,10 @@ impl Clock {
         (h2 && idle && over(Some(state.idle_since), IDLE_MAX)).then_some(Overdue::Idle)
     }
 
-    fn read(&self, now: Instant) {
+    fn read(&self, bytes: &[u8], now: Instant) {
         let mut state = self.state.lock();
-        if state.under_way.is_empty() && state.head_since.is_none() {
-            state.head_since = Some(now);
-        }
+        state.framing.take(bytes);
+        state.await_head(now);
     }
 
     fn write<T>(&self, polled: &Poll<T>) {
@@ -165,6 +179,18 @@ impl Clock {
             Poll::Pending => {
                 self.state.lock().write_since.get_or_insert_with(Instant::now);
             }
+        }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn await_head(&mut self, now: Instant) {
+        if self.under_way.is_empty() && self.framing.in_head() {
+            self.head_since.get_or_insert(now);
+        } else {
+            self.head_since = None;
         }
     }
 }
@@ -185,7 +211,9 @@ impl Drop for UnderWay {
         let mut state = self.clock.state.lock();
         state.under_way.try_remove(self.key);
         if state.under_way.is_empty() {
-            state.idle_since = Instant::now();
+            let now = Instant::now();
+            state.idle_since = now;
+            state.await_head(now);
         }
     }
 }
@@ -255,8 +283,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         let polled = Pin::new(&mut this.inner).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            this.clock.read(Instant::now());
+        if let Some(bytes) = buf.filled().get(before..).filter(|bytes| !bytes.is_empty()) {
+            this.clock.read(bytes, Instant::now());
         }
         polled
     }
@@ -310,19 +338,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn only_bytes_between_requests_are_a_head() {
+    async fn a_head_has_five_seconds_from_its_first_byte_or_the_end_of_what_came_before() {
+        let slow = Some(Overdue::Drop("slow_head"));
         let (clock, at) = clock();
         assert_eq!(clock.overdue(at(99_000)), None, "HTTP/1.1 may idle: hyper looks after it");
-        clock.read(at(1_000));
-        clock.read(at(2_000));
+        clock.read(b"PUT / HTTP/1.1\r\nco", at(1_000));
+        clock.read(b"ntent-length: 4", at(2_000));
         assert_eq!(clock.overdue(at(6_000)), None);
-        assert_eq!(clock.overdue(at(6_001)), Some(Overdue::Drop("slow_head")), "dripping does not restart it");
+        assert_eq!(clock.overdue(at(6_001)), slow, "dripping does not restart it");
+        clock.read(b"\r\n\r\n{", at(6_100));
         let request = clock.request(Version::HTTP_11, at(6_100));
-        clock.read(at(6_100));
+        clock.read(b"   ", at(6_200));
         assert_eq!(clock.overdue(at(60_000)), None, "a body is no head");
+        clock.read(b"GET", at(7_000));
+        assert_eq!(clock.overdue(at(60_000)), None, "nobody reads it yet");
+        tokio::time::advance(Duration::from_secs(30)).await;
         drop(request);
         assert!(clock.asked());
-        assert_eq!(clock.overdue(at(60_000)), None);
+        assert_eq!(clock.overdue(at(35_000)), None);
+        assert_eq!(clock.overdue(at(35_001)), slow, "behind a request too");
+        clock.read(b" / HTTP/1.1\r\n\r\n", at(36_000));
+        assert_eq!(clock.overdue(at(70_000)), None);
     }
 
     #[tokio::test(start_paused = true)]

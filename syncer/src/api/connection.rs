@@ -29,7 +29,7 @@ use tower::ServiceExt as _;
 use super::HttpMetrics;
 use super::auth::{Connected, names};
 use super::clock::{Clock, Held, IDLE_MAX, Overdue, Watched};
-use super::head::{HEADER_BYTES_MAX, HEADERS_MAX};
+use super::head::{HEADER_BYTES_MAX, HEADERS_MAX, TwoLengths};
 use super::place::Place;
 
 /// A TLS handshake is two round trips; 5 s is a slow one on another continent.
@@ -126,6 +126,9 @@ impl Serving {
             let connected = Arc::new(Connected { operators: self.operators, names, seat: Arc::clone(&seat) });
             hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(Arc::clone(&connected));
+                if clock.two_lengths() {
+                    request.extensions_mut().insert(TwoLengths);
+                }
                 let under_way = clock.request(request.version(), Instant::now());
                 let (head, body) = request.into_parts();
                 let (body, attended) = seat.request(body);
@@ -294,9 +297,8 @@ mod tests {
         let cases = [
             (String::new(), true, 8..=13, Some("silent")),
             ("GET /small HT".into(), true, 5..=10, Some("slow_head")),
-            // hyper closes these by itself: idle, and part of a head that came along with the first.
-            (get("/small"), true, 75..=80, None),
-            (get("/small") + "GET", true, 75..=80, None),
+            (get("/small") + "GET", true, 5..=10, Some("slow_head")),
+            (get("/small"), true, 75..=80, None), // hyper closes it by itself
             (get("/large"), false, 30..=35, Some("slow_reader")),
             (get("/endless"), false, 30..=1_300, Some("slow_reader")),
             (get("/endless"), true, 35 * 60..=66 * 60, Some("too_old")),

@@ -18,6 +18,10 @@ pub(crate) const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// What HTTP/2 counts for each field besides its name and value (RFC 9113, 10.5.1).
 const FIELD_BYTES: usize = 32;
 
+/// Of a request with chunks: it had a length as well, which hyper has removed. See [`super::framing`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TwoLengths;
+
 /// Whether the head may be believed.
 pub(super) fn check(request: &Request) -> Result<(), ApiError> {
     let headers = request.headers();
@@ -36,6 +40,9 @@ pub(super) fn check(request: &Request) -> Result<(), ApiError> {
     if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {
         return Err(ApiError::invalid("exactly one `host` is needed"));
     }
+    if request.extensions().get::<TwoLengths>().is_some() && headers.contains_key(TRANSFER_ENCODING) {
+        return Err(ApiError::invalid("a body has a length or comes in chunks, not both"));
+    }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let plain = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"chunked");
     if codings.next().is_some_and(|first| !plain(first)) || codings.next().is_some() {
@@ -44,8 +51,8 @@ pub(super) fn check(request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Whether the connection must end with this request. A length beside the chunks was removed by
-/// hyper, as it should be, and can no longer be seen; RFC 9112, 6.1 then wants the connection closed.
+/// Whether the connection must end with this request: chunks are where servers in a row disagree, and whoever sends
+/// them has a stream, after which a new connection costs little.
 pub(super) fn is_last(request: &Request) -> bool {
     request.version() < Version::HTTP_2 && request.headers().contains_key(TRANSFER_ENCODING)
 }
@@ -75,6 +82,15 @@ mod tests {
         }
         let twice = [("host", "x"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
         assert_eq!(h1(&twice), 400, "two codings");
+        let two_lengths = |fields: &[(&str, &str)]| {
+            let mut request = Request::builder().extension(TwoLengths).header("host", "x");
+            for (name, value) in fields {
+                request = request.header(*name, *value);
+            }
+            check(&request.body(Body::empty()).expect("a request")).is_err()
+        };
+        assert!(two_lengths(&[("transfer-encoding", "chunked")]), "a length was beside it");
+        assert!(!two_lengths(&[]), "it came before the one that had them");
         assert_eq!(status(Version::HTTP_10, &[]), 200, "HTTP/1.0 knew no host");
         assert_eq!(status(Version::HTTP_2, &[]), 200, "HTTP/2 has `:authority`");
     }

@@ -15,6 +15,7 @@ mod debug;
 mod error;
 mod evidence;
 mod extract;
+mod framing;
 mod gateways;
 mod head;
 mod levers;

@@ -26,11 +26,27 @@ async fn malformed_requests_have_one_exact_end_and_harm_nobody() {
         (
             "length, then chunks",
             put(&format!("content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}")),
-            &[200],
+            &[400],
         ),
         (
             "chunks, then length",
             put(&format!("transfer-encoding: chunked\r\ncontent-length: 60\r\n\r\n0\r\n\r\n{HIDDEN}")),
+            &[400],
+        ),
+        (
+            "length and chunks behind another request",
+            get("\r\n") + &put(&format!("content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}")),
+            &[200, 400],
+        ),
+        (
+            "length and chunks behind a body",
+            put("content-length: 3\r\n\r\n{}\n")
+                + &put(&format!("transfer-encoding: chunked\r\ncontent-length: 2\r\n\r\n0\r\n\r\n{HIDDEN}")),
+            &[200, 400],
+        ),
+        (
+            "chunks alone, and what is behind them",
+            put(&format!("transfer-encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}")),
             &[200],
         ),
         ("two lengths", put(&format!("content-length: 2\r\ncontent-length: 3\r\n\r\n{{}}{HIDDEN}")), &[400]),
@@ -55,6 +71,9 @@ async fn malformed_requests_have_one_exact_end_and_harm_nobody() {
             &[400],
         ),
         ("a space before the colon", put("transfer-encoding : chunked\r\n\r\n0\r\n\r\n"), &[400]),
+        ("a space before the colon of a length", put("content-length : 2\r\n\r\n{}"), &[400]),
+        ("a folded length", put("content-length:\r\n 2\r\n\r\n{}"), &[400]),
+        ("a folded field", put("a: b\r\n c\r\ncontent-length: 2\r\n\r\n{}"), &[400]),
         ("a vertical tab", put("transfer-encoding:\u{b}chunked\r\n\r\n0\r\n\r\n"), &[400]),
         ("a folded coding", put("transfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n"), &[400]),
         (
