@@ -87,7 +87,8 @@ async fn r13_one_sfu_with_most_participants_dies_and_the_rest_does_not_notice() 
     let over = stats.overdrawn;
     assert_eq!((over.sfu, over.region, over.overall), (0, 0, 0), "I4, counted where the requests arrive: {stats:?}");
     rig.checks_calls().await;
-    gateways.check(&rig).await;
+    let coalesced = gateways.check(&rig).await;
+    println!("{coalesced} nulls were coalesced with the endpoint");
 }
 
 /// Seconds since then.
