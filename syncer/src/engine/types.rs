@@ -156,7 +156,7 @@ pub struct CandidateView {
     pub sfu: SfuId,
     /// Its region.
     pub region: RegionId,
-    /// (reported load + reservations since + in flight) ÷ capacity.
+    /// (reported load + reservations since + in flight) ÷ capacity ÷ weight.
     pub score: f64,
     /// Why it cannot be chosen now, if so.
     pub excluded: Option<String>,
@@ -187,6 +187,8 @@ pub struct SfuView {
     pub accepting: bool,
     /// Calls it can carry.
     pub capacity: u32,
+    /// How much of the work it shall have, beside others of the same capacity.
+    pub weight: f64,
     /// The load it last reported.
     pub load: Option<Load>,
     /// Calls this syncer has placed on it.

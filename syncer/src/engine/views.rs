@@ -94,6 +94,7 @@ impl Engine {
             drain: drain_view(sfu, calls as u64, Instant::now()),
             accepting: sfu.is_accepting(),
             capacity: entry.spec.capacity,
+            weight: entry.spec.weight.get(),
             load: sfu.load(),
             calls: u32::try_from(calls).unwrap_or(u32::MAX),
             evidence,

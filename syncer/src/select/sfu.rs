@@ -1,8 +1,8 @@
 //! One SFU as selection sees it: atomics, a window, a bucket and a verdict.
 
+mod excluded;
 mod reservation;
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
 use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
+pub use self::excluded::Excluded;
 pub use self::reservation::Reservation;
 use super::{Drain, Orders};
 use crate::drivers::{SfuDriver, SfuSpec};
@@ -75,62 +76,6 @@ pub struct Entry {
     pub driver: Arc<dyn SfuDriver>,
     /// This syncer's share of its region's creations.
     region_bucket: Arc<Bucket>,
-}
-
-/// Why an SFU cannot be chosen now.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Excluded {
-    /// The verdict forbids new calls.
-    Verdict(Verdict),
-    /// An operator took it out.
-    Cordoned,
-    /// It falls and gets up again and again.
-    Flapping,
-    /// It is kept for debugging.
-    Quarantined,
-    /// It is being drained.
-    Draining,
-    /// It takes no new rooms.
-    NotAccepting,
-    /// It asked for patience (`Retry-After`), or served nothing of late.
-    Held,
-    /// It served nothing of late, and the one attempt that finds out is under way.
-    OnTrial,
-    /// It carries all that it can.
-    Full,
-    /// Its window is full.
-    Window,
-    /// Its bucket is empty until then.
-    SfuBucket,
-    /// Its region's bucket is empty until then.
-    RegionBucket,
-}
-
-impl Excluded {
-    /// Whether waiting a moment is all it takes: a limit holds it back, and it is in order.
-    #[must_use]
-    pub const fn is_passing(self) -> bool {
-        matches!(self, Self::Held | Self::OnTrial | Self::Window | Self::SfuBucket | Self::RegionBucket)
-    }
-}
-
-impl fmt::Display for Excluded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Verdict(v) => write!(f, "it is {}", v.name()),
-            Self::Cordoned => f.write_str("it is cordoned"),
-            Self::Flapping => f.write_str("it fell too often lately"),
-            Self::Quarantined => f.write_str("it is in quarantine"),
-            Self::Draining => f.write_str("it is being drained"),
-            Self::NotAccepting => f.write_str("it takes no new rooms"),
-            Self::Held => f.write_str("it asked to be left alone for now, or served nothing of late"),
-            Self::OnTrial => f.write_str("it served nothing of late, and one attempt is finding out"),
-            Self::Full => f.write_str("it is full"),
-            Self::Window => f.write_str("its window of operations in flight is full"),
-            Self::SfuBucket => f.write_str("its bucket of creations is empty"),
-            Self::RegionBucket => f.write_str("its region's bucket of creations is empty"),
-        }
-    }
 }
 
 // === impl Entry ===
@@ -362,19 +307,22 @@ impl Sfu {
         }
     }
 
-    /// (reported load + reservations since that report) ÷ capacity. 1 is full.
+    /// (reported load + reservations since that report) ÷ capacity ÷ weight: what SFUs are compared by.
     #[must_use]
     pub fn score(&self) -> f64 {
-        let (carried, capacity) = self.carried();
-        f64::from(carried) / f64::from(capacity.max(1))
+        self.weighed(self.carried())
     }
 
-    /// Calls that it carries or is about to, and how many it can.
+    fn weighed(&self, (carried, capacity): (u32, u32)) -> f64 {
+        f64::from(carried) / f64::from(capacity) / self.entry.load().spec.weight.get()
+    }
+
+    /// Calls that it carries or is about to, and how many it can: one at least.
     fn carried(&self) -> (u32, u32) {
         let load = self.load();
         let listed = self.entry.load().spec.capacity;
         let reported = load.map_or(0, |l| l.calls);
-        let capacity = load.map(|l| l.capacity).filter(|c| *c > 0).map_or(listed, |c| c.min(listed));
+        let capacity = load.map(|l| l.capacity).filter(|c| *c > 0).map_or(listed, |c| c.min(listed)).max(1);
         (reported.saturating_add(self.reserved.load(Ordering::Relaxed)), capacity)
     }
 
@@ -404,7 +352,7 @@ impl Sfu {
     /// As [`Self::fit`].
     pub fn fit_at_last(&self, now: Instant) -> Result<f64, Excluded> {
         let verdict = self.verdict();
-        let score = self.score();
+        let (carried, capacity) = self.carried();
         if !verdict.takes_new() {
             Err(Excluded::Verdict(verdict))
         } else if self.is_cordoned() {
@@ -419,7 +367,7 @@ impl Sfu {
             Err(Excluded::Held)
         } else if self.failures.load(Ordering::Relaxed) > 0 && self.window.in_flight() > 0 {
             Err(Excluded::OnTrial)
-        } else if score >= 1.0 {
+        } else if carried >= capacity {
             Err(Excluded::Full)
         } else if self.window.in_flight() >= self.window.limit() {
             Err(Excluded::Window)
@@ -428,7 +376,7 @@ impl Sfu {
         } else if self.bucket.available(now) == 0 {
             Err(Excluded::SfuBucket)
         } else {
-            Ok(score)
+            Ok(self.weighed((carried, capacity)))
         }
     }
 

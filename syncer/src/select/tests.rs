@@ -1,4 +1,6 @@
 mod crowd;
+mod fleet;
+mod weights;
 
 use std::time::Duration;
 

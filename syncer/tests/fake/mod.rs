@@ -14,7 +14,7 @@ use sfu_api::{
 };
 use syncer::drivers::{
     Capabilities, Credential, CredentialRequest, DigestOutcome, DigestSpec, DriverError, DriverKind, EndSpec, Ended,
-    ErrorKind, ListedRoom, Probe, RoomList, RoomReady, RoomSpec, SfuDriver, SfuSpec,
+    ErrorKind, ListedRoom, Probe, RoomList, RoomReady, RoomSpec, SfuDriver, SfuSpec, Weight,
 };
 use syncer::engine::{Announcement, Announcer, Engine, EngineStatus, Join, Leave};
 use tokio::time::Instant;
@@ -481,6 +481,7 @@ fn spec(i: usize, region: usize) -> SfuSpec {
         region: RegionId::new(format!("r{region}")).expect("valid"),
         driver: DriverKind::Native,
         capacity: 10_000,
+        weight: Weight::default(),
         janus: None,
     }
 }
