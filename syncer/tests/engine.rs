@@ -2,6 +2,7 @@
 
 mod fake;
 mod recovery;
+mod regions;
 mod sharing;
 mod writes;
 

@@ -7,7 +7,7 @@ pub(super) enum Kind {
     Text,
     /// A TOML value: a list of tables, say.
     Toml,
-    /// A table whose keys are free: levers.
+    /// A table whose keys are free: levers, groups.
     Free,
 }
 
@@ -143,6 +143,12 @@ pub(super) const KEYS: &[Key] = &[
         "Secret that the syncers share: by it they believe each other's forwarded requests.",
     ),
     key(
+        "region_groups",
+        Kind::Free,
+        r#"europe = ["eu-west", "eu-central"]"#,
+        "Regions that stand in for each other, by the name of their group; a region is in one group at most. A call\nwhose region has no SFU left goes to the others of its group, and only then to any, if the lever\n`placement.any_region` allows it. The group of a region needs no such leave.",
+    ),
+    key(
         "limits",
         Kind::Free,
         "",
@@ -210,6 +216,9 @@ pub(super) fn sample() -> String {
         let doc: String = key.doc.lines().map(|l| format!("# {l}\n")).collect();
         if free {
             out.push_str(&format!("{doc}[{name}]\n"));
+            if !key.sample.is_empty() {
+                out.push_str(&format!("# {}\n", key.sample));
+            }
             continue;
         }
         if in_table != table {

@@ -57,7 +57,7 @@ levers! {
         moves_rate: f64 = "moves.rate" ["per second"] 20.0, 0.0 => 10_000.0;
         /// Planned moves that may go at once.
         moves_burst: u64 = "moves.burst" ["calls"] 5, 0 => 10_000;
-        /// Whether a call may go to another region when its own has no SFU left.
+        /// Whether a call may go to any region when its own, and the group of that, have no SFU left.
         any_region: bool = "placement.any_region" [""] true, false => true;
         /// Stops all placements: the global throttle at its lowest step.
         paused: bool = "placement.paused" [""] false, false => true;

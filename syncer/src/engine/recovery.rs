@@ -205,6 +205,7 @@ fn supply(ctx: &Context, without: Option<SfuIdx>, now: Instant) -> Supply {
         overall: flow(ctx.budget.overall()),
         regions: regions.collect(),
         any_region: ctx.levers.any_region.get(),
+        groups: snapshot.groups.clone(),
         window: ctx.window.limit(),
         attempt_s: ctx.pace.attempt_s(),
     }

@@ -2,7 +2,7 @@
 
 use rand::{Rng, RngExt as _};
 
-use crate::state::{How, SfuIdx, Why};
+use crate::state::{How, Rung, SfuIdx, Why};
 
 /// Draws before the whole list is looked at. While half of the SFUs are fit, 16 draws find two
 /// different ones but for one time in ~4,000.
@@ -22,15 +22,15 @@ pub struct Choice {
 // === impl Choice ===
 
 impl Choice {
-    /// The choice as it is remembered with a call: made from `among` SFUs, whose numbers `idx` knows.
+    /// The choice as it is remembered with a call: made from `among` SFUs of a rung, whose numbers `idx` knows.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "scores are shown with four digits")]
-    pub fn why(&self, among: usize, any_region: bool, idx: impl Fn(usize) -> SfuIdx) -> Why {
+    pub fn why(&self, among: usize, rung: Rung, idx: impl Fn(usize) -> SfuIdx) -> Why {
         let how = How::Drawn {
             score: self.score as f32,
             rival: self.rival.map(|(rival, score)| (idx(rival), score as f32)),
             among: u32::try_from(among).unwrap_or(u32::MAX),
-            any_region,
+            rung,
         };
         Why { sfu: idx(self.index), how }
     }

@@ -11,12 +11,14 @@ mod budget;
 mod catalogue;
 mod choose;
 mod drain;
+mod ladder;
 mod sfu;
 #[cfg(test)]
 mod tests;
 
 pub use self::budget::{Budget, Quotas};
-pub use self::catalogue::{Catalogue, Replaced, Snapshot};
+pub use self::catalogue::{Catalogue, Group, Replaced, Snapshot};
 pub use self::choose::{Choice, choose};
 pub use self::drain::{Drain, DrainState, Orders};
-pub use self::sfu::{Entry, Excluded, Reservation, Sfu};
+pub use self::ladder::{Descent, Footing, Ladder, Step, descend};
+pub use self::sfu::{Care, Entry, Excluded, Reservation, Sfu};

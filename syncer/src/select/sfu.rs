@@ -13,7 +13,7 @@ use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
 use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
-pub use self::excluded::Excluded;
+pub use self::excluded::{Care, Excluded};
 pub use self::reservation::Reservation;
 use super::{Drain, Orders};
 use crate::drivers::{SfuDriver, SfuSpec};
@@ -339,18 +339,22 @@ impl Sfu {
     ///
     /// The first reason against it, in the order in which an operator would fix them.
     pub fn fit(&self, now: Instant) -> Result<f64, Excluded> {
-        if self.flapping_for(now).is_some() && self.verdict().takes_new() {
+        self.fit_by(Care::Full, now)
+    }
+
+    /// As [`Self::fit`], with that care.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::fit`].
+    pub fn fit_by(&self, care: Care, now: Instant) -> Result<f64, Excluded> {
+        if care < Care::AtLast && self.flapping_for(now).is_some() && self.verdict().takes_new() {
             return Err(Excluded::Flapping);
         }
         self.fit_at_last(now)
     }
 
-    /// As [`Self::fit`], for when nobody else is left: one that fell often is better than none.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::fit`].
-    pub fn fit_at_last(&self, now: Instant) -> Result<f64, Excluded> {
+    fn fit_at_last(&self, now: Instant) -> Result<f64, Excluded> {
         let verdict = self.verdict();
         let (carried, capacity) = self.carried();
         if !verdict.takes_new() {

@@ -1,5 +1,6 @@
 mod crowd;
 mod fleet;
+mod ladder;
 mod weights;
 
 use std::time::Duration;

@@ -33,6 +33,15 @@ pub enum Excluded {
     RegionBucket,
 }
 
+/// Whom a choice takes. Each takes more than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Care {
+    /// Those against whom nothing stands.
+    Full,
+    /// When nobody else is left: one that fell often is better than none.
+    AtLast,
+}
+
 // === impl Excluded ===
 
 impl Excluded {

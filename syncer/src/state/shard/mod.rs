@@ -36,7 +36,7 @@ pub use super::guilds::Named;
 pub use self::absent::Expired;
 pub use self::moving::Moved;
 pub use self::people::{Adds, Join, Joined, Leave, Left, Row};
-pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Why};
+pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Rung, Why};
 pub use self::terms::Terms;
 pub use self::views::NewsPage;
 
