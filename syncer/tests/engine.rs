@@ -5,6 +5,7 @@ mod recovery;
 mod regions;
 mod sharing;
 mod writes;
+mod zones;
 
 use std::time::Duration;
 

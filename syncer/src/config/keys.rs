@@ -72,7 +72,7 @@ pub(super) const KEYS: &[Key] = &[
         "sfus_file",
         Kind::Text,
         r#""sfus.toml""#,
-        "The SFUs ([[sfus]] id, url, region, driver, capacity, weight), read again when it changes.\n`weight` is how much of the work an SFU shall have beside others of the same capacity: 1 if it is absent,\n0.5 half as much; it is full at its capacity all the same.\nA new version that is empty, or without more than half of four or more SFUs, is refused\nunless `allow_shrink = true` stands at its top. To list none, add `sfus = []`.",
+        "The SFUs ([[sfus]] id, url, region, zone, driver, capacity, weight), read again when it changes.\n`weight` is how much of the work an SFU shall have beside others of the same capacity: 1 if it is absent,\n0.5 half as much; it is full at its capacity all the same. SFUs of one `zone` of a region\nfail together: while many do, new calls go to other zones if they can (`placement.zone_failing_share`).\nA new version that is empty, or without more than half of four or more SFUs, is refused\nunless `allow_shrink = true` stands at its top. To list none, add `sfus = []`.",
     ),
     key(
         "sfu_ca_file",

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use sfu_api::{RegionId, SfuId};
+use sfu_api::{RegionId, SfuId, ZoneId};
 
 use super::Weight;
 
@@ -29,6 +29,7 @@ pub enum DriverKind {
 /// id = "janus-1"
 /// url = "https://127.0.0.1:18089/janus"   # native: the origin; janus: what clients connect to
 /// region = "a"
+/// zone = "a-1"    # what fails together
 /// driver = "janus"
 /// capacity = 500
 /// weight = 0.5    # half as many calls as one of weight 1
@@ -47,6 +48,9 @@ pub struct SfuSpec {
     pub url: String,
     /// Region the SFU stands in.
     pub region: RegionId,
+    /// Zone of that region: SFUs of one zone fail together.
+    #[serde(default)]
+    pub zone: Option<ZoneId>,
     /// Protocol it speaks.
     #[serde(default)]
     pub driver: DriverKind,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId};
+use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId, ZoneId};
 
 use crate::admission::{AdmissionView, Denied};
 use crate::drivers::DriverKind;
@@ -169,6 +169,10 @@ pub struct SfuView {
     pub id: SfuId,
     /// Its region.
     pub region: RegionId,
+    /// Its zone there, if the catalogue names one.
+    pub zone: Option<ZoneId>,
+    /// Whether so many SFUs of its zone fail that new calls go elsewhere if they can.
+    pub zone_failing: bool,
     /// Where it is controlled.
     pub url: String,
     /// Which driver speaks to it.

@@ -85,6 +85,8 @@ impl Engine {
         SfuView {
             id: sfu.id.clone(),
             region: entry.spec.region.clone(),
+            zone: entry.spec.zone.clone(),
+            zone_failing: sfu.is_zone_failing(),
             url: entry.spec.url.clone(),
             driver: entry.spec.driver,
             verdict: sfu.verdict(),

@@ -48,7 +48,7 @@ impl<'a> SelectPlacer<'a> {
     /// call is to go elsewhere.
     fn in_place(&mut self, idx: SfuIdx, since: Option<Instant>) -> Option<Decision> {
         let sfu = self.ctx.catalogue.get(idx)?;
-        match sfu.fit(self.now) {
+        match sfu.fit_by(Care::AnyZone, self.now) {
             Ok(_) => {
                 if let Some(decision) = self.reserve(&sfu, How::InPlace) {
                     return Some(decision);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use sfu_api::{RegionId, SfuId};
+use sfu_api::{RegionId, SfuId, ZoneId};
 use tokio::time::Instant;
 
-use super::{Budget, Entry, Sfu};
+use super::{Budget, Entry, Sfu, Zone};
 use crate::config::RegionGroups;
 use crate::drivers::{SfuDriver, SfuSpec};
 use crate::state::SfuIdx;
@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub by_group: HashMap<RegionId, Arc<Group>>,
     /// The groups of regions.
     pub groups: Arc<RegionGroups>,
+    /// Every zone that was ever in the catalogue, by region and name.
+    pub zones: HashMap<(RegionId, ZoneId), Arc<Zone>>,
     /// Every SFU that was ever in the catalogue, by number: calls may still be on it.
     pub by_idx: Vec<Arc<Sfu>>,
 }
@@ -74,6 +76,12 @@ impl Snapshot {
             }
         };
         self.list(Some(sfu));
+    }
+
+    fn zone_of(&mut self, spec: &SfuSpec) -> Option<Arc<Zone>> {
+        let (region, zone, number) = (spec.region.clone(), spec.zone.clone()?, self.zones.len());
+        let known = self.zones.entry((region.clone(), zone.clone()));
+        Some(known.or_insert_with(|| Arc::new(Zone::new(region, zone, number))).clone())
     }
 
     fn list(&mut self, sfu: Option<Arc<Sfu>>) {
@@ -129,7 +137,12 @@ impl Catalogue {
     ) -> Replaced {
         let _writing = self.write.lock();
         let old = self.now();
-        let mut next = Snapshot { by_idx: old.by_idx.clone(), groups: old.groups.clone(), ..Snapshot::default() };
+        let mut next = Snapshot {
+            by_idx: old.by_idx.clone(),
+            zones: old.zones.clone(),
+            groups: old.groups.clone(),
+            ..Snapshot::default()
+        };
         let mut result = Replaced::default();
         let known: HashMap<SfuId, Arc<Sfu>> = old.by_idx.iter().map(|s| (s.id.clone(), s.clone())).collect();
         for spec in specs {
@@ -143,7 +156,8 @@ impl Catalogue {
                 match driver(&spec) {
                     Ok(driver) => {
                         result.added += 1;
-                        next.take(known, Entry::new(spec, driver, region), budget, now);
+                        let zone = next.zone_of(&spec);
+                        next.take(known, Entry::new(spec, driver, region, zone), budget, now);
                     }
                     Err(e) => {
                         result.refused.push((id, e.to_string()));

@@ -1,8 +1,11 @@
 //! How far from its own region a call goes: its region, the regions that stand in for it, any.
 //!
 //! A call goes down only when a rung has nobody left, not while those there are merely busy: a recovery must
-//! not spill over to the other side of the world to save a second. Whoever is avoided on a rung, because it falls
-//! again and again, is better than none, but only once there is nobody further down either.
+//! not spill over to the other side of the world to save a second. The same holds for those whose [zone](super::Zone)
+//! is failing, one rung at a time: they are taken once nobody else of the rung is left, and not while others are
+//! merely busy, or a recovery, in which everybody is, would fill them as if nothing were. One that served nothing of
+//! late is not busy but silent, and nobody waits for it while there is anybody else. Whoever falls
+//! again and again is better than none, but only once there is nobody further down either.
 //!
 //! Pure: what stands against an SFU is asked of the caller.
 
@@ -47,6 +50,18 @@ pub enum Descent {
     Nobody,
 }
 
+/// Who of a step is in order although nobody is fit; of several, whoever stands last here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Left {
+    Nobody,
+    /// They asked for patience, or served nothing of late.
+    Silent,
+    /// Their zones are failing.
+    OfFailingZones,
+    /// Limits hold them back.
+    Busy,
+}
+
 // === impl Footing ===
 
 impl Footing {
@@ -87,6 +102,24 @@ impl Step<'_> {
     ) -> Option<Choice> {
         choose(self.sfus.len(), rng, |i| fit(&self.sfus[i], care).ok())
     }
+
+    /// Who is in order, when nobody is fit.
+    fn left(&self, fit: impl Fn(&Sfu, Care) -> Result<f64, Excluded>) -> Left {
+        let mut left = Left::Nobody;
+        for sfu in self.sfus {
+            left = left.max(match fit(sfu, Care::Full) {
+                Ok(_) => Left::Busy, // it has become so just now
+                Err(why) if why.is_busy() => Left::Busy,
+                Err(Excluded::ZoneFailing) => Left::OfFailingZones,
+                Err(why) if why.is_passing() => Left::Silent,
+                Err(_) => Left::Nobody,
+            });
+            if left == Left::Busy {
+                break; // nothing the others are makes a difference
+            }
+        }
+        left
+    }
 }
 
 /// Goes down a ladder. `fit` says of an SFU whether it can be chosen with that care: its score, or why not.
@@ -96,7 +129,13 @@ pub fn descend(ladder: &[Step<'_>], rng: &mut impl Rng, fit: impl Fn(&Sfu, Care)
         if let Some(choice) = step.choose(Care::Full, rng, &fit) {
             return Descent::Chosen(Footing { step: n, care: Care::Full }, choice);
         }
-        if step.sfus.iter().any(|sfu| fit(sfu, Care::Full).err().is_none_or(Excluded::is_passing)) {
+        let left = step.left(&fit);
+        if left == Left::OfFailingZones
+            && let Some(choice) = step.choose(Care::AnyZone, rng, &fit)
+        {
+            return Descent::Chosen(Footing { step: n, care: Care::AnyZone }, choice);
+        }
+        if left != Left::Nobody {
             busy = Some(n);
             break;
         }

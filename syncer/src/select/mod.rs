@@ -15,6 +15,7 @@ mod ladder;
 mod sfu;
 #[cfg(test)]
 mod tests;
+mod zone;
 
 pub use self::budget::{Budget, Quotas};
 pub use self::catalogue::{Catalogue, Group, Replaced, Snapshot};
@@ -22,3 +23,4 @@ pub use self::choose::{Choice, choose};
 pub use self::drain::{Drain, DrainState, Orders};
 pub use self::ladder::{Descent, Footing, Ladder, Step, descend};
 pub use self::sfu::{Care, Entry, Excluded, Reservation, Sfu};
+pub use self::zone::{Course, Zone, ZoneChange};

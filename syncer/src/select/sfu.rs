@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 pub use self::excluded::{Care, Excluded};
 pub use self::reservation::Reservation;
-use super::{Drain, Orders};
+use super::{Drain, Orders, Zone};
 use crate::drivers::{SfuDriver, SfuSpec};
 use crate::health::{Change, Evidence, Health, Rules, Verdict};
 use crate::state::SfuIdx;
@@ -76,13 +76,26 @@ pub struct Entry {
     pub driver: Arc<dyn SfuDriver>,
     /// This syncer's share of its region's creations.
     region_bucket: Arc<Bucket>,
+    /// Its zone, if it is known to be in one.
+    zone: Option<Arc<Zone>>,
 }
 
 // === impl Entry ===
 
 impl Entry {
-    pub(super) fn new(spec: SfuSpec, driver: Arc<dyn SfuDriver>, region_bucket: Arc<Bucket>) -> Self {
-        Self { spec, driver, region_bucket }
+    pub(super) fn new(
+        spec: SfuSpec,
+        driver: Arc<dyn SfuDriver>,
+        region_bucket: Arc<Bucket>,
+        zone: Option<Arc<Zone>>,
+    ) -> Self {
+        Self { spec, driver, region_bucket, zone }
+    }
+
+    /// Its zone, if it is known to be in one.
+    #[must_use]
+    pub fn zone(&self) -> Option<&Zone> {
+        self.zone.as_deref()
     }
 }
 
@@ -351,7 +364,16 @@ impl Sfu {
         if care < Care::AtLast && self.flapping_for(now).is_some() && self.verdict().takes_new() {
             return Err(Excluded::Flapping);
         }
-        self.fit_at_last(now)
+        let fit = self.fit_at_last(now);
+        // A limit passes before the zone is well again: so it is the zone that stands against it.
+        let in_order = fit.err().is_none_or(Excluded::is_passing);
+        if care < Care::AnyZone && in_order && self.is_zone_failing() { Err(Excluded::ZoneFailing) } else { fit }
+    }
+
+    /// Whether so many SFUs of its zone fail that new calls go elsewhere if they can.
+    #[must_use]
+    pub fn is_zone_failing(&self) -> bool {
+        self.entry.load().zone().is_some_and(Zone::is_failing)
     }
 
     fn fit_at_last(&self, now: Instant) -> Result<f64, Excluded> {
@@ -387,7 +409,7 @@ impl Sfu {
     /// When its buckets allow a placement, if it is they that do not now.
     #[must_use]
     pub fn ready_at(&self, now: Instant) -> Option<Instant> {
-        match self.fit(now).err()? {
+        match self.fit_by(Care::AnyZone, now).err()? {
             Excluded::RegionBucket => Some(self.entry.load().region_bucket.ready_at(now)),
             Excluded::SfuBucket => Some(self.bucket.ready_at(now)),
             _ => None,

@@ -2,6 +2,7 @@ mod crowd;
 mod fleet;
 mod ladder;
 mod weights;
+mod zones;
 
 use std::time::Duration;
 

@@ -479,6 +479,7 @@ fn spec(i: usize, region: usize) -> SfuSpec {
         id: SfuId::new(format!("sfu-{i}")).expect("valid"),
         url: format!("https://127.0.0.{i}:7443"),
         region: RegionId::new(format!("r{region}")).expect("valid"),
+        zone: None,
         driver: DriverKind::Native,
         capacity: 10_000,
         weight: Weight::default(),

@@ -13,6 +13,8 @@ pub enum Excluded {
     Cordoned,
     /// It falls and gets up again and again.
     Flapping,
+    /// Many of its zone fail.
+    ZoneFailing,
     /// It is kept for debugging.
     Quarantined,
     /// It is being drained.
@@ -38,6 +40,8 @@ pub enum Excluded {
 pub enum Care {
     /// Those against whom nothing stands.
     Full,
+    /// When nobody else of a rung is left: those whose zone is failing too.
+    AnyZone,
     /// When nobody else is left: one that fell often is better than none.
     AtLast,
 }
@@ -45,6 +49,12 @@ pub enum Care {
 // === impl Excluded ===
 
 impl Excluded {
+    /// Whether it is a limit that holds it back, which lets more through as time passes or work is done.
+    #[must_use]
+    pub const fn is_busy(self) -> bool {
+        matches!(self, Self::Window | Self::SfuBucket | Self::RegionBucket)
+    }
+
     /// Whether waiting a moment is all it takes: a limit holds it back, and it is in order.
     #[must_use]
     pub const fn is_passing(self) -> bool {
@@ -58,6 +68,7 @@ impl fmt::Display for Excluded {
             Self::Verdict(v) => write!(f, "it is {}", v.name()),
             Self::Cordoned => f.write_str("it is cordoned"),
             Self::Flapping => f.write_str("it fell too often lately"),
+            Self::ZoneFailing => f.write_str("its zone is failing"),
             Self::Quarantined => f.write_str("it is in quarantine"),
             Self::Draining => f.write_str("it is being drained"),
             Self::NotAccepting => f.write_str("it takes no new rooms"),
