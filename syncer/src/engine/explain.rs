@@ -88,12 +88,12 @@ impl Engine {
         let others = |step: &Step<'_>| -> Vec<Arc<Sfu>> {
             step.sfus.iter().filter(|s| Some(&s.id) != view.sfu.as_ref()).cloned().collect()
         };
-        let others: Vec<_> = whole.iter().map(|step| (step.rung, others(step))).collect();
-        let ladder: Ladder<'_> = others.iter().map(|(rung, sfus)| Step { rung: *rung, sfus }).collect();
+        let others: Vec<_> = whole.iter().map(|step| (step, others(step))).collect();
+        let ladder: Ladder<'_> = others.iter().map(|(step, sfus)| Step { sfus, ..**step }).collect();
         let Descent::Chosen(at, choice) = descend(&ladder, &mut rng, |sfu, care| sfu.fit_by(care, now)) else {
             return None;
         };
-        let Step { rung, sfus } = ladder[at.step];
+        let Step { rung, sfus, .. } = ladder[at.step];
         Some(self.words(choice.why(sfus.len(), rung, |i| sfus[i].idx), region))
     }
 

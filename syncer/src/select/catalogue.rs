@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{Budget, Entry, Sfu, Zone};
 use crate::config::RegionGroups;
-use crate::drivers::{SfuDriver, SfuSpec};
+use crate::drivers::{SfuDriver, SfuSpec, Weight};
 use crate::state::SfuIdx;
 
 /// The SFUs at one moment.
@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub by_group: HashMap<RegionId, Arc<Group>>,
     /// The groups of regions.
     pub groups: Arc<RegionGroups>,
+    /// The highest weight in the catalogue, if weights differ.
+    pub heaviest: Option<Weight>,
     /// Every zone that was ever in the catalogue, by region and name.
     pub zones: HashMap<(RegionId, ZoneId), Arc<Zone>>,
     /// Every SFU that was ever in the catalogue, by number: calls may still be on it.
@@ -89,6 +91,12 @@ impl Snapshot {
         self.by_id.insert(sfu.id.clone(), sfu.clone());
         self.by_region.entry(sfu.entry().spec.region.clone()).or_default().push(sfu.clone());
         self.all.push(sfu);
+    }
+
+    fn weigh(&mut self) {
+        let weights = || self.all.iter().map(|sfu| sfu.weight());
+        let most = weights().max_by(|a, b| a.get().total_cmp(&b.get()));
+        self.heaviest = most.filter(|most| weights().any(|weight| weight != *most));
     }
 
     /// Gathers the SFUs of each group, once all are listed.
@@ -167,6 +175,7 @@ impl Catalogue {
             }
         }
         next.gather();
+        next.weigh();
         result.removed = old.by_id.keys().filter(|id| !next.by_id.contains_key(*id)).count();
         self.snapshot.store(Arc::new(next));
         result

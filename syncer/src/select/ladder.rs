@@ -15,7 +15,8 @@ use rand::Rng;
 use sfu_api::RegionId;
 use smallvec::SmallVec;
 
-use super::{Care, Choice, Excluded, Sfu, Snapshot, choose};
+use super::{Care, Choice, Excluded, Sfu, Snapshot, choose, choose_by};
+use crate::drivers::Weight;
 use crate::state::Rung;
 
 /// A rung, and who is there.
@@ -25,6 +26,8 @@ pub struct Step<'a> {
     pub rung: Rung,
     /// The SFUs there.
     pub sfus: &'a [Arc<Sfu>],
+    /// The highest weight there is, if weights differ.
+    pub heaviest: Option<Weight>,
 }
 
 /// A call's rungs, as far down as it may go.
@@ -76,15 +79,16 @@ impl Snapshot {
     #[must_use]
     pub fn ladder(&self, region: Option<&RegionId>, any_region: bool) -> Ladder<'_> {
         let mut ladder = Ladder::new();
+        let heaviest = self.heaviest;
         if let Some(region) = region {
             let sfus = self.by_region.get(region).map_or(&[][..], Vec::as_slice);
-            ladder.push(Step { rung: Rung::Region, sfus });
+            ladder.push(Step { rung: Rung::Region, sfus, heaviest });
             if let Some(group) = self.by_group.get(region) {
-                ladder.push(Step { rung: Rung::Group, sfus: &group.sfus });
+                ladder.push(Step { rung: Rung::Group, sfus: &group.sfus, heaviest });
             }
         }
         if any_region || region.is_none() {
-            ladder.push(Step { rung: Rung::Any, sfus: &self.all });
+            ladder.push(Step { rung: Rung::Any, sfus: &self.all, heaviest });
         }
         ladder
     }
@@ -100,7 +104,11 @@ impl Step<'_> {
         rng: &mut impl Rng,
         fit: impl Fn(&Sfu, Care) -> Result<f64, Excluded>,
     ) -> Option<Choice> {
-        choose(self.sfus.len(), rng, |i| fit(&self.sfus[i], care).ok())
+        let score = |i: usize| fit(&self.sfus[i], care).ok();
+        match self.heaviest {
+            None => choose(self.sfus.len(), rng, score),
+            Some(most) => choose_by(self.sfus.len(), rng, |i| self.sfus[i].weight().get() / most.get(), score),
+        }
     }
 
     /// Who is in order, when nobody is fit.

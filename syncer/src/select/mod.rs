@@ -19,7 +19,7 @@ mod zone;
 
 pub use self::budget::{Budget, Quotas};
 pub use self::catalogue::{Catalogue, Group, Replaced, Snapshot};
-pub use self::choose::{Choice, choose};
+pub use self::choose::{Choice, choose, choose_by};
 pub use self::drain::{Drain, DrainState, Orders};
 pub use self::ladder::{Descent, Footing, Ladder, Step, descend};
 pub use self::sfu::{Care, Entry, Excluded, Reservation, Sfu};

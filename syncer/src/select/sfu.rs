@@ -16,7 +16,7 @@ use tokio::time::Instant;
 pub use self::excluded::{Care, Excluded};
 pub use self::reservation::Reservation;
 use super::{Drain, Orders, Zone};
-use crate::drivers::{SfuDriver, SfuSpec};
+use crate::drivers::{SfuDriver, SfuSpec, Weight};
 use crate::health::{Change, Evidence, Health, Rules, Verdict};
 use crate::state::SfuIdx;
 
@@ -326,8 +326,14 @@ impl Sfu {
         self.weighed(self.carried())
     }
 
+    /// How much of the work it shall have.
+    #[must_use]
+    pub fn weight(&self) -> Weight {
+        self.entry.load().spec.weight
+    }
+
     fn weighed(&self, (carried, capacity): (u32, u32)) -> f64 {
-        f64::from(carried) / f64::from(capacity) / self.entry.load().spec.weight.get()
+        f64::from(carried) / f64::from(capacity) / self.weight().get()
     }
 
     /// Calls that it carries or is about to, and how many it can: one at least.
