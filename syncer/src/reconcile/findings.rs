@@ -14,6 +14,9 @@ use crate::state::Blocker;
 /// A finding stands at least this long: 200 looks at all SFUs a second are ~2 % of a core.
 const STANDS_MIN: Duration = Duration::from_millis(5);
 
+/// And at least this long for each SFU that was looked at, which took ~0.1 µs: 5 % of a core in the largest fleets.
+const STANDS_MIN_EACH: Duration = Duration::from_micros(2);
+
 /// And at most this long: a tenth of what a user notices. Verdicts and windows change unannounced.
 const STANDS_MAX: Duration = Duration::from_millis(100);
 
@@ -45,9 +48,9 @@ impl Findings {
         self.barren.values().copied()
     }
 
-    /// `on` keeps calls from being placed, until about `soonest` if that is known.
-    pub(super) fn block(&mut self, on: Blocker, soonest: Option<Instant>, now: Instant) {
-        let until = soonest.unwrap_or(now + STANDS_MAX).clamp(now + STANDS_MIN, now + STANDS_MAX);
+    /// `on` keeps calls from being placed, until about `soonest` if that is known. It was found among so many SFUs.
+    pub(super) fn block(&mut self, on: Blocker, soonest: Option<Instant>, among: usize, now: Instant) {
+        let until = soonest.unwrap_or(now + STANDS_MAX).clamp(now + stands_min(among), now + STANDS_MAX);
         self.barren.entry(on).or_insert(until);
     }
 
@@ -59,8 +62,13 @@ impl Findings {
         self.footings.get(&region.cloned()).map(|(at, _)| *at)
     }
 
-    /// Nobody is left above `at` for calls of `region`.
-    pub(super) fn stand(&mut self, region: Option<&RegionId>, at: Footing, now: Instant) {
-        self.footings.insert(region.cloned(), (at, now + STANDS_MIN));
+    /// Nobody is left above `at` for calls of `region`, which was found among so many SFUs.
+    pub(super) fn stand(&mut self, region: Option<&RegionId>, at: Footing, among: usize, now: Instant) {
+        self.footings.insert(region.cloned(), (at, now + stands_min(among)));
     }
+}
+
+fn stands_min(among: usize) -> Duration {
+    let each = STANDS_MIN_EACH.saturating_mul(u32::try_from(among).unwrap_or(u32::MAX));
+    each.clamp(STANDS_MIN, STANDS_MAX)
 }

@@ -76,7 +76,7 @@ impl<'a> SelectPlacer<'a> {
     /// token.
     fn find(&mut self, on: Blocker, sfus: &[Arc<Sfu>]) -> Decision {
         let soonest = sfus.iter().filter_map(|sfu| sfu.ready_at(self.now)).min();
-        self.findings.block(on.clone(), soonest, self.now);
+        self.findings.block(on.clone(), soonest, sfus.len(), self.now);
         Decision::Block(on)
     }
 
@@ -95,7 +95,8 @@ impl<'a> SelectPlacer<'a> {
         let busy = match descend(&ladder, &mut self.rng, fit) {
             Descent::Chosen(at, choice) => {
                 if at != Footing::TOP {
-                    self.findings.stand(region, at, now);
+                    let among = ladder.iter().take(at.step + 1).map(|step| step.sfus.len()).sum();
+                    self.findings.stand(region, at, among, now);
                 }
                 if let Some(decision) = self.take_from(ladder[at.step], choice) {
                     return decision;

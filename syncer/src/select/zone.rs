@@ -68,7 +68,7 @@ pub struct ZoneChange {
 
 impl Course {
     /// Looks again: of `all` SFUs of the zone, `bad` fail. Returns whether the zone counts as failing: from when at least
-    /// `share` of its SFUs do, and no less than two, until [a while](CALM) after that was last so. A share of 1
+    /// `share` of its SFUs do, and no less than two, until 10 s after that was last so. A share of 1
     /// is no share: then nothing is left to leave alone.
     pub fn look(&mut self, bad: usize, all: usize, share: f64, now: Instant) -> bool {
         let over = bad >= BAD_MIN && bad as f64 >= share * all as f64;
