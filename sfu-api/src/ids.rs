@@ -224,6 +224,8 @@ id! {
     SyncerId;
     /// A region of the fleet.
     RegionId;
+    /// A zone of a region: what fails together.
+    ZoneId;
     /// A room on an SFU.
     RoomId;
     /// One incarnation of an SFU process.

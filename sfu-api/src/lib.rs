@@ -38,6 +38,7 @@ pub use self::fence::{Epoch, Fence, OwnerTerm, SLOTS, Slot};
 pub use self::hash::stable_hash;
 pub use self::ids::{
     BootId, CallId, GatewayId, GuildId, ID_BYTES_MAX, IdError, OpId, RegionId, RoomId, SessionId, SfuId, SyncerId,
+    ZoneId,
 };
 pub use self::openapi::openapi;
 pub use self::rooms::{

@@ -96,14 +96,22 @@ pub(crate) async fn run(arguments: SfusArgs, output: &Output) -> Result<(), Fail
 }
 
 fn table(output: &Output, sfus: &[Value]) -> Table {
-    let mut table = output.table(&["id", "region", "verdict", "service", "calls", "capacity", "url", "evidence"]);
+    let mut table =
+        output.table(&["id", "region", "zone", "verdict", "service", "calls", "capacity", "url", "evidence"]);
     for sfu in sfus {
         let cell = |name: &str| Cell::new(plain(&sfu[name]));
         let verdict = output.state(sfu["verdict"].as_str().unwrap_or("?"));
-        let row = [cell("id"), cell("region"), verdict, Cell::new(service(sfu)), cell("calls"), cell("capacity")];
+        let zone = Cell::new(zone(sfu));
+        let row = [cell("id"), cell("region"), zone, verdict, Cell::new(service(sfu)), cell("calls"), cell("capacity")];
         table.add_row(row.into_iter().chain([cell("url"), cell("evidence")]));
     }
     table
+}
+
+/// Its zone, and whether that is failing.
+fn zone(sfu: &Value) -> String {
+    let name = plain(&sfu["zone"]);
+    if sfu["zone_failing"] == true { format!("{name} (failing)") } else { name }
 }
 
 /// What operators decided of it, and how far a drain is: moved of those that were there.

@@ -2,8 +2,10 @@
 
 mod fake;
 mod recovery;
+mod regions;
 mod sharing;
 mod writes;
+mod zones;
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use rand::rngs::StdRng;
 use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 
 use super::*;
 

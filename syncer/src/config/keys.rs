@@ -7,7 +7,7 @@ pub(super) enum Kind {
     Text,
     /// A TOML value: a list of tables, say.
     Toml,
-    /// A table whose keys are free: levers.
+    /// A table whose keys are free: levers, groups.
     Free,
 }
 
@@ -72,7 +72,7 @@ pub(super) const KEYS: &[Key] = &[
         "sfus_file",
         Kind::Text,
         r#""sfus.toml""#,
-        "The SFUs ([[sfus]] id, url, region, driver, capacity), read again when it changes.\nA new version that is empty, or without more than half of four or more SFUs, is refused\nunless `allow_shrink = true` stands at its top. To list none, add `sfus = []`.",
+        "The SFUs ([[sfus]] id, url, region, zone, driver, capacity, weight), read again when it changes.\n`weight` is how much of the work an SFU shall have beside others of the same capacity: 1 if it is absent,\n0.5 half as much; it is full at its capacity all the same. SFUs of one `zone` of a region\nfail together: while many do, new calls go to other zones if they can (`placement.zone_failing_share`).\nA new version that is empty, or without more than half of four or more SFUs, is refused\nunless `allow_shrink = true` stands at its top. To list none, add `sfus = []`.",
     ),
     key(
         "sfu_ca_file",
@@ -143,6 +143,12 @@ pub(super) const KEYS: &[Key] = &[
         "Secret that the syncers share: by it they believe each other's forwarded requests.",
     ),
     key(
+        "region_groups",
+        Kind::Free,
+        r#"europe = ["eu-west", "eu-central"]"#,
+        "Regions that stand in for each other, by the name of their group; a region is in one group at most. A call\nwhose region has no SFU left goes to the others of its group, and only then to any, if the lever\n`placement.any_region` allows it. The group of a region needs no such leave.",
+    ),
+    key(
         "limits",
         Kind::Free,
         "",
@@ -210,6 +216,9 @@ pub(super) fn sample() -> String {
         let doc: String = key.doc.lines().map(|l| format!("# {l}\n")).collect();
         if free {
             out.push_str(&format!("{doc}[{name}]\n"));
+            if !key.sample.is_empty() {
+                out.push_str(&format!("# {}\n", key.sample));
+            }
             continue;
         }
         if in_table != table {

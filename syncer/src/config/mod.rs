@@ -14,6 +14,7 @@ mod callers;
 mod error;
 mod keys;
 mod load;
+mod regions;
 mod secret;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub(crate) use self::callers::Callers;
 pub use self::callers::{CertificateConfig, Guilds, Role, TokenConfig};
 pub use self::error::{ConfigError, Source};
 pub(crate) use self::load::{Known, in_file, read_text};
+pub use self::regions::{RegionGroups, RegionGroupsError};
 pub use self::secret::Secret;
 pub(crate) use self::tls::client as client_tls;
 
@@ -94,6 +96,8 @@ pub struct Config {
     /// How long a drain may take.
     #[serde(with = "humantime_serde")]
     pub drain_grace: Duration,
+    /// Regions that stand in for each other, by the name of their group.
+    pub region_groups: RegionGroups,
     /// Initial values of levers, by name.
     pub limits: BTreeMap<String, toml::Value>,
     /// The file this was read from, so that later errors can name it.
@@ -164,6 +168,7 @@ impl Default for Config {
             token_key_file: None,
             state_dir: None,
             drain_grace: DRAIN_GRACE_DEFAULT,
+            region_groups: RegionGroups::default(),
             limits: BTreeMap::new(),
             file: None,
         }

@@ -138,3 +138,34 @@ fn unreadable_and_wrong_authorities_are_named() {
     let e = with(&leaf_path).expect_err("no authority");
     assert!(e.to_string().contains("no certificate authority"), "{e}");
 }
+
+#[test]
+fn a_region_is_in_one_group_and_the_error_says_where_and_what_to_do() {
+    let of = |text: &str| load(&format!("id = \"a\"\n[region_groups]\n{text}\n"));
+    let groups = of("europe = [\"eu-west\", \"eu-central\"]\nasia = [\"tokyo\"]").expect("loads").region_groups;
+    let region = |name: &str| sfu_api::RegionId::new(name).expect("valid");
+    assert_eq!(groups.of(&region("eu-central")), [region("eu-west"), region("eu-central")]);
+    assert!(groups.of(&region("lima")).is_empty());
+
+    for (text, says) in [
+        ("emea = [\"x\", \"y\"]\neurope = [\"y\"]", "region `y` is in groups `emea` and `europe`"),
+        ("europe = [\"x\", \"x\"]", "region `x` is in group `europe` twice; list it once"),
+        ("europe = []", "group `europe` has no region; list its regions, or take it away"),
+        ("europe = [\"\"]", "must not be empty"),
+    ] {
+        let e = of(text).expect_err("refused");
+        assert!(e.to_string().contains(says), "{e}");
+        assert!(e.line().is_some(), "{e}");
+    }
+}
+
+#[test]
+fn groups_come_from_the_environment_too() {
+    let env = |value: &str| [("TRUNKLINE_REGION_GROUPS__EUROPE".to_owned(), value.to_owned())];
+    let config = Config::load(None, env("[\"eu-west\"]"), &[]).expect("loads");
+    assert_eq!(config.region_groups.iter().map(|(name, _)| name).collect::<Vec<_>>(), ["europe"]);
+    let printed: toml::Table = toml::from_str(&config.print()).expect("prints as TOML");
+    assert_eq!(printed["region_groups"]["europe"][0].as_str(), Some("eu-west"));
+    let e = Config::load(None, env("[]"), &[]).expect_err("refused");
+    assert!(e.to_string().contains("TRUNKLINE_REGION_GROUPS__EUROPE"), "{e}");
+}

@@ -65,8 +65,11 @@ levers! {
         moves_rate: f64 = "moves.rate" ["per second"] 20.0, 0.0 => 10_000.0;
         /// Planned moves that may go at once.
         moves_burst: u64 = "moves.burst" ["calls"] 5, 0 => 10_000;
-        /// Whether a call may go to another region when its own has no SFU left.
+        /// Whether a call may go to any region when its own, and the group of that, have no SFU left.
         any_region: bool = "placement.any_region" [""] true, false => true;
+        /// Share of a zone's SFUs that must fail, and two at least, for new calls to go to other zones if they can;
+        /// 1 means never.
+        zone_failing_share: f64 = "placement.zone_failing_share" ["share"] 0.5, 0.0 => 1.0;
         /// Stops all placements: the global throttle at its lowest step.
         paused: bool = "placement.paused" [""] false, false => true;
         /// How long one attempt to create a room may take, connecting included.

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Admission;
 use crate::health::{Change, Evidence, Freeze, Health, Reason, Rules, Verdict};
 use crate::presence::Presence;
-use crate::select::{Budget, Catalogue, SFU_WINDOW, Sfu};
+use crate::select::{Budget, Catalogue, SFU_WINDOW, Sfu, ZoneChange};
 use crate::state::{Cause, News, Release, Round, Shard};
 
 pub use self::announce::{Announcement, Announcer};
@@ -237,9 +237,13 @@ impl Context {
         self.frozen.load(Ordering::Relaxed)
     }
 
-    /// Looks at the whole fleet: how much of it is silent, and whether that proves anything.
+    /// Looks at the whole fleet: which zones are failing, how much of it is silent, and whether that proves anything.
     pub fn look_at_fleet(&self, now: Instant) {
         let snapshot = self.catalogue.now();
+        for change in snapshot.look_at_zones(self.levers.zone_failing_share.get(), now) {
+            let ZoneChange { region, zone, failing, bad, all } = change;
+            tracing::warn!(%region, %zone, failing, bad, sfus = all, "whether a zone is failing has changed");
+        }
         // One that refuses is no matter of opinion.
         let is_silent = |sfu: &&Arc<Sfu>| sfu.verdict() == Verdict::Suspect && !sfu.with_health(Health::is_refusing);
         let silent = snapshot.all.iter().filter(is_silent).count();

@@ -23,6 +23,7 @@ mod janus;
 mod names;
 mod native;
 mod spec;
+mod weight;
 
 use std::fmt;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 pub use self::build::build;
 pub use self::error::{DriverError, ErrorKind};
 pub use self::spec::{DriverKind, JanusPlugin, JanusSpec, Secret, SfuSpec, SpecError};
+pub use self::weight::{Weight, WeightError};
 
 /// What an SFU of this kind can do by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,9 @@ use std::fmt;
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use sfu_api::{RegionId, SfuId};
+use sfu_api::{RegionId, SfuId, ZoneId};
+
+use super::Weight;
 
 /// Longest secret file that is read, in bytes: secrets are a line.
 const SECRET_BYTES_MAX: usize = 4096;
@@ -27,8 +29,10 @@ pub enum DriverKind {
 /// id = "janus-1"
 /// url = "https://127.0.0.1:18089/janus"   # native: the origin; janus: what clients connect to
 /// region = "a"
+/// zone = "a-1"    # what fails together
 /// driver = "janus"
 /// capacity = 500
+/// weight = 0.5    # half as many calls as one of weight 1
 /// [sfus.janus]
 /// admin_url = "https://127.0.0.1:17889/admin"
 /// admin_secret_file = "janus-1.secret"
@@ -44,11 +48,17 @@ pub struct SfuSpec {
     pub url: String,
     /// Region the SFU stands in.
     pub region: RegionId,
+    /// Zone of that region: SFUs of one zone fail together.
+    #[serde(default)]
+    pub zone: Option<ZoneId>,
     /// Protocol it speaks.
     #[serde(default)]
     pub driver: DriverKind,
     /// Calls it can carry.
     pub capacity: u32,
+    /// How much of the work it shall have, beside others of the same capacity.
+    #[serde(default)]
+    pub weight: Weight,
     /// Needed with `driver = "janus"`.
     #[serde(default)]
     pub janus: Option<JanusSpec>,
@@ -220,6 +230,19 @@ mod tests {
         let wrong = JANUS.replace("plugin", "plugni");
         let error = toml::from_str::<SfuSpec>(&wrong).expect_err("unknown key");
         assert!(error.to_string().contains("plugni"), "{error}");
+    }
+
+    #[test]
+    fn a_weight_is_one_unless_the_entry_says_otherwise() {
+        let with = |weight: &str| toml::from_str::<SfuSpec>(&JANUS.replace("capacity = 500", weight));
+        let weight = |line: &str| with(&format!("capacity = 500\n{line}")).map(|spec| spec.weight.get());
+        assert_eq!(weight("").expect("an old entry"), 1.0);
+        assert_eq!(weight("weight = 2").expect("a whole number"), 2.0);
+        assert_eq!(weight("weight = 0.5").expect("a part"), 0.5);
+        for wrong in ["0", "-1", "nan", "inf", "1000"] {
+            let error = weight(&format!("weight = {wrong}")).expect_err("no weight").to_string();
+            assert!(error.contains("from 0.01 to 100"), "{error}");
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Why a call is where it is, what it waits for, and what would become of it.
 
+use std::sync::Arc;
+
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sfu_api::{CallId, GuildId, RegionId};
@@ -10,8 +12,8 @@ use super::views::find;
 use super::{CallState, CallView, CandidateView, Engine, Explanation};
 use crate::ownership::slot_of;
 use crate::reconcile::Estimate;
-use crate::select::choose;
-use crate::state::{Class, How, Place, Why};
+use crate::select::{Descent, Ladder, Sfu, Step, descend};
+use crate::state::{Class, How, Place, Rung, Why};
 
 /// Candidates shown by an explanation.
 const CANDIDATES_MAX: usize = 10;
@@ -80,37 +82,42 @@ impl Engine {
 
     /// What selection would do with the call at this moment. Takes nothing.
     fn would_go(&self, view: &CallView, now: Instant) -> Option<String> {
-        let snapshot = self.ctx.catalogue.now();
-        let of_region = view.region.as_ref().map(|r| snapshot.by_region.get(r).map_or(&[][..], Vec::as_slice));
+        let (snapshot, region) = (self.ctx.catalogue.now(), view.region.as_ref());
         let mut rng = StdRng::seed_from_u64(self.ctx.with_rng(|rng| rng.random()));
-        let mut draw = |sfus: &[std::sync::Arc<crate::select::Sfu>], any_region| {
-            let others: Vec<_> = sfus.iter().filter(|s| Some(&s.id) != view.sfu.as_ref()).collect();
-            let choice = choose(others.len(), &mut rng, |i| others[i].fit(now).ok())?;
-            Some(self.words(choice.why(others.len(), any_region, |i| others[i].idx), view.region.as_ref()))
+        let whole = snapshot.ladder(region, self.ctx.levers.any_region.get());
+        let others = |step: &Step<'_>| -> Vec<Arc<Sfu>> {
+            step.sfus.iter().filter(|s| Some(&s.id) != view.sfu.as_ref()).cloned().collect()
         };
-        of_region.and_then(|own| draw(own, false)).or_else(|| {
-            let may_leave = view.region.is_none() || self.ctx.levers.any_region.get();
-            may_leave.then(|| draw(&snapshot.all, true)).flatten()
-        })
+        let others: Vec<_> = whole.iter().map(|step| (step, others(step))).collect();
+        let ladder: Ladder<'_> = others.iter().map(|(step, sfus)| Step { sfus, ..**step }).collect();
+        let Descent::Chosen(at, choice) = descend(&ladder, &mut rng, |sfu, care| sfu.fit_by(care, now)) else {
+            return None;
+        };
+        let Step { rung, sfus, .. } = ladder[at.step];
+        Some(self.words(choice.why(sfus.len(), rung, |i| sfus[i].idx), region))
     }
 
     /// A decision in words, with its figures.
     fn words(&self, why: Why, region: Option<&RegionId>) -> String {
         let name = |idx| self.ctx.catalogue.get(idx).map_or_else(|| "an SFU".to_owned(), |s| s.id.to_string());
         let sfu = name(why.sfu);
-        let How::Drawn { score, rival, among, any_region } = why.how else {
+        let How::Drawn { score, rival, among, rung } = why.how else {
             return format!("its room is made again in place on {sfu}");
         };
-        let ladder = match region {
-            Some(region) if !any_region => format!("region {region}"),
-            _ => "any region".to_owned(),
+        let from = match (rung, region) {
+            (Rung::Region, Some(region)) => format!("region {region}"),
+            (Rung::Group, Some(region)) => match self.ctx.catalogue.now().by_group.get(region) {
+                Some(group) => format!("group {} of region {region}", group.name),
+                None => format!("the group of region {region}"),
+            },
+            (_, None) | (Rung::Any, _) => "any region".to_owned(),
         };
         match rival {
             Some((rival, other)) => format!(
-                "{sfu} with score {score:.4} won against {} with {other:.4}, drawn from {among} in {ladder}",
+                "{sfu} with score {score:.4} won against {} with {other:.4}, drawn from {among} in {from}",
                 name(rival)
             ),
-            None => format!("{sfu} with score {score:.4} was the only fit one of {among} in {ladder}"),
+            None => format!("{sfu} with score {score:.4} was the only fit one of {among} in {from}"),
         }
     }
 

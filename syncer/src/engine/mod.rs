@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Block;
+use crate::config::RegionGroups;
 use crate::context::Context;
 use crate::drivers::{CredentialRequest, SfuDriver, SfuSpec, SpecError};
 use crate::health::Evidence;
@@ -112,6 +113,12 @@ impl Engine {
             self.ctx.observe(&sfu, &Evidence::MediaFailed { gateway: gateway.clone(), here: true }, now);
         }
         true
+    }
+
+    /// Takes over the groups of regions: where a call goes when its region has nobody left.
+    pub fn set_region_groups(&self, groups: RegionGroups) {
+        self.ctx.catalogue.set_groups(groups);
+        self.ctx.wake.notify_one();
     }
 
     /// Takes over the catalogue. SFUs that are gone from it get no new calls and keep the ones they

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Engine;
 use crate::context::Context;
 use crate::reconcile::{Estimate, Flow, Limit, RegionSupply, Supply};
-use crate::select::{Excluded, Sfu};
+use crate::select::{Care, Excluded, Sfu};
 use crate::state::{Blocker, Class, Demand, SfuIdx};
 
 /// Calls of each line whose age is looked at. A line is in order of urgency, so the oldest is at most as
@@ -190,10 +190,12 @@ fn supply(ctx: &Context, without: Option<SfuIdx>, now: Instant) -> Supply {
         tokens: bucket.available(now),
     };
     let regions = snapshot.by_region.iter().map(|(region, sfus)| {
-        let able = sfus.iter().filter(|sfu| Some(sfu.idx) != without && is_able(sfu, now));
+        let able = || sfus.iter().filter(|sfu| Some(sfu.idx) != without && is_able(sfu, now));
+        // While there are others, those of failing zones take nothing.
+        let elsewhere = able().any(|sfu| !sfu.is_zone_failing());
         let (mut all, mut room) = (Flow::default(), 0u64);
-        for sfu in able {
-            let own = flow(&sfu.bucket);
+        for sfu in able() {
+            let own = if elsewhere && sfu.is_zone_failing() { Flow::default() } else { flow(&sfu.bucket) };
             all.rate_per_s += own.rate_per_s;
             all.tokens = all.tokens.saturating_add(own.tokens);
             room = room.saturating_add(sfu.room());
@@ -205,13 +207,14 @@ fn supply(ctx: &Context, without: Option<SfuIdx>, now: Instant) -> Supply {
         overall: flow(ctx.budget.overall()),
         regions: regions.collect(),
         any_region: ctx.levers.any_region.get(),
+        groups: snapshot.groups.clone(),
         window: ctx.window.limit(),
         attempt_s: ctx.pace.attempt_s(),
     }
 }
 
 fn is_able(sfu: &Sfu, now: Instant) -> bool {
-    sfu.fit(now).err().is_none_or(Excluded::is_passing)
+    sfu.fit_by(Care::AnyZone, now).err().is_none_or(Excluded::is_passing)
 }
 
 fn calls_on(ctx: &Context, sfu: SfuIdx) -> u64 {

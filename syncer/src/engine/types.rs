@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId};
+use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId, ZoneId};
 
 use crate::admission::{AdmissionView, Denied};
 use crate::drivers::DriverKind;
@@ -156,7 +156,7 @@ pub struct CandidateView {
     pub sfu: SfuId,
     /// Its region.
     pub region: RegionId,
-    /// (reported load + reservations since + in flight) ÷ capacity.
+    /// (reported load + reservations since + in flight) ÷ capacity ÷ weight.
     pub score: f64,
     /// Why it cannot be chosen now, if so.
     pub excluded: Option<String>,
@@ -169,6 +169,10 @@ pub struct SfuView {
     pub id: SfuId,
     /// Its region.
     pub region: RegionId,
+    /// Its zone there, if the catalogue names one.
+    pub zone: Option<ZoneId>,
+    /// Whether so many SFUs of its zone fail that new calls go elsewhere if they can.
+    pub zone_failing: bool,
     /// Where it is controlled.
     pub url: String,
     /// Which driver speaks to it.
@@ -187,6 +191,8 @@ pub struct SfuView {
     pub accepting: bool,
     /// Calls it can carry.
     pub capacity: u32,
+    /// How much of the work it shall have, beside others of the same capacity.
+    pub weight: f64,
     /// The load it last reported.
     pub load: Option<Load>,
     /// Calls this syncer has placed on it.

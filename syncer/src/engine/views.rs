@@ -85,6 +85,8 @@ impl Engine {
         SfuView {
             id: sfu.id.clone(),
             region: entry.spec.region.clone(),
+            zone: entry.spec.zone.clone(),
+            zone_failing: sfu.is_zone_failing(),
             url: entry.spec.url.clone(),
             driver: entry.spec.driver,
             verdict: sfu.verdict(),
@@ -94,6 +96,7 @@ impl Engine {
             drain: drain_view(sfu, calls as u64, Instant::now()),
             accepting: sfu.is_accepting(),
             capacity: entry.spec.capacity,
+            weight: entry.spec.weight.get(),
             load: sfu.load(),
             calls: u32::try_from(calls).unwrap_or(u32::MAX),
             evidence,

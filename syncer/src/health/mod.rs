@@ -60,6 +60,12 @@ impl Verdict {
         matches!(self, Self::Healthy | Self::Restarted)
     }
 
+    /// Whether such an SFU fails, or has failed.
+    #[must_use]
+    pub const fn is_bad(self) -> bool {
+        matches!(self, Self::Suspect | Self::Dead)
+    }
+
     /// The verdict's name, as in JSON and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

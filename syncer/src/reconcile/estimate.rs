@@ -6,9 +6,12 @@
 //! nothing. Nothing here knows why SFUs answer slowly or refuse; that is what [measuring](super::Pace)
 //! is for, and the longer of both estimates counts.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use sfu_api::RegionId;
 
+use crate::config::RegionGroups;
 use crate::state::{Class, Demand, share_of_turns};
 
 /// What may leave per second, and what may leave at once.
@@ -44,6 +47,8 @@ pub struct Supply {
     pub regions: Vec<RegionSupply>,
     /// Whether calls may leave a region that has no SFU for them.
     pub any_region: bool,
+    /// Regions whose SFUs they may go to all the same.
+    pub groups: Arc<RegionGroups>,
     /// Attempts that may be in flight.
     pub window: u32,
     /// How long an attempt takes, in seconds.
@@ -167,20 +172,28 @@ impl Supply {
             let (Some(region), calls) = (region, calls.iter().sum::<u64>()) else { continue };
             match self.regions.iter().find(|own| own.region == *region).filter(|own| own.room > 0) {
                 Some(own) => {
-                    if own.room < calls && !self.any_region {
+                    if own.room < calls && !self.has_room_elsewhere(region, calls) {
                         offer(f64::INFINITY, Limit::NoSfu { region: Some(region.clone()) });
                     }
                     let calls = calls.min(own.room);
                     offer(own.sfus.seconds(calls), Limit::Sfus { region: Some(region.clone()) });
                     offer(own.bucket.seconds(calls), Limit::Region { region: region.clone() });
                 }
-                None if self.any_region => {} // they go anywhere, which is looked at above
+                None if self.has_room_elsewhere(region, calls) => {} // they go there, which is looked at above
                 None => offer(f64::INFINITY, Limit::NoSfu { region: Some(region.clone()) }),
             }
         }
         let (seconds, limit) = worst;
         let last = if total > 0 { self.attempt_s } else { 0.0 };
         Estimate { seconds: seconds.is_finite().then_some(seconds + last), limit }
+    }
+
+    /// Whether calls that their region has no room for may go elsewhere; that there is room anywhere is looked at
+    /// for all regions together.
+    fn has_room_elsewhere(&self, region: &RegionId, calls: u64) -> bool {
+        let group = self.groups.of(region);
+        let room = self.regions.iter().filter(|own| group.contains(&own.region)).map(|own| own.room);
+        self.any_region || room.fold(0, u64::saturating_add) >= calls.max(1)
     }
 
     /// How long a class takes beside the others, which is at most as long as everything takes.
@@ -214,6 +227,7 @@ mod tests {
             overall: flow(400.0),
             regions: (0..regions).map(one).collect(),
             any_region: true,
+            groups: Arc::default(),
             window: 512,
             attempt_s: 0.0,
         }
@@ -246,6 +260,11 @@ mod tests {
         full.regions[2].room = 0;
         assert_eq!(of(&full, &[0, 0, 400]), (Some(1.0), Limit::Pace), "they may go elsewhere");
         full.any_region = false;
+        assert_eq!(of(&full, &[0, 0, 400]), (None, Limit::NoSfu { region: Some(region(2)) }));
+        let group = [("g".to_owned(), vec![region(1), region(2)])].into();
+        full.groups = Arc::new(RegionGroups::new(group).expect("valid"));
+        assert_eq!(of(&full, &[0, 0, 400]), (Some(1.0), Limit::Pace), "its group has room");
+        full.regions[1].room = 399;
         assert_eq!(of(&full, &[0, 0, 400]), (None, Limit::NoSfu { region: Some(region(2)) }));
         assert_eq!(of(&Supply { paused: true, ..s.clone() }, &[1]), (None, Limit::Paused));
         assert_eq!(of(&s, &[]), (Some(0.0), Limit::Pace));

@@ -11,6 +11,7 @@
 
 mod attempt;
 mod estimate;
+mod findings;
 mod losses;
 mod mover;
 mod placer;
@@ -29,8 +30,9 @@ use self::attempt::Attempt;
 #[cfg(test)]
 pub(crate) use self::attempt::pause;
 pub use self::estimate::{Estimate, Flow, Limit, RegionSupply, Supply};
+use self::findings::Findings;
 pub use self::mover::Mover;
-use self::placer::{Barren, SelectPlacer};
+use self::placer::SelectPlacer;
 use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};
 use crate::health::{Evidence, Failure};
@@ -61,8 +63,8 @@ const DECISIONS_MAX: usize = 256;
 #[derive(Debug)]
 pub struct Reconciler {
     ctx: Arc<Context>,
-    /// What keeps calls from being placed, and until when that stands unquestioned.
-    barren: Barren,
+    /// What stands unquestioned for a moment.
+    findings: Findings,
     /// Placements started, to know whose turn it is.
     started: u64,
     /// When the pace is looked at again.
@@ -78,7 +80,14 @@ impl Reconciler {
     /// A reconciler of `ctx`.
     #[must_use]
     pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
-        Self { ctx, barren: Barren::default(), started: 0, look_at: now, windows: [0; 2], releasing: Arc::default() }
+        Self {
+            ctx,
+            findings: Findings::default(),
+            started: 0,
+            look_at: now,
+            windows: [0; 2],
+            releasing: Arc::default(),
+        }
     }
 
     /// Runs until the context stops. Attempts under way go on, on the context's tracker.
@@ -151,7 +160,7 @@ impl Reconciler {
 
     /// Calls whose moment has come, and blocked ones when what blocks them may be gone.
     fn tick_shards(&mut self, now: Instant) -> Option<Instant> {
-        self.barren.retain(|_, until| *until > now);
+        self.findings.expire(now);
         let mut next: Option<Instant> = None;
         let mut releases = Vec::new();
         let mut blockers = BTreeSet::new();
@@ -164,7 +173,7 @@ impl Reconciler {
             blockers.extend(shard.dirty().blockers().cloned());
         }
         for on in blockers {
-            let until = self.barren.get(&on).copied();
+            let until = self.findings.barren(&on);
             if until.is_none() {
                 self.unblock(&on, now);
             }
@@ -196,8 +205,7 @@ impl Reconciler {
         let mut attempts = Vec::new();
         let next = self.decide(now, &mut attempts);
         start(&self.ctx, attempts);
-        let found = self.barren.values().copied();
-        next.into_iter().chain(found).min()
+        next.into_iter().chain(self.findings.ends()).min()
     }
 
     fn decide(&mut self, now: Instant, attempts: &mut Vec<Attempt>) -> Option<Instant> {
@@ -205,7 +213,7 @@ impl Reconciler {
         if ctx.levers.paused.get() {
             return None;
         }
-        let mut placer = SelectPlacer::new(ctx, &mut self.barren, now);
+        let mut placer = SelectPlacer::new(ctx, &mut self.findings, now);
         for _ in 0..DECISIONS_MAX {
             // What may be done is asked before what there is to do, for which every shard has to be locked.
             if let Err(not_yet) = ctx.budget.overall().try_take(1, now) {

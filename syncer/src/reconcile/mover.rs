@@ -14,7 +14,8 @@ use rate_limit::{Bucket, Outcome};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::attempt::Attempt;
-use super::placer::{Barren, SelectPlacer};
+use super::findings::Findings;
+use super::placer::SelectPlacer;
 use super::{InFlight, most_urgent};
 use crate::context::{Context, SHARDS};
 use crate::select::Sfu;
@@ -97,8 +98,8 @@ impl Mover {
         if sfus.is_empty() || ctx.levers.paused.get() || ctx.is_draining() {
             return;
         }
-        let mut barren = Barren::default();
-        let mut placer = SelectPlacer::new(&ctx, &mut barren, now);
+        let mut findings = Findings::default();
+        let mut placer = SelectPlacer::new(&ctx, &mut findings, now);
         let mut aside = 0;
         // One call of each SFU in turn, until the budget is used or every walk has ended.
         while !sfus.is_empty() && aside < ASIDE_MAX {

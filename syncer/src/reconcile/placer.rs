@@ -1,6 +1,5 @@
-//! Chooses the SFU of one call: in place if that is asked for, else region by region.
+//! Chooses the SFU of one call: in place if that is asked for, else down its ladder.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,26 +8,19 @@ use rand::{RngExt as _, SeedableRng as _};
 use sfu_api::{Epoch, RegionId, RoomId};
 use tokio::time::Instant;
 
+use super::findings::Findings;
 use crate::context::Context;
-use crate::select::{Excluded, Reservation, Sfu, Snapshot, choose};
+use crate::select::{Care, Choice, Descent, Footing, Reservation, Sfu, Snapshot, Step, descend};
 use crate::state::{Blocker, Decision, How, PlaceWork, Placer, SfuIdx, Why};
-
-/// What was found to keep calls from being placed, and until when the finding stands. Looking at all
-/// SFUs again for every waiting call would make a shortage cost calls × SFUs.
-pub(super) type Barren = HashMap<Blocker, Instant>;
-
-/// A finding stands at least this long: 200 looks at all SFUs a second are ~2 % of a core.
-const FINDING_MIN: Duration = Duration::from_millis(5);
-
-/// And at most this long: a tenth of what a user notices. Verdicts and windows change unannounced.
-const FINDING_MAX: Duration = Duration::from_millis(100);
 
 /// Decides for one round, from the catalogue and the budgets, and holds what it took for the caller
 /// to fetch.
 pub(super) struct SelectPlacer<'a> {
     ctx: &'a Context,
     snapshot: Arc<Snapshot>,
-    barren: &'a mut Barren,
+    findings: &'a mut Findings,
+    /// Whether calls may leave their region and its group.
+    any_region: bool,
     now: Instant,
     rng: StdRng,
     taken: Option<Reservation>,
@@ -37,9 +29,10 @@ pub(super) struct SelectPlacer<'a> {
 // === impl SelectPlacer ===
 
 impl<'a> SelectPlacer<'a> {
-    pub(super) fn new(ctx: &'a Context, barren: &'a mut Barren, now: Instant) -> Self {
+    pub(super) fn new(ctx: &'a Context, findings: &'a mut Findings, now: Instant) -> Self {
         let rng = StdRng::seed_from_u64(ctx.with_rng(|rng| rng.random()));
-        Self { ctx, snapshot: ctx.catalogue.now(), barren, now, rng, taken: None }
+        let any_region = ctx.levers.any_region.get();
+        Self { ctx, snapshot: ctx.catalogue.now(), findings, any_region, now, rng, taken: None }
     }
 
     /// The reservation behind the last decision.
@@ -51,7 +44,7 @@ impl<'a> SelectPlacer<'a> {
     /// call is to go elsewhere.
     fn in_place(&mut self, idx: SfuIdx, since: Option<Instant>) -> Option<Decision> {
         let sfu = self.ctx.catalogue.get(idx)?;
-        match sfu.fit(self.now) {
+        match sfu.fit_by(Care::AnyZone, self.now) {
             Ok(_) => {
                 if let Some(decision) = self.reserve(&sfu, How::InPlace) {
                     return Some(decision);
@@ -65,12 +58,9 @@ impl<'a> SelectPlacer<'a> {
         (waited < self.ctx.levers.in_place_max.get()).then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
     }
 
-    fn among(&mut self, sfus: &[Arc<Sfu>], any_region: bool, at_last: bool) -> Option<Decision> {
-        let now = self.now;
-        let fit = |i: usize| if at_last { sfus[i].fit_at_last(now) } else { sfus[i].fit(now) };
-        let choice = choose(sfus.len(), &mut self.rng, |i| fit(i).ok())?;
-        let why = choice.why(sfus.len(), any_region, |i| sfus[i].idx);
-        self.reserve(&sfus[choice.index], why.how)
+    fn take_from(&mut self, step: Step<'_>, choice: Choice) -> Option<Decision> {
+        let why = choice.why(step.sfus.len(), step.rung, |i| step.sfus[i].idx);
+        self.reserve(&step.sfus[choice.index], why.how)
     }
 
     fn reserve(&mut self, sfu: &Arc<Sfu>, how: How) -> Option<Decision> {
@@ -82,21 +72,40 @@ impl<'a> SelectPlacer<'a> {
     /// token.
     fn find(&mut self, on: Blocker, sfus: &[Arc<Sfu>]) -> Decision {
         let soonest = sfus.iter().filter_map(|sfu| sfu.ready_at(self.now)).min();
-        let until = soonest.unwrap_or(self.now + FINDING_MAX).clamp(self.now + FINDING_MIN, self.now + FINDING_MAX);
-        self.barren.entry(on.clone()).or_insert(until);
+        self.findings.block(on.clone(), soonest, sfus.len(), self.now);
         Decision::Block(on)
     }
 
-    /// The call's region, then any. Down only when the region has nobody left, not while it is
-    /// merely busy: a recovery must not spill over to the other side of the world to save a second.
-    fn down_the_ladder(&mut self, region: Option<&RegionId>) -> Option<Decision> {
-        let snapshot = self.snapshot.clone();
-        let Some(region) = region else { return self.among(&snapshot.all, true, false) };
-        let own = snapshot.by_region.get(region).map_or(&[][..], Vec::as_slice);
-        self.among(own, false, false).or_else(|| {
-            let gone = own.iter().all(|sfu| sfu.fit(self.now).is_err_and(|why| !why.is_passing()));
-            (gone && self.ctx.levers.any_region.get()).then(|| self.among(&snapshot.all, true, false)).flatten()
-        })
+    /// Down the ladder of a call that wants to be in `region`.
+    fn down_the_ladder(&mut self, region: Option<&RegionId>) -> Decision {
+        let (snapshot, now) = (self.snapshot.clone(), self.now);
+        let ladder = snapshot.ladder(region, self.any_region);
+        let fit = |sfu: &Sfu, care: Care| sfu.fit_by(care, now);
+        if let Some(at) = self.findings.footing(region)
+            && let Some(step) = ladder.get(at.step)
+            && let Some(choice) = step.choose(at.care, &mut self.rng, fit)
+            && let Some(decision) = self.take_from(*step, choice)
+        {
+            return decision;
+        }
+        let busy = match descend(&ladder, &mut self.rng, fit) {
+            Descent::Chosen(at, choice) => {
+                if at != Footing::TOP {
+                    let among = ladder.iter().take(at.step + 1).map(|step| step.sfus.len()).sum();
+                    self.findings.stand(region, at, among, now);
+                }
+                if let Some(decision) = self.take_from(ladder[at.step], choice) {
+                    return decision;
+                }
+                Some(at.step) // somebody else was first: what stands against it now passes
+            }
+            Descent::Busy(step) => Some(step),
+            Descent::Nobody => None,
+        };
+        match busy {
+            Some(step) => self.find(Blocker::Limits(region.cloned()), ladder[step].sfus),
+            None => self.find(Blocker::NoCandidate(region.cloned()), &[]),
+        }
     }
 }
 
@@ -107,24 +116,11 @@ impl Placer for SelectPlacer<'_> {
         }
         let (limits, none) = (Blocker::Limits(work.region.clone()), Blocker::NoCandidate(work.region.clone()));
         for on in [limits, none] {
-            if self.barren.contains_key(&on) {
+            if self.findings.barren(&on).is_some() {
                 return Decision::Block(on);
             }
         }
-        if let Some(decision) = self.down_the_ladder(work.region.as_ref()) {
-            return decision;
-        }
-        let snapshot = self.snapshot.clone();
-        let own = work.region.as_ref().map_or(Some(&snapshot.all), |region| snapshot.by_region.get(region));
-        let own = own.map_or(&[][..], Vec::as_slice);
-        let able = |sfu: &Arc<Sfu>| sfu.fit(self.now).err().is_none_or(Excluded::is_passing);
-        if own.iter().any(able) {
-            self.find(Blocker::Limits(work.region.clone()), own)
-        } else if let Some(decision) = self.among(own, work.region.is_none(), true) {
-            decision // those that fall again and again are better than none
-        } else {
-            self.find(Blocker::NoCandidate(work.region.clone()), &[])
-        }
+        self.down_the_ladder(work.region.as_ref())
     }
 
     fn room(&self, sfu: SfuIdx, work: &PlaceWork, epoch: Epoch) -> RoomId {

@@ -141,5 +141,14 @@ fn files_are_checked_and_errors_name_the_line() {
     write(&format!("{one}{one}"));
     assert!(read_sfus(&path).expect_err("twice").to_string().contains("listed twice"));
     write(one);
-    assert_eq!(read_sfus(&path).expect("reads").entries.len(), 1);
+    let entries = read_sfus(&path).expect("reads").entries;
+    assert_eq!((entries.len(), &entries[0].zone, entries[0].weight.get()), (1, &None, 1.0));
+    write(&format!("{one}zone = \"r-1\"\nweight = 0.5\n"));
+    let entry = read_sfus(&path).expect("reads").entries.remove(0);
+    assert_eq!((entry.zone.expect("given").as_str(), entry.weight.get()), ("r-1", 0.5));
+    for (line, says) in [("zone = \"\"", "must not be empty"), ("weight = 0", "a number from 0.01 to 100, got 0")] {
+        write(&format!("{one}{line}\n"));
+        let e = read_sfus(&path).expect_err("refused");
+        assert!(e.line() == Some(6) && e.to_string().contains(says), "{e}");
+    }
 }

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use sfu_api::{RegionId, SfuId};
+use sfu_api::{RegionId, SfuId, ZoneId};
 use tokio::time::Instant;
 
-use super::{Budget, Entry, Sfu};
-use crate::drivers::{SfuDriver, SfuSpec};
+use super::{Budget, Entry, Sfu, Zone};
+use crate::config::RegionGroups;
+use crate::drivers::{SfuDriver, SfuSpec, Weight};
 use crate::state::SfuIdx;
 
 /// The SFUs at one moment.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Those of the catalogue, by id.
     pub by_id: HashMap<SfuId, Arc<Sfu>>,
@@ -21,8 +22,25 @@ pub struct Snapshot {
     pub all: Vec<Arc<Sfu>>,
     /// Those of the catalogue, by region.
     pub by_region: HashMap<RegionId, Vec<Arc<Sfu>>>,
+    /// The group of a region that is in one.
+    pub by_group: HashMap<RegionId, Arc<Group>>,
+    /// The groups of regions.
+    pub groups: Arc<RegionGroups>,
+    /// The highest weight in the catalogue, if weights differ.
+    pub heaviest: Option<Weight>,
+    /// Every zone that was ever in the catalogue, by region and name.
+    pub zones: HashMap<(RegionId, ZoneId), Arc<Zone>>,
     /// Every SFU that was ever in the catalogue, by number: calls may still be on it.
     pub by_idx: Vec<Arc<Sfu>>,
+}
+
+/// Regions that stand in for each other.
+#[derive(Debug)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// The SFUs of all its regions.
+    pub sfus: Vec<Arc<Sfu>>,
 }
 
 /// The catalogue.
@@ -62,11 +80,33 @@ impl Snapshot {
         self.list(Some(sfu));
     }
 
+    fn zone_of(&mut self, spec: &SfuSpec) -> Option<Arc<Zone>> {
+        let (region, zone, number) = (spec.region.clone(), spec.zone.clone()?, self.zones.len());
+        let known = self.zones.entry((region.clone(), zone.clone()));
+        Some(known.or_insert_with(|| Arc::new(Zone::new(region, zone, number))).clone())
+    }
+
     fn list(&mut self, sfu: Option<Arc<Sfu>>) {
         let Some(sfu) = sfu else { return };
         self.by_id.insert(sfu.id.clone(), sfu.clone());
         self.by_region.entry(sfu.entry().spec.region.clone()).or_default().push(sfu.clone());
         self.all.push(sfu);
+    }
+
+    fn weigh(&mut self) {
+        let weights = || self.all.iter().map(|sfu| sfu.weight());
+        let most = weights().max_by(|a, b| a.get().total_cmp(&b.get()));
+        self.heaviest = most.filter(|most| weights().any(|weight| weight != *most));
+    }
+
+    /// Gathers the SFUs of each group, once all are listed.
+    fn gather(&mut self) {
+        self.by_group.clear();
+        for (name, regions) in self.groups.iter() {
+            let sfus = regions.iter().filter_map(|region| self.by_region.get(region)).flatten().cloned().collect();
+            let group = Arc::new(Group { name: name.to_owned(), sfus });
+            self.by_group.extend(regions.iter().map(|region| (region.clone(), group.clone())));
+        }
     }
 }
 
@@ -85,6 +125,14 @@ impl Catalogue {
         self.snapshot.load().by_idx.get(idx.0 as usize).cloned()
     }
 
+    /// Takes over the groups of regions.
+    pub fn set_groups(&self, groups: RegionGroups) {
+        let _writing = self.write.lock();
+        let mut next = Snapshot { groups: Arc::new(groups), ..Snapshot::clone(&self.now()) };
+        next.gather();
+        self.snapshot.store(Arc::new(next));
+    }
+
     /// Takes over a new list. An SFU that was ever there keeps its number, calls, health and buckets,
     /// also when its entry changed. Entries that `driver` refuses are reported; what was known of
     /// them stays in force, and the rest is taken (R6).
@@ -97,7 +145,12 @@ impl Catalogue {
     ) -> Replaced {
         let _writing = self.write.lock();
         let old = self.now();
-        let mut next = Snapshot { by_idx: old.by_idx.clone(), ..Snapshot::default() };
+        let mut next = Snapshot {
+            by_idx: old.by_idx.clone(),
+            zones: old.zones.clone(),
+            groups: old.groups.clone(),
+            ..Snapshot::default()
+        };
         let mut result = Replaced::default();
         let known: HashMap<SfuId, Arc<Sfu>> = old.by_idx.iter().map(|s| (s.id.clone(), s.clone())).collect();
         for spec in specs {
@@ -111,7 +164,8 @@ impl Catalogue {
                 match driver(&spec) {
                     Ok(driver) => {
                         result.added += 1;
-                        next.take(known, Entry::new(spec, driver, region), budget, now);
+                        let zone = next.zone_of(&spec);
+                        next.take(known, Entry::new(spec, driver, region, zone), budget, now);
                     }
                     Err(e) => {
                         result.refused.push((id, e.to_string()));
@@ -120,6 +174,8 @@ impl Catalogue {
                 }
             }
         }
+        next.gather();
+        next.weigh();
         result.removed = old.by_id.keys().filter(|id| !next.by_id.contains_key(*id)).count();
         self.snapshot.store(Arc::new(next));
         result

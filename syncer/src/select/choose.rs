@@ -2,7 +2,7 @@
 
 use rand::{Rng, RngExt as _};
 
-use crate::state::{How, SfuIdx, Why};
+use crate::state::{How, Rung, SfuIdx, Why};
 
 /// Draws before the whole list is looked at. While half of the SFUs are fit, 16 draws find two
 /// different ones but for one time in ~4,000.
@@ -22,15 +22,15 @@ pub struct Choice {
 // === impl Choice ===
 
 impl Choice {
-    /// The choice as it is remembered with a call: made from `among` SFUs, whose numbers `idx` knows.
+    /// The choice as it is remembered with a call: made from `among` SFUs of a rung, whose numbers `idx` knows.
     #[must_use]
     #[allow(clippy::cast_possible_truncation, reason = "scores are shown with four digits")]
-    pub fn why(&self, among: usize, any_region: bool, idx: impl Fn(usize) -> SfuIdx) -> Why {
+    pub fn why(&self, among: usize, rung: Rung, idx: impl Fn(usize) -> SfuIdx) -> Why {
         let how = How::Drawn {
             score: self.score as f32,
             rival: self.rival.map(|(rival, score)| (idx(rival), score as f32)),
             among: u32::try_from(among).unwrap_or(u32::MAX),
-            any_region,
+            rung,
         };
         Why { sfu: idx(self.index), how }
     }
@@ -40,12 +40,29 @@ impl Choice {
 ///
 /// `score(i)` is `None` for a candidate that is not fit. Falls back to one pass over all when few
 /// are fit, so `None` means that there is no fit one at all.
-pub fn choose(n: usize, rng: &mut impl Rng, mut score: impl FnMut(usize) -> Option<f64>) -> Option<Choice> {
+pub fn choose(n: usize, rng: &mut impl Rng, score: impl FnMut(usize) -> Option<f64>) -> Option<Choice> {
+    choose_by(n, rng, |_| 1.0, score)
+}
+
+/// As [`choose`], but what is drawn stands with `chance(i)`, from 0 to 1.
+///
+/// Of candidates whose scores are to differ for the same load, the heavier have to be drawn more often: among
+/// equal draws, a light one meets another so often that somebody light wins more than is due to them all.
+pub fn choose_by(
+    n: usize,
+    rng: &mut impl Rng,
+    chance: impl Fn(usize) -> f64,
+    mut score: impl FnMut(usize) -> Option<f64>,
+) -> Option<Choice> {
     if n == 0 {
         return None;
     }
     let start = rng.random_range(0..n);
-    let draws = (0..DRAWS.min(2 * n)).map(|_| rng.random_range(0..n));
+    let draws = (0..DRAWS.min(2 * n)).filter_map(|_| {
+        let (i, chance) = (rng.random_range(0..n), &chance);
+        let chance = chance(i);
+        (chance >= 1.0 || rng.random::<f64>() < chance).then_some(i)
+    });
     let mut first: Option<(usize, f64)> = None;
     for i in draws.chain(start..n).chain(0..start) {
         if first.is_some_and(|(f, _)| f == i) {

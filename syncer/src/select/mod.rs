@@ -11,13 +11,17 @@ mod budget;
 mod catalogue;
 mod choose;
 mod drain;
+mod ladder;
 mod sfu;
 #[cfg(test)]
 mod tests;
+mod zone;
 
 pub use self::budget::{Budget, Quotas};
-pub use self::catalogue::{Catalogue, Replaced, Snapshot};
-pub use self::choose::{Choice, choose};
+pub use self::catalogue::{Catalogue, Group, Replaced, Snapshot};
+pub use self::choose::{Choice, choose, choose_by};
 pub use self::drain::{Drain, DrainState, Orders};
+pub use self::ladder::{Descent, Footing, Ladder, Step, descend};
 pub(crate) use self::sfu::SFU_WINDOW;
-pub use self::sfu::{Entry, Excluded, Reservation, Sfu};
+pub use self::sfu::{Care, Entry, Excluded, Reservation, Sfu};
+pub use self::zone::{Course, Zone, ZoneChange};

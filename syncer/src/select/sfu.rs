@@ -1,8 +1,8 @@
 //! One SFU as selection sees it: atomics, a window, a bucket and a verdict.
 
+mod excluded;
 mod reservation;
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,9 +13,10 @@ use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
 use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
+pub use self::excluded::{Care, Excluded};
 pub use self::reservation::Reservation;
-use super::{Drain, Orders};
-use crate::drivers::{SfuDriver, SfuSpec};
+use super::{Drain, Orders, Zone};
+use crate::drivers::{SfuDriver, SfuSpec, Weight};
 use crate::health::{Change, Evidence, Health, Rules, Verdict};
 use crate::state::SfuIdx;
 
@@ -75,69 +76,26 @@ pub struct Entry {
     pub driver: Arc<dyn SfuDriver>,
     /// This syncer's share of its region's creations.
     region_bucket: Arc<Bucket>,
-}
-
-/// Why an SFU cannot be chosen now.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Excluded {
-    /// The verdict forbids new calls.
-    Verdict(Verdict),
-    /// An operator took it out.
-    Cordoned,
-    /// It falls and gets up again and again.
-    Flapping,
-    /// It is kept for debugging.
-    Quarantined,
-    /// It is being drained.
-    Draining,
-    /// It takes no new rooms.
-    NotAccepting,
-    /// It asked for patience (`Retry-After`), or served nothing of late.
-    Held,
-    /// It served nothing of late, and the one attempt that finds out is under way.
-    OnTrial,
-    /// It carries all that it can.
-    Full,
-    /// Its window is full.
-    Window,
-    /// Its bucket is empty until then.
-    SfuBucket,
-    /// Its region's bucket is empty until then.
-    RegionBucket,
-}
-
-impl Excluded {
-    /// Whether waiting a moment is all it takes: a limit holds it back, and it is in order.
-    #[must_use]
-    pub const fn is_passing(self) -> bool {
-        matches!(self, Self::Held | Self::OnTrial | Self::Window | Self::SfuBucket | Self::RegionBucket)
-    }
-}
-
-impl fmt::Display for Excluded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Verdict(v) => write!(f, "it is {}", v.name()),
-            Self::Cordoned => f.write_str("it is cordoned"),
-            Self::Flapping => f.write_str("it fell too often lately"),
-            Self::Quarantined => f.write_str("it is in quarantine"),
-            Self::Draining => f.write_str("it is being drained"),
-            Self::NotAccepting => f.write_str("it takes no new rooms"),
-            Self::Held => f.write_str("it asked to be left alone for now, or served nothing of late"),
-            Self::OnTrial => f.write_str("it served nothing of late, and one attempt is finding out"),
-            Self::Full => f.write_str("it is full"),
-            Self::Window => f.write_str("its window of operations in flight is full"),
-            Self::SfuBucket => f.write_str("its bucket of creations is empty"),
-            Self::RegionBucket => f.write_str("its region's bucket of creations is empty"),
-        }
-    }
+    /// Its zone, if it is known to be in one.
+    zone: Option<Arc<Zone>>,
 }
 
 // === impl Entry ===
 
 impl Entry {
-    pub(super) fn new(spec: SfuSpec, driver: Arc<dyn SfuDriver>, region_bucket: Arc<Bucket>) -> Self {
-        Self { spec, driver, region_bucket }
+    pub(super) fn new(
+        spec: SfuSpec,
+        driver: Arc<dyn SfuDriver>,
+        region_bucket: Arc<Bucket>,
+        zone: Option<Arc<Zone>>,
+    ) -> Self {
+        Self { spec, driver, region_bucket, zone }
+    }
+
+    /// Its zone, if it is known to be in one.
+    #[must_use]
+    pub fn zone(&self) -> Option<&Zone> {
+        self.zone.as_deref()
     }
 }
 
@@ -362,19 +320,28 @@ impl Sfu {
         }
     }
 
-    /// (reported load + reservations since that report) ÷ capacity. 1 is full.
+    /// (reported load + reservations since that report) ÷ capacity ÷ weight: what SFUs are compared by.
     #[must_use]
     pub fn score(&self) -> f64 {
-        let (carried, capacity) = self.carried();
-        f64::from(carried) / f64::from(capacity.max(1))
+        self.weighed(self.carried())
     }
 
-    /// Calls that it carries or is about to, and how many it can.
+    /// How much of the work it shall have.
+    #[must_use]
+    pub fn weight(&self) -> Weight {
+        self.entry.load().spec.weight
+    }
+
+    fn weighed(&self, (carried, capacity): (u32, u32)) -> f64 {
+        f64::from(carried) / f64::from(capacity) / self.weight().get()
+    }
+
+    /// Calls that it carries or is about to, and how many it can: one at least.
     fn carried(&self) -> (u32, u32) {
         let load = self.load();
         let listed = self.entry.load().spec.capacity;
         let reported = load.map_or(0, |l| l.calls);
-        let capacity = load.map(|l| l.capacity).filter(|c| *c > 0).map_or(listed, |c| c.min(listed));
+        let capacity = load.map(|l| l.capacity).filter(|c| *c > 0).map_or(listed, |c| c.min(listed)).max(1);
         (reported.saturating_add(self.reserved.load(Ordering::Relaxed)), capacity)
     }
 
@@ -391,20 +358,33 @@ impl Sfu {
     ///
     /// The first reason against it, in the order in which an operator would fix them.
     pub fn fit(&self, now: Instant) -> Result<f64, Excluded> {
-        if self.flapping_for(now).is_some() && self.verdict().takes_new() {
-            return Err(Excluded::Flapping);
-        }
-        self.fit_at_last(now)
+        self.fit_by(Care::Full, now)
     }
 
-    /// As [`Self::fit`], for when nobody else is left: one that fell often is better than none.
+    /// As [`Self::fit`], with that care.
     ///
     /// # Errors
     ///
     /// As [`Self::fit`].
-    pub fn fit_at_last(&self, now: Instant) -> Result<f64, Excluded> {
+    pub fn fit_by(&self, care: Care, now: Instant) -> Result<f64, Excluded> {
+        if care < Care::AtLast && self.flapping_for(now).is_some() && self.verdict().takes_new() {
+            return Err(Excluded::Flapping);
+        }
+        let fit = self.fit_at_last(now);
+        // A limit passes before the zone is well again: so it is the zone that stands against it.
+        let in_order = fit.err().is_none_or(Excluded::is_passing);
+        if care < Care::AnyZone && in_order && self.is_zone_failing() { Err(Excluded::ZoneFailing) } else { fit }
+    }
+
+    /// Whether so many SFUs of its zone fail that new calls go elsewhere if they can.
+    #[must_use]
+    pub fn is_zone_failing(&self) -> bool {
+        self.entry.load().zone().is_some_and(Zone::is_failing)
+    }
+
+    fn fit_at_last(&self, now: Instant) -> Result<f64, Excluded> {
         let verdict = self.verdict();
-        let score = self.score();
+        let (carried, capacity) = self.carried();
         if !verdict.takes_new() {
             Err(Excluded::Verdict(verdict))
         } else if self.is_cordoned() {
@@ -419,7 +399,7 @@ impl Sfu {
             Err(Excluded::Held)
         } else if self.failures.load(Ordering::Relaxed) > 0 && self.window.in_flight() > 0 {
             Err(Excluded::OnTrial)
-        } else if score >= 1.0 {
+        } else if carried >= capacity {
             Err(Excluded::Full)
         } else if self.window.in_flight() >= self.window.limit() {
             Err(Excluded::Window)
@@ -428,14 +408,14 @@ impl Sfu {
         } else if self.bucket.available(now) == 0 {
             Err(Excluded::SfuBucket)
         } else {
-            Ok(score)
+            Ok(self.weighed((carried, capacity)))
         }
     }
 
     /// When its buckets allow a placement, if it is they that do not now.
     #[must_use]
     pub fn ready_at(&self, now: Instant) -> Option<Instant> {
-        match self.fit(now).err()? {
+        match self.fit_by(Care::AnyZone, now).err()? {
             Excluded::RegionBucket => Some(self.entry.load().region_bucket.ready_at(now)),
             Excluded::SfuBucket => Some(self.bucket.ready_at(now)),
             _ => None,

@@ -1,4 +1,8 @@
 mod crowd;
+mod fleet;
+mod ladder;
+mod weights;
+mod zones;
 
 use std::time::Duration;
 

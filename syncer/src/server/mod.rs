@@ -232,6 +232,7 @@ fn build(
     sfu_lane.register_levers(engine.levers(), SFU_LEVERS);
     peers.lane().register_levers(engine.levers(), PEER_LEVERS);
     apply_limits(config, engine.levers())?;
+    engine.set_region_groups(config.region_groups.clone());
 
     let http = HttpMetrics::default();
     let mut metrics = prometheus_client::registry::Registry::with_prefix("trunkline");

@@ -34,5 +34,5 @@ pub use self::placement::{Cause, Last, Move, Placement, Reserved, SfuIdx};
 pub use self::seat::Seat;
 pub use self::shard::{
     Adds, CallKey, Committed, Decision, Demand, Expired, How, Join, Joined, Leave, Left, Limits, Loss, Moved, Named,
-    News, NewsPage, Next, PlaceWork, Placer, Release, RoomOn, Row, Shard, ShardCounts, Terms, Why,
+    News, NewsPage, Next, PlaceWork, Placer, Release, RoomOn, Row, Rung, Shard, ShardCounts, Terms, Why,
 };

@@ -14,7 +14,7 @@ use sfu_api::{
 };
 use syncer::drivers::{
     Capabilities, Credential, CredentialRequest, DigestOutcome, DigestSpec, DriverError, DriverKind, EndSpec, Ended,
-    ErrorKind, ListedRoom, Probe, RoomList, RoomReady, RoomSpec, SfuDriver, SfuSpec,
+    ErrorKind, ListedRoom, Probe, RoomList, RoomReady, RoomSpec, SfuDriver, SfuSpec, Weight,
 };
 use syncer::engine::{Announcement, Announcer, Engine, EngineStatus, Join, Leave};
 use tokio::time::Instant;
@@ -498,8 +498,10 @@ fn spec(i: usize, region: usize) -> SfuSpec {
         id: SfuId::new(format!("sfu-{i}")).expect("valid"),
         url: format!("https://127.0.0.{i}:7443"),
         region: RegionId::new(format!("r{region}")).expect("valid"),
+        zone: None,
         driver: DriverKind::Native,
         capacity: 10_000,
+        weight: Weight::default(),
         janus: None,
     }
 }

@@ -5,62 +5,18 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use futures_util::future::BoxFuture;
 use rate_limit::Outcome;
-use sfu_api::{CallId, Epoch, GuildId, Load, RegionId, RoomId, SfuId, Slot};
+use sfu_api::{Load, SfuId};
 
+use super::fleet::{Fleet, entry};
 use super::*;
-use crate::drivers::*;
-use crate::state::SfuIdx;
-
-/// Selection asks no SFU anything.
-#[derive(Debug)]
-struct Mute;
-
-macro_rules! mute {
-    ($($name:ident($($arg:ident: $of:ty),*) -> $ok:ty;)*) => {
-        $(fn $name(&self, $($arg: $of),*) -> BoxFuture<'_, Result<$ok, DriverError>> {
-            unreachable!("{:?}", ($($arg,)*))
-        })*
-    };
-}
-
-impl SfuDriver for Mute {
-    fn capabilities(&self) -> Capabilities {
-        unreachable!("selection asks no SFU")
-    }
-    fn room_name(&self, _: &GuildId, _: &CallId, _: Slot, _: Epoch) -> RoomId {
-        unreachable!("selection asks no SFU")
-    }
-    fn credential(&self, _: &CredentialRequest<'_>) -> Result<Credential, DriverError> {
-        unreachable!("selection asks no SFU")
-    }
-    mute! {
-        probe(fresh: bool, by: Instant) -> Probe;
-        ensure_room(spec: RoomSpec, by: Instant) -> RoomReady;
-        end_room(end: EndSpec, force: bool, by: Instant) -> Ended;
-        list_rooms(by: Instant) -> RoomList;
-        digest(digest: DigestSpec, by: Instant) -> DigestOutcome;
-        participants(room: RoomId, by: Instant) -> Option<u32>;
-        set_draining(draining: bool, by: Instant) -> ();
-    }
-}
 
 const CAPACITY: u32 = 1_000;
 
 fn sfus(n: usize, regions: usize, quotas: Quotas, now: Instant) -> Vec<Arc<Sfu>> {
-    let budget = Budget::new(quotas, now);
-    let region = |i: usize| RegionId::new(format!("r{}", i % regions)).expect("valid");
-    let sfu = |i: usize| {
-        let text = format!(
-            "id = \"sfu-{i}\"\nurl = \"https://127.0.0.1:1\"\nregion = \"{}\"\ncapacity = {CAPACITY}",
-            region(i)
-        );
-        let spec: SfuSpec = toml::from_str(&text).expect("an entry");
-        let (id, entry) = (spec.id.clone(), Entry::new(spec, Arc::new(Mute), budget.region(&region(i), now)));
-        Arc::new(Sfu::new(SfuIdx(u32::try_from(i).expect("few")), id, entry, budget.sfu_share(), now))
-    };
-    (0..n).map(sfu).collect()
+    let entry = |i: usize| entry(i, &format!("r{}", i % regions), &format!("capacity = {CAPACITY}"));
+    let fleet = Fleet::new(&(0..n).map(entry).collect::<Vec<_>>(), quotas, now);
+    fleet.catalogue.now().all.clone()
 }
 
 /// What an SFU says, under way.

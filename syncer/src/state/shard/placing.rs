@@ -72,9 +72,20 @@ pub enum How {
         rival: Option<(SfuIdx, f32)>,
         /// From how many it was drawn.
         among: u32,
-        /// From all regions, not the call's own.
-        any_region: bool,
+        /// How far from its region they were.
+        rung: Rung,
     },
+}
+
+/// How far from its own region a call was placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Rung {
+    /// In its region.
+    Region,
+    /// In the group of its region.
+    Group,
+    /// Anywhere.
+    Any,
 }
 
 /// Decides where a call goes. Called under the shard's lock: no I/O, no waiting.

@@ -1,0 +1,99 @@
+//! Weights skew the comparison, and only that.
+
+use std::sync::Arc;
+
+use rate_limit::Outcome;
+
+use super::fleet::{Fleet, entry};
+use super::*;
+use crate::drivers::Weight;
+use crate::state::Rung;
+
+/// SFUs of these weights and capacities.
+fn sfus(each: &[(f64, u32)], now: Instant) -> Vec<Arc<Sfu>> {
+    let entry = |(i, (weight, capacity)): (usize, &(f64, u32))| {
+        entry(i, "r", &format!("capacity = {capacity}\nweight = {weight:?}"))
+    };
+    let entries: Vec<_> = each.iter().enumerate().map(entry).collect();
+    Fleet::new(&entries, quotas(1e6, 1_000_000), now).catalogue.now().all.clone()
+}
+
+/// Places so many calls; how many each SFU got.
+fn place(sfus: &[Arc<Sfu>], calls: u32, seed: u64, now: Instant) -> Vec<u32> {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut made = vec![0; sfus.len()];
+    let most = sfus.iter().map(|sfu| sfu.weight().get()).fold(0.0, f64::max);
+    let heaviest = Some(Weight::new(most).expect("valid"));
+    let step = Step { rung: Rung::Region, sfus, heaviest };
+    for _ in 0..calls {
+        let Some(choice) = step.choose(Care::Full, &mut rng, |sfu, care| sfu.fit_by(care, now)) else { break };
+        let taken = sfus[choice.index].reserve(now).expect("nobody else asks");
+        taken.settle(Outcome::Success, true, now);
+        made[choice.index] += 1;
+    }
+    made
+}
+
+proptest! {
+    /// Each gets its part by capacity × weight.
+    #[test]
+    fn r07_shares_follow_capacity_and_weight(
+        each in prop::collection::vec((0.1..1.0f64, 70_000u32..130_000), 2..20), seed: u64,
+    ) {
+        let now = Instant::now();
+        let total: f64 = each.iter().map(|(weight, capacity)| weight * f64::from(*capacity)).sum();
+        let due = |(weight, capacity): (f64, u32)| weight * f64::from(capacity) / total;
+        let calls = 1_000 * u32::try_from(each.len()).expect("few");
+        let made = place(&sfus(&each, now), calls, seed, now);
+        for (of, made) in each.iter().zip(made) {
+            let due = due(*of) * f64::from(calls);
+            prop_assert!((f64::from(made) / due - 1.0).abs() < 0.2, "{made} of {due:.0} due to {of:?}");
+        }
+    }
+
+    /// However heavy or light, an SFU is full at its capacity and not before.
+    #[test]
+    fn r07_a_weight_is_no_capacity(each in prop::collection::vec((0.01..100.0f64, 1u32..60), 1..12), seed: u64) {
+        let now = Instant::now();
+        let sfus = sfus(&each, now);
+        let made = place(&sfus, u32::MAX, seed, now);
+        for ((sfu, (_, capacity)), made) in sfus.iter().zip(&each).zip(made) {
+            prop_assert_eq!(made, *capacity);
+            prop_assert_eq!(sfu.fit(now), Err(Excluded::Full));
+            prop_assert_eq!(sfu.room(), 0);
+        }
+    }
+}
+
+/// Also where most are light: among equal draws, two light ones would meet so often that they get a quarter.
+#[test]
+fn r07_a_tenth_of_the_weight_is_a_tenth_of_the_calls() {
+    let now = Instant::now();
+    let each: Vec<_> = (0..20).map(|i| (if i % 2 == 0 { 1.0 } else { 0.1 }, 10_000)).collect();
+    for (i, made) in place(&sfus(&each, now), 22_000, 7, now).into_iter().enumerate() {
+        let due = if i % 2 == 0 { 2_000.0 } else { 200.0 };
+        assert!((f64::from(made) / due - 1.0).abs() < 0.1, "{made} on sfu-{i}, {due} due");
+    }
+}
+
+#[test]
+fn the_heaviest_is_known_while_weights_differ() {
+    let now = Instant::now();
+    let of = |weights: &[f64]| {
+        let entry = |(i, weight): (usize, &f64)| entry(i, "r", &format!("capacity = 1\nweight = {weight:?}"));
+        let entries: Vec<_> = weights.iter().enumerate().map(entry).collect();
+        Fleet::new(&entries, quotas(1.0, 1), now).catalogue.now().heaviest.map(Weight::get)
+    };
+    assert_eq!([of(&[]), of(&[2.0, 2.0]), of(&[1.0, 0.5]), of(&[1.0, 3.0])], [None, None, Some(1.0), Some(3.0)]);
+}
+
+#[test]
+fn r07_half_the_weight_is_half_the_calls() {
+    let now = Instant::now();
+    let each: Vec<_> = (0..20).map(|i| (if i % 2 == 0 { 1.0 } else { 0.5 }, 10_000)).collect();
+    let made = place(&sfus(&each, now), 30_000, 7, now);
+    for (i, made) in made.into_iter().enumerate() {
+        let due = if i % 2 == 0 { 2_000.0 } else { 1_000.0 };
+        assert!((f64::from(made) / due - 1.0).abs() < 0.05, "{made} on sfu-{i}, {due} due");
+    }
+}
