@@ -1,6 +1,7 @@
 //! The whole engine on a fake fleet and a paused clock: what a storm does to it.
 
 mod fake;
+mod found;
 mod recovery;
 mod regions;
 mod sharing;
@@ -242,27 +243,6 @@ async fn i06_an_orphan_is_ended_only_when_empty() {
         .await;
 }
 
-/// A syncer that comes back without memory finds the rooms with people in them, and leaves the calls there.
-#[tokio::test(start_paused = true)]
-async fn r15_calls_stay_where_their_people_are_when_a_syncer_comes_back() {
-    const CALLS: usize = 300;
-    let world = World::new(6, 1);
-    world.place(CALLS, 2).await;
-    let before: Vec<_> = (0..CALLS).map(|call| world.sfu_of(call)).collect();
-    world.fleet.each(|_, n| n.rooms.values_mut().for_each(|room| room.participants = 2));
-    let world = world.restart(2);
-    // Some gateways are as fast as the digests, most are not.
-    tokio::time::sleep(S(3)).await;
-    world.place(CALLS, 2).await;
-    let after: Vec<_> = (0..CALLS).map(|call| world.sfu_of(call)).collect();
-    assert_eq!(before, after);
-    assert_eq!(world.ear.totals(), (0, CALLS), "no null, and a new endpoint for each");
-    tokio::time::sleep(S(120)).await;
-    let mut rooms = 0;
-    world.fleet.each(|_, n| rooms += n.rooms.len());
-    assert_eq!(rooms, CALLS, "each call has the room that it had");
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_room_is_made_again() {
     let world = World::new(2, 1);
@@ -272,40 +252,6 @@ async fn a_forgotten_room_is_made_again() {
     world.wait("nulls", S(60), |_| world.ear.totals().0 > 0).await;
     world.wait("rooms", S(60), |s| s.awaiting == 0).await;
     assert!(world.fleet.with("sfu-1", |n| !n.rooms.is_empty()));
-}
-
-/// An SFU with more rooms than a digest names: what it forgot is made again, what nobody claims is ended.
-#[tokio::test(start_paused = true)]
-async fn i06_differences_are_found_among_more_rooms_than_a_digest_names() {
-    const CALLS: usize = 5_000;
-    let world = World::new(1, 1);
-    world.set("digest.interval", &json!("2s"));
-    for lever in ["placement.overall", "placement.region", "placement.sfu"] {
-        world.set(&format!("{lever}.rate"), &json!(5_000.0));
-        world.set(&format!("{lever}.burst"), &json!(5_000));
-    }
-    for call in 0..CALLS {
-        world.join(call, 0);
-        if call % 500 == 499 {
-            world.wait("placing these", S(60), |s| s.awaiting == 0).await;
-        }
-    }
-    let forgotten: Vec<_> = world.fleet.with("sfu-0", |n| {
-        let all: Vec<_> = n.rooms.keys().cloned().collect();
-        let some: Vec<_> = all.into_iter().step_by(50).collect();
-        some.iter().for_each(|room| drop(n.rooms.remove(room)));
-        let slot = sfu_api::Slot::new(9).expect("below 4,096");
-        let epoch = sfu_api::Epoch { term: sfu_api::OwnerTerm { generation: 1, revision: 0 }, n: 1 };
-        let guild = sfu_api::GuildId::new("left").expect("valid");
-        let room = sfu_api::RoomId::new("left~behind").expect("valid");
-        n.rooms.insert(room, fake::Room { epoch, slot, guild, participants: 0 });
-        some
-    });
-    let all_there = || world.fleet.with("sfu-0", |n| forgotten.iter().all(|room| n.rooms.contains_key(room)));
-    world.wait("the forgotten rooms", S(60), |s| s.awaiting == 0 && all_there()).await;
-    let ended = || world.fleet.with("sfu-0", |n| !n.rooms.contains_key("left~behind"));
-    world.wait("the orphan's end", S(60), |_| ended()).await;
-    assert_eq!(world.ear.totals().0, forgotten.len(), "no other call hears a null");
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,8 @@
 //! | slow | the rest of a body, or the client to read an answer |
 //! | silent | the first request, or the handshake before it |
 //!
-//! At the cap each connection that comes takes the place of the one that waits longest **in the largest group**: a crowd
+//! At the cap each connection that comes takes the place of the one that waits longest **in the largest group**, of which
+//! *known* counts a quarter: a crowd
 //! displaces itself, whatever it does not do. So nobody is displaced before as many have come to wait after it, in the
 //! same way, as are a quarter of all who wait. That is what a strict order of groups would not give: behind
 //! ten thousand who idle, a newcomer would have to ask before the next one connects. And gateways between two requests go
@@ -165,7 +166,8 @@ impl Places {
     /// Asks the one that waits longest in the largest group to leave.
     fn crowd_out(&self) -> Option<Group> {
         let mut waiting = self.waiting.lock();
-        let group = Group::ALL.into_iter().max_by_key(|group| waiting.groups[*group as usize].len())?;
+        let group =
+            Group::ALL.into_iter().max_by_key(|group| waiting.groups[*group as usize].len() * group.weight())?;
         let (_, leave) = waiting.groups[group as usize].pop_first()?;
         drop(waiting);
         leave.cancel(); // outside of the lock: this wakes its task
@@ -198,6 +200,15 @@ impl Places {
 
 impl Group {
     const ALL: [Self; 4] = [Self::Known, Self::Stranger, Self::Slow, Self::Silent];
+
+    /// What each in it counts for when groups are compared. Those who were known have shown who they are, which no crowd
+    /// can: while they are less than four times any other group, they stay.
+    const fn weight(self) -> usize {
+        match self {
+            Self::Known => 1,
+            Self::Stranger | Self::Slow | Self::Silent => 4,
+        }
+    }
 
     /// How those who made room are counted.
     const fn why(self) -> &'static str {

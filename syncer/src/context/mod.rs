@@ -338,6 +338,12 @@ impl Context {
         self.apply_admission(now);
     }
 
+    /// The slots we own, and our terms.
+    #[must_use]
+    pub fn terms(&self) -> Vec<(Slot, OwnerTerm)> {
+        self.shards.iter().flat_map(|shard| shard.lock().terms()).collect()
+    }
+
     /// Tells the windows how far they may open, by the levers.
     pub fn apply_windows(&self) {
         let max = |lever: &Lever<u64>| u32::try_from(lever.get()).unwrap_or(u32::MAX);

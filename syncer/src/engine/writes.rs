@@ -258,11 +258,13 @@ impl<'a> Door<'a> {
         let (ctx, now) = (self.ctx, self.now);
         let class = match adds {
             Adds::Session => Class::Join,
-            Adds::Call(_) if ctx.is_draining() => {
+            Adds::Call(_) | Adds::Found if ctx.is_draining() => {
                 return Err(Refusal::Draining {
                     retry_after: ctx.admission.slot(now + DRAINED_AFTER, now, self.draw()),
                 });
             }
+            Adds::Found if !self.limits.admit_sessions => return Ok(()),
+            Adds::Found => Class::Join,
             Adds::Call(kind) => kind.into(),
         };
         ctx.admission.admit(guild, class, now, || self.draw()).map_err(Refusal::Limited)

@@ -17,13 +17,14 @@ use crate::health::Evidence;
 use crate::ownership::slot_of;
 use crate::reconcile::evidence;
 use crate::select::Sfu;
-use crate::state::{Release, RoomOn};
+use crate::state::{Last, Release, RoomOn};
 
-/// Compares once. Bounded by twice the lever `placement.attempt_timeout`.
-pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>) {
+/// Compares once. Bounded by twice the lever `placement.attempt_timeout`. The `first` time after we came to own slots
+/// it says so of all of them: an SFU shows the rooms of a slot to the one who holds it.
+pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) {
     let asked = Instant::now();
     let deadline = asked + ctx.levers.attempt_timeout.get() * 2;
-    let result = compare(ctx, sfu, deadline).await;
+    let result = compare(ctx, sfu, first, deadline).await;
     let now = Instant::now();
     if let Err(error) = result {
         ctx.metrics.no_sign(error.kind().as_str());
@@ -46,17 +47,15 @@ fn ours(ctx: &Context, sfu: &Sfu) -> Vec<RoomOn> {
     ctx.shards.iter().flat_map(|s| s.lock().rooms_on(sfu.idx)).collect()
 }
 
-async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(), DriverError> {
+async fn compare(ctx: &Context, sfu: &Arc<Sfu>, first: bool, deadline: Instant) -> Result<(), DriverError> {
     let asked = Instant::now();
     let named: Vec<RoomOn> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).collect();
-    let mut spec = spec(sfu, &named);
+    let mut spec = spec(sfu, &named, first.then(|| ctx.terms()));
     let answer = match sfu.driver().digest(spec.clone(), deadline).await? {
         DigestOutcome::Unsupported => return compare_list(ctx, sfu, &named, deadline).await,
         DigestOutcome::Answer(answer) if answer.matches => answer,
-        // Too many to name in one request, or perhaps in its answer: the list has pages.
-        DigestOutcome::Answer(answer)
-            if named.len() > DIGEST_ROOMS_MAX || answer.load.calls as usize > DIGEST_ROOMS_MAX =>
-        {
+        // Too many to name in one request: the list has pages.
+        DigestOutcome::Answer(_) if named.len() > DIGEST_ROOMS_MAX => {
             return compare_list(ctx, sfu, &named, deadline).await;
         }
         DigestOutcome::Answer(_) => {
@@ -72,6 +71,9 @@ async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(),
     ctx.observe(sfu, &Evidence::Answered { boot_id: Some(answer.boot_id), asked, took }, now);
     sfu.report(answer.load, now);
     let Some(differences) = answer.differences else { return Ok(()) };
+    if differences.surplus.len() >= DIGEST_ROOMS_MAX {
+        return compare_list(ctx, sfu, &named, deadline).await; // there may be more
+    }
     let missing: HashSet<&RoomId> = differences.missing.iter().collect();
     forgotten(ctx, sfu, named.iter().filter(|o| missing.contains(&o.room)), now);
     let surplus = differences.surplus.into_iter();
@@ -84,8 +86,9 @@ async fn compare(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<(),
     Ok(())
 }
 
-fn spec(sfu: &Sfu, named: &[RoomOn]) -> DigestSpec {
-    let terms: HashMap<Slot, OwnerTerm> = named.iter().map(|o| (o.slot, o.term)).collect();
+fn spec(sfu: &Sfu, named: &[RoomOn], all: Option<Vec<(Slot, OwnerTerm)>>) -> DigestSpec {
+    let terms: HashMap<Slot, OwnerTerm> =
+        named.iter().map(|o| (o.slot, o.term)).chain(all.into_iter().flatten()).collect();
     DigestSpec {
         boot_id: sfu.with_health(|h| h.boot_id().cloned()),
         terms: terms.into_iter().map(|(slot, term)| SlotTerm { slot, term }).collect(),
@@ -106,8 +109,9 @@ async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[RoomOn], deadline:
     if let Some(load) = list.load {
         sfu.report(load, now);
     }
-    let there: HashSet<&RoomId> = list.rooms.iter().map(|r| &r.room).collect();
-    forgotten(ctx, sfu, named.iter().filter(|o| !there.contains(&o.room)), now);
+    let there: HashMap<&RoomId, Option<Epoch>> = list.rooms.iter().map(|r| (&r.room, r.epoch)).collect();
+    let is_there = |o: &&RoomOn| there.get(&o.room).is_some_and(|epoch| epoch.is_none_or(|epoch| epoch == o.epoch));
+    forgotten(ctx, sfu, named.iter().filter(|o| !is_there(o)), now);
     let known =
         |r: ListedRoom| Some(Unclaimed { room: r.room, slot: r.slot?, epoch: r.epoch?, people: r.participants });
     orphans(ctx, sfu, list.rooms.into_iter().filter_map(known), now);
@@ -173,5 +177,5 @@ fn orphans(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = Unclaimed>
 fn is_kept(ctx: &Context, sfu: &Arc<Sfu>, room: &RoomId, slot: Slot, epoch: Epoch, now: Instant) -> bool {
     let Some((guild, call)) = sfu.driver().call_of(room) else { return false };
     // What an SFU says of a slot is no reason to look for a guild elsewhere.
-    slot_of(&guild) == slot && ctx.shard(slot).lock().room_found(slot, &guild, &call, sfu.idx, epoch, now)
+    slot_of(&guild) == slot && ctx.shard(slot).lock().room_found(slot, &guild, &call, Last { sfu: sfu.idx, epoch }, now)
 }

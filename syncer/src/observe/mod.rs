@@ -59,6 +59,8 @@ const COUNT_PERIOD: Duration = Duration::from_secs(1);
 struct Schedule {
     probed: Instant,
     digested: Instant,
+    /// Its rooms were not compared since we came to own slots. That is part of a recovery, so no sweep that yields to one.
+    first: bool,
     /// Connections that had ended when it was last probed.
     ended: u64,
     /// Probes since it became suspect.
@@ -192,14 +194,17 @@ impl Observer {
             && verdict.takes_new()
             && !ctx.levers.digest_paused.get()
             && !sfu.is_quarantined()
-            && schedule.may_sweep(ctx, every, now)
+            && (schedule.first || schedule.may_sweep(ctx, every, now))
             && let Some(mine) = InFlight::enter(&schedule.digesting, 1)
             && let Some(permit) = InFlight::enter(&self.digests, DIGESTS_MAX)
         {
-            schedule.digested = now + jitter(ctx, every.mul_f64(0.1));
+            let first = std::mem::take(&mut schedule.first);
+            // All are compared at once the first time, and never again.
+            schedule.digested =
+                if first { ago(now, jitter(ctx, every)) } else { now + jitter(ctx, every.mul_f64(0.1)) };
             let (ctx, sfu) = (ctx.clone(), sfu.clone());
             ctx.tracker.clone().spawn(async move {
-                digest::run(&ctx, &sfu).await;
+                digest::run(&ctx, &sfu, first).await;
                 drop((mine, permit));
             });
         }
@@ -224,6 +229,7 @@ impl Schedule {
         let mut schedule = Self {
             probed,
             digested: now,
+            first: true,
             ended: 0,
             doubts: 0,
             probing: Arc::default(),
@@ -237,6 +243,7 @@ impl Schedule {
 
     /// Rooms are compared within a second or two: with people in them there may be some of whose calls we know nothing.
     fn compare_soon(&mut self, ctx: &Context, now: Instant) {
+        self.first = true;
         let every = ctx.levers.digest_interval.get();
         self.digested = ago(now, every.saturating_sub(jitter(ctx, every.min(COMPARE_WITHIN))));
     }

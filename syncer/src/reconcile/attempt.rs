@@ -121,7 +121,12 @@ impl Attempt {
         ctx.observe(sfu, &Evidence::Answered { boot_id, asked, took }, now);
         sfu.clear_failures();
         let losses = reservation.losses();
-        reservation.settle(Outcome::Success, ready.created, now);
+        if ready.created {
+            reservation.settle(Outcome::Success, now);
+        } else {
+            ctx.budget.overall().give_back_late(1, reservation.made_at(), now);
+            reservation.unused(Outcome::Success, now);
+        }
         ctx.window.leave(Outcome::Success, now);
         if let Some(load) = ready.load {
             sfu.report(load, now);
@@ -179,10 +184,10 @@ impl Attempt {
             self.count();
             // One that fails fast must not look idle: its failures count as load until it reports.
             let outcome = if error.is_overload() { Outcome::Overload } else { Outcome::Neutral };
-            taken.settle(outcome, true, now);
+            taken.settle(outcome, now);
         } else {
             ctx.budget.overall().give_back_late(1, taken.made_at(), now);
-            taken.unused(now);
+            taken.unused(Outcome::Neutral, now);
         }
         // The syncer's own window follows local signals alone: dead SFUs must not slow the repair
         // on the others.

@@ -24,8 +24,7 @@ use crate::state::{CallKey, Class, Moved, SfuIdx};
 /// How often moves are looked for. At the default of 20 moves a second, one token comes in this time.
 const PERIOD: Duration = Duration::from_millis(50);
 
-/// Moves in flight: an eighth of the attempts a syncer has in flight at most, so that new calls and
-/// repairs find the window open.
+/// Moves in flight, and of the lever `placement.in_flight_max` an eighth at most: new calls and repairs find the window open.
 const MOVES_MAX: u64 = 64;
 
 /// Calls without a place to go that one round looks at. The finding of one holds for its region, so
@@ -121,7 +120,8 @@ impl Mover {
         if repairs || self.budget.available(now) == 0 {
             return Step::End;
         }
-        let Some(permit) = InFlight::enter(&self.in_flight, MOVES_MAX) else { return Step::End };
+        let moves_max = MOVES_MAX.min((ctx.levers.in_flight_max.get() / 8).max(1));
+        let Some(permit) = InFlight::enter(&self.in_flight, moves_max) else { return Step::End };
         if ctx.budget.overall().try_take(1, now).is_err() {
             return Step::End;
         }

@@ -10,7 +10,8 @@ use tokio::time::Instant;
 
 use super::findings::Findings;
 use crate::context::Context;
-use crate::select::{Care, Choice, Descent, Footing, Reservation, Sfu, Snapshot, Step, descend};
+use crate::health::Verdict;
+use crate::select::{Care, Choice, Descent, Excluded, Footing, Reservation, Sfu, Snapshot, Step, descend};
 use crate::state::{Blocker, Decision, How, PlaceWork, Placer, SfuIdx, Why};
 
 /// Decides for one round, from the catalogue and the budgets, and holds what it took for the caller
@@ -40,22 +41,26 @@ impl<'a> SelectPlacer<'a> {
         self.taken.take()
     }
 
-    /// On the SFU it was on, which lost its rooms: at once, or when it has room for more. `None`: the
-    /// call is to go elsewhere.
-    fn in_place(&mut self, idx: SfuIdx, since: Option<Instant>) -> Option<Decision> {
+    /// On the SFU it was on, which lost its rooms or still has this one: at once, or when it has room for more. `None`:
+    /// the call is to go elsewhere.
+    fn in_place(&mut self, idx: SfuIdx, work: &PlaceWork) -> Option<Decision> {
         let sfu = self.ctx.catalogue.get(idx)?;
-        match sfu.fit_by(Care::AnyZone, self.now) {
-            Ok(_) => {
-                if let Some(decision) = self.reserve(&sfu, How::InPlace) {
-                    return Some(decision);
-                }
-                // Somebody else was first: what stands against it now passes.
+        let against = sfu.fit_by(Care::AnyZone, self.now).err();
+        if against.is_none_or(|why| work.found && why.is_of_new_rooms()) {
+            if let Some(decision) = self.reserve(&sfu, How::InPlace) {
+                return Some(decision);
             }
-            Err(why) if why.is_passing() => {}
-            Err(_) => return None,
+            // Somebody else was first, or a limit is behind it: what stands against it now passes.
+        } else if !against
+            .is_some_and(|why| why.is_passing() || work.found && why == Excluded::Verdict(Verdict::Suspect))
+        {
+            return None;
         }
-        let waited = since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
-        (waited < self.ctx.levers.in_place_max.get()).then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
+        // People who are in the room lose more by moving than by waiting for a token: they talk meanwhile.
+        let limited = against.is_none_or(|why| why.is_limit() || why.is_of_new_rooms());
+        let waited = work.since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
+        let waits = work.found && limited || waited < self.ctx.levers.in_place_max.get();
+        waits.then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
     }
 
     fn take_from(&mut self, step: Step<'_>, choice: Choice) -> Option<Decision> {
@@ -111,7 +116,7 @@ impl<'a> SelectPlacer<'a> {
 
 impl Placer for SelectPlacer<'_> {
     fn decide(&mut self, work: &PlaceWork) -> Decision {
-        if let Some(decision) = work.in_place.and_then(|idx| self.in_place(idx, work.since)) {
+        if let Some(decision) = work.in_place.and_then(|idx| self.in_place(idx, work)) {
             return decision;
         }
         let (limits, none) = (Blocker::Limits(work.region.clone()), Blocker::NoCandidate(work.region.clone()));

@@ -3,7 +3,7 @@
 use sfu_api::{CallId, CallKind, GuildId, RegionId, SessionId, Slot};
 use tokio::time::Instant;
 
-use super::{CallKey, Class, Dirty, GatewayIdx, Join, Members, Place, Placement, SfuIdx, Why};
+use super::{CallKey, Class, Dirty, GatewayIdx, Join, Last, Members, Place, Placement, Why};
 
 /// One call: the expensive child of a guild.
 #[derive(Clone, Debug)]
@@ -65,7 +65,7 @@ pub enum SeqCheck {
 
 impl Call {
     /// The call that a first join asks for, whose room may have been found already.
-    pub(super) fn new(join: &Join, slot: Slot, found: Option<SfuIdx>) -> Self {
+    pub(super) fn new(join: &Join, slot: Slot, found: Option<Last>) -> Self {
         Self {
             guild: join.guild.clone(),
             id: join.call.clone(),

@@ -64,8 +64,8 @@ impl Cause {
 pub enum Placement {
     /// Nowhere yet, as far as anybody was told.
     Unplaced {
-        /// Its room was found on this SFU with people in it: there, if at all possible.
-        found: Option<SfuIdx>,
+        /// Its room was found there with people in it: there, if at all possible.
+        found: Option<Last>,
     },
     /// An attempt is under way.
     Reserving {
@@ -103,8 +103,10 @@ pub struct Reserved {
     pub room: RoomId,
     /// Where the call was placed before.
     pub last: Option<Last>,
-    /// The room is made again where it was, or kept where it was found.
+    /// The room is made again where it was.
     pub in_place: bool,
+    /// The room is kept where it was found.
+    pub found: Option<Last>,
 }
 
 /// A planned move under way.
@@ -124,7 +126,7 @@ pub struct Move {
     pub room: RoomId,
 }
 
-/// Where a call was placed, and the gateways were told that it no longer is.
+/// Where a call was placed: the gateways were told that it no longer is, or it was in an earlier life of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Last {
     /// The SFU.
@@ -189,7 +191,7 @@ impl Placement {
     pub fn is_found(&self) -> bool {
         match self {
             Self::Unplaced { found } => found.is_some(),
-            Self::Reserving { attempt, .. } => attempt.in_place && attempt.last.is_none(),
+            Self::Reserving { attempt, .. } => attempt.found.is_some(),
             Self::Placed { .. } | Self::Moving(_) | Self::Lost { .. } => false,
         }
     }

@@ -340,7 +340,8 @@ fn late_and_repeated_writes_change_nothing() {
 /// Its room is on SFU 2 with people in it, and nobody was told of it.
 fn found(shard: &mut Shard, call: u8, at: Instant) -> bool {
     let Join { guild, call, .. } = join_of(call, 0, None);
-    shard.room_found(slot(), &guild, &call, SfuIdx(2), Epoch { term: term(1), n: 70 }, at)
+    let found = Last { sfu: SfuIdx(2), epoch: Epoch { term: term(1), n: 70 } };
+    shard.room_found(slot(), &guild, &call, found, at)
 }
 
 #[test]
@@ -390,10 +391,36 @@ fn r08_what_is_there_already_is_not_created() {
     };
     assert_eq!(asked(&mut shard, 0, &LIMITS), Some(Adds::Call(CallKind::Voice)));
     found(&mut shard, 1, t);
-    assert_eq!(asked(&mut shard, 1, &LIMITS), None);
-    found(&mut shard, 2, t);
-    let strict = Limits { admit_sessions: true, ..LIMITS };
-    assert_eq!(asked(&mut shard, 2, &strict), Some(Adds::Session));
+    assert_eq!(asked(&mut shard, 1, &LIMITS), Some(Adds::Found));
+    found(&mut shard, 2, t - Duration::from_secs(600));
+    assert_eq!(asked(&mut shard, 2, &LIMITS), Some(Adds::Call(CallKind::Stream)), "it is not remembered for ever");
+}
+
+#[test]
+fn of_two_rooms_of_a_call_the_later_one_is_kept_and_none_that_is_not_ours() {
+    let (t, mut shard) = (Instant::now(), shard());
+    let Join { guild, call, .. } = join_of(0, 0, None);
+    let at = |sfu, n| Last { sfu: SfuIdx(sfu), epoch: Epoch { term: term(1), n } };
+    for (sfu, n) in [(1, 5), (2, 9), (1, 5)] {
+        shard.room_found(slot(), &guild, &call, at(sfu, n), t);
+    }
+    join(&mut shard, 0, 0, t).expect("joins");
+    let placed = |shard: &Shard| shard.list(Some(&guild)).map(|call| call.placement.clone()).next();
+    assert_eq!(placed(&shard), Some(Placement::Unplaced { found: Some(at(2, 9)) }));
+    assert!(!shard.room_found(slot(), &guild, &call, at(1, 5), t), "nor now");
+    assert!(shard.room_found(slot(), &guild, &call, at(0, 12), t), "one that is later still");
+    assert_eq!(placed(&shard), Some(Placement::Unplaced { found: Some(at(0, 12)) }));
+    // Nor is it of use when the slot has been another syncer's meanwhile.
+    found(&mut shard, 1, t);
+    shard.set_terms(Terms::default());
+    shard.set_terms([(slot(), term(2))].into_iter().collect());
+    join(&mut shard, 1, 0, t).expect("joins");
+    assert_eq!(placed(&shard), Some(Placement::Unplaced { found: None }));
+    // An epoch that no counter can have come to leaves room for those that follow.
+    let lie = Last { sfu: SfuIdx(0), epoch: Epoch { term: term(2), n: u64::MAX } };
+    shard.room_found(slot(), &guild, &call, lie, t);
+    let Next::Reserved { epoch, .. } = shard.place_next(None, &mut On(Some(1))) else { panic!("one to place") };
+    assert!(epoch.n < 1_000, "{epoch}");
 }
 
 #[test]
@@ -512,7 +539,7 @@ proptest! {
                 }
                 Step::Find(c, sfu, n) => {
                     let Join { guild, call, .. } = join_of(c, 0, None);
-                    shard.room_found(slot(), &guild, &call, SfuIdx(sfu), Epoch { term: highest, n }, now);
+                    shard.room_found(slot(), &guild, &call, Last { sfu: SfuIdx(sfu), epoch: Epoch { term: highest, n } }, now);
                 }
                 Step::Unblock => { shard.unblock(&Blocker::NoCandidate(None), None, now); }
                 Step::Term(revision) => {

@@ -61,6 +61,10 @@ pub(crate) struct Node {
     pub(crate) stale: bool,
     /// Was told to take no new rooms.
     pub(crate) draining: bool,
+    /// Rooms it can carry.
+    pub(crate) capacity: u32,
+    /// Who holds a slot here, by the highest term seen.
+    pub(crate) holders: HashMap<Slot, (OwnerTerm, SyncerId)>,
     /// Operations done, by id: none may be used for two.
     pub(crate) operations: HashMap<OpId, RoomId>,
 }
@@ -115,6 +119,8 @@ pub(crate) fn overdrawn(made: &[Instant], rate: f64, burst: f64) -> usize {
 struct FakeSfu {
     id: SfuId,
     fleet: Arc<Fleet>,
+    /// Who asks.
+    by: SyncerId,
 }
 
 impl FakeSfu {
@@ -156,15 +162,30 @@ impl FakeSfu {
     }
 }
 
-fn ensure(id: &SfuId, n: &mut Node, spec: &RoomSpec) -> Result<RoomReady, DriverError> {
+/// Notes who holds a slot; refuses a lower term than seen.
+fn claim(n: &mut Node, by: &SyncerId, slot: Slot, term: OwnerTerm) -> Result<(), DriverError> {
+    if let Some((highest, _)) = n.holders.get(&slot).filter(|(highest, _)| *highest > term) {
+        return Err(DriverError::new(ErrorKind::Fenced, "").with_fence(Some(*highest), None));
+    }
+    n.holders.insert(slot, (term, by.clone()));
+    Ok(())
+}
+
+fn ensure(id: &SfuId, by: &SyncerId, n: &mut Node, spec: &RoomSpec) -> Result<RoomReady, DriverError> {
+    claim(n, by, spec.slot, spec.owner_term)?;
     let known = n.operations.insert(spec.op_id.clone(), spec.room.clone());
     assert!(known.is_none_or(|room| room == spec.room), "R15: {} was used for two rooms", spec.op_id);
     if let Some(room) = n.rooms.get(&spec.room).filter(|r| r.epoch > spec.epoch) {
         return Err(DriverError::new(ErrorKind::Fenced, "").with_fence(None, Some(room.epoch)));
     }
-    let room = Room { epoch: spec.epoch, slot: spec.slot, guild: spec.guild.clone(), participants: 0 };
-    let created = n.rooms.insert(spec.room.clone(), room).is_none();
-    n.made.push(Instant::now());
+    let people = n.rooms.get(&spec.room).map(|room| room.participants);
+    let participants = people.unwrap_or_default();
+    let room = Room { epoch: spec.epoch, slot: spec.slot, guild: spec.guild.clone(), participants };
+    n.rooms.insert(spec.room.clone(), room);
+    let created = people.is_none();
+    if created {
+        n.made.push(Instant::now());
+    }
     let endpoint = format!("https://{id}/media/{}", spec.room).into();
     Ok(RoomReady { endpoint, boot_id: Some(boot(n)), load: Some(load(n)), created })
 }
@@ -175,12 +196,12 @@ fn boot(n: &Node) -> BootId {
 
 fn load(n: &Node) -> Load {
     if n.stale {
-        return Load { calls: 0, participants: 0, capacity: 10_000, sampled_at: 1 };
+        return Load { calls: 0, participants: 0, capacity: n.capacity, sampled_at: 1 };
     }
     Load {
         calls: u32::try_from(n.rooms.len()).expect("few"),
         participants: n.rooms.values().map(|r| r.participants).sum(),
-        capacity: 10_000,
+        capacity: n.capacity,
         sampled_at: n.asked,
     }
 }
@@ -213,7 +234,7 @@ impl SfuDriver for FakeSfu {
     }
 
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
-        self.exchange(false, deadline, move |n| ensure(&self.id, n, &spec))
+        self.exchange(false, deadline, move |n| ensure(&self.id, &self.by, n, &spec))
     }
 
     fn ensure_rooms(
@@ -221,7 +242,9 @@ impl SfuDriver for FakeSfu {
         specs: Vec<RoomSpec>,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Vec<Result<RoomReady, DriverError>>, DriverError>> {
-        self.exchange(false, deadline, move |n| Ok(specs.iter().map(|spec| ensure(&self.id, n, spec)).collect()))
+        self.exchange(false, deadline, move |n| {
+            Ok(specs.iter().map(|spec| ensure(&self.id, &self.by, n, spec)).collect())
+        })
     }
 
     fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>> {
@@ -252,23 +275,28 @@ impl SfuDriver for FakeSfu {
 
     fn digest(&self, digest: DigestSpec, deadline: Instant) -> BoxFuture<'_, Result<DigestOutcome, DriverError>> {
         self.exchange(false, deadline, move |n| {
-            let hash = sfu_api::room_set_hash(n.rooms.iter().map(|(id, r)| (id, r.epoch)));
+            for of in &digest.terms {
+                claim(n, &self.by, of.slot, of.term)?;
+            }
+            // A room of a slot that nobody holds was put there by a test.
+            let is_mine = |r: &Room| n.holders.get(&r.slot).is_none_or(|(_, holder)| *holder == self.by);
+            let mine: BTreeMap<&RoomId, &Room> = n.rooms.iter().filter(|(_, r)| is_mine(r)).collect();
+            let hash = sfu_api::room_set_hash(mine.iter().map(|(id, r)| (*id, r.epoch)));
             let named =
                 digest.named.map(|named| named.into_iter().map(|r| (r.room, r.epoch)).collect::<HashMap<_, _>>());
             // As the contract has it: more are not named, and no answer carries more.
             assert!(named.as_ref().is_none_or(|named| named.len() <= DIGEST_ROOMS_MAX), "too many rooms named");
-            assert!(named.is_none() || n.rooms.len() <= DIGEST_ROOMS_MAX, "the answer would be too large");
             let differences = named.map(|named| Differences {
                 missing: named.keys().filter(|id| !n.rooms.contains_key(*id)).cloned().collect(),
-                surplus: n
-                    .rooms
+                surplus: mine
                     .iter()
-                    .filter(|(id, _)| !named.contains_key(*id))
+                    .filter(|(id, _)| !named.contains_key(**id))
                     .map(|(id, r)| state(id, r))
+                    .take(DIGEST_ROOMS_MAX)
                     .collect(),
             });
             Ok(DigestOutcome::Answer(DigestAnswer {
-                matches: hash == digest.hash && digest.rooms as usize == n.rooms.len(),
+                matches: hash == digest.hash && digest.rooms as usize == mine.len(),
                 differences,
                 boot_id: boot(n),
                 load: load(n),
@@ -350,23 +378,27 @@ pub(crate) struct World {
 impl World {
     /// An engine that owns every slot, and `sfus` SFUs in `regions` regions.
     pub(crate) fn new(sfus: usize, regions: usize) -> Self {
-        Self::on(Arc::new(Fleet::default()), "s", sfus, regions)
+        let world = Self::on(Arc::new(Fleet::default()), "s", sfus, regions);
+        world.own_everything(1);
+        world
     }
 
     /// Another engine on the same fleet.
     pub(crate) fn beside(world: &Self, id: &str) -> Self {
         let specs = world.engine.sfus();
         let regions = specs.iter().map(|s| &s.region).collect::<std::collections::HashSet<_>>().len();
-        Self::on(world.fleet.clone(), id, specs.len(), regions)
+        let beside = Self::on(world.fleet.clone(), id, specs.len(), regions);
+        beside.own_everything(1);
+        beside
     }
 
-    /// The engine dies, and another one of the same name comes on the same fleet.
-    pub(crate) fn restart(self, revision: u64) -> Self {
+    /// The engine dies, and another one comes on the same fleet.
+    pub(crate) fn successor(self, id: &str, revision: u64) -> Self {
         let specs = self.engine.sfus();
         let regions = specs.iter().map(|s| &s.region).collect::<std::collections::HashSet<_>>().len();
         let fleet = self.fleet.clone();
         drop(self);
-        let world = Self::on(fleet, "s", specs.len(), regions);
+        let world = Self::on(fleet, id, specs.len(), regions);
         world.own_everything(revision);
         world
     }
@@ -383,24 +415,26 @@ impl World {
                 asked: 0,
                 stale: false,
                 draining: false,
+                capacity: 10_000,
+                holders: HashMap::new(),
                 operations: HashMap::new(),
             };
             fleet.nodes.lock().entry(spec.id.clone()).or_insert(node);
         }
-        let of = fleet.clone();
+        let (of, by) = (fleet.clone(), SyncerId::new(id).expect("valid"));
         let engine = Engine::start(
             SyncerId::new(id).expect("valid"),
             Levers::new(),
             ear.clone(),
-            Arc::new(move |spec: &SfuSpec| Ok(Arc::new(FakeSfu { id: spec.id.clone(), fleet: of.clone() }) as Arc<_>)),
+            Arc::new(move |spec: &SfuSpec| {
+                Ok(Arc::new(FakeSfu { id: spec.id.clone(), fleet: of.clone(), by: by.clone() }) as Arc<_>)
+            }),
             7 + id.len() as u64,
             stop.clone(),
         );
         let now = Instant::now();
         engine.set_catalogue(specs, now);
-        let world = Self { fleet, ear, engine, stop };
-        world.own_everything(1);
-        world
+        Self { fleet, ear, engine, stop }
     }
 
     /// Takes over a catalogue that `change` made of the first one.

@@ -49,6 +49,18 @@ pub enum Care {
 // === impl Excluded ===
 
 impl Excluded {
+    /// Whether it stands only against rooms that are not there yet.
+    #[must_use]
+    pub const fn is_of_new_rooms(self) -> bool {
+        matches!(self, Self::Full | Self::Cordoned | Self::NotAccepting | Self::Flapping | Self::Verdict(Verdict::Slow))
+    }
+
+    /// Whether a limit of ours holds it back, and nothing else.
+    #[must_use]
+    pub const fn is_limit(self) -> bool {
+        matches!(self, Self::Window | Self::SfuBucket | Self::RegionBucket)
+    }
+
     /// Whether it is a limit that holds it back, which lets more through as time passes or work is done.
     #[must_use]
     pub const fn is_busy(self) -> bool {

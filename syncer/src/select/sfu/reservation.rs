@@ -41,19 +41,16 @@ impl Reservation {
         self.made_at
     }
 
-    /// The attempt has ended. `made`: the SFU may have a room more than before.
-    pub fn settle(mut self, outcome: Outcome, made: bool, now: Instant) {
+    /// The attempt has ended, and the SFU may have a room more than before.
+    pub fn settle(mut self, outcome: Outcome, now: Instant) {
         self.settled = true;
         self.sfu.window.leave(outcome, now);
-        if !made {
-            self.release();
-        }
     }
 
-    /// The attempt was never sent: its tokens were not used.
-    pub fn unused(mut self, now: Instant) {
+    /// The attempt was never sent, or found that the room was there: its tokens were not used.
+    pub fn unused(mut self, outcome: Outcome, now: Instant) {
         self.settled = true;
-        self.sfu.window.leave(Outcome::Neutral, now);
+        self.sfu.window.leave(outcome, now);
         self.sfu.bucket.give_back_late(1, self.made_at, now);
         self.region_bucket.give_back_late(1, self.made_at, now);
         self.release();

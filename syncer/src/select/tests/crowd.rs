@@ -126,14 +126,14 @@ impl Crowd {
             Op::Unsent(n) if !self.sent.is_empty() => {
                 let (sfu, reservation) = self.sent.swap_remove(n % self.sent.len());
                 let at = reservation.made_at();
-                reservation.unused(self.now);
+                reservation.unused(Outcome::Neutral, self.now);
                 let made = self.made.get_mut(&sfu).expect("it was reserved");
                 made.remove(made.iter().position(|m| *m == at).expect("it was reserved"));
             }
             Op::Answer(n) if !self.answers.is_empty() => {
                 let Answer { sfu, load, attempt } = self.answers.swap_remove(n % self.answers.len());
                 if let Some(reservation) = attempt {
-                    reservation.settle(Outcome::Success, true, self.now);
+                    reservation.settle(Outcome::Success, self.now);
                 }
                 self.sfus[sfu].report(load, self.now);
             }
@@ -224,7 +224,7 @@ proptest! {
             let sfu = crowd.place(0).expect("there is room");
             // It is made, and the answer says nothing of the load.
             let (_, reservation) = crowd.sent.pop().expect("it was just sent");
-            reservation.settle(Outcome::Success, true, crowd.now);
+            reservation.settle(Outcome::Success, crowd.now);
             crowd.rooms[sfu] += 1;
         }
         let most = f64::from(*crowd.rooms.iter().max().expect("some"));
@@ -253,7 +253,7 @@ proptest! {
             while let Some(due) = fails.iter().position(|(_, at)| *at <= now) {
                 let (asked, _) = fails.remove(due);
                 let (_, reservation) = crowd.sent.remove(due);
-                reservation.settle(Outcome::Neutral, true, now);
+                reservation.settle(Outcome::Neutral, now);
                 sfu.leave_alone(asked, now, |step| {
                     pauses.push((step, now));
                     crate::reconcile::pause(step, &mut rng)
@@ -273,10 +273,10 @@ proptest! {
         }
         // It is well again: the next that is served is one, and then as many as ever.
         crowd.now += S(20);
-        while let Some((_, reservation)) = crowd.sent.pop() { reservation.settle(Outcome::Neutral, true, crowd.now); }
+        while let Some((_, reservation)) = crowd.sent.pop() { reservation.settle(Outcome::Neutral, crowd.now); }
         prop_assert!(crowd.place(0).is_some() && crowd.place(0).is_none(), "one on trial");
         let (_, trial) = crowd.sent.pop().expect("the one");
-        trial.settle(Outcome::Success, true, crowd.now);
+        trial.settle(Outcome::Success, crowd.now);
         sfu.clear_failures();
         prop_assert_eq!(std::iter::from_fn(|| crowd.place(0)).count(), 16);
     }
@@ -294,7 +294,7 @@ fn r14_two_who_find_an_sfu_that_served_nothing_free_at_the_same_moment_make_one_
     assert!(sfu.reserve(now).is_none() && sfu.reserve(now).is_none(), "and nobody else");
     assert_eq!(sfu.window.in_flight(), 1);
     // It is served: everything that was not used is there for others.
-    trial.settle(Outcome::Success, true, now);
+    trial.settle(Outcome::Success, now);
     sfu.clear_failures();
     let all = std::iter::from_fn(|| sfu.reserve(now)).collect::<Vec<_>>();
     assert_eq!(all.len(), 2, "of three, the trial took one");
@@ -308,7 +308,7 @@ fn r14_nobody_takes_a_place_in_a_pause() {
     let failed = sfu.reserve(start).expect("it is fit");
     assert!(sfu.fit(start).is_ok(), "another looks");
     sfu.leave_alone(start, start, |_| ms(100));
-    failed.settle(Outcome::Neutral, false, start);
+    failed.unused(Outcome::Neutral, start);
     assert!(sfu.reserve(start).is_none());
     assert_eq!(sfu.window.in_flight(), 0);
     assert!(sfu.reserve(start + ms(100)).is_some());

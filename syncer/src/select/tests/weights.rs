@@ -28,7 +28,7 @@ fn place(sfus: &[Arc<Sfu>], calls: u32, seed: u64, now: Instant) -> Vec<u32> {
     for _ in 0..calls {
         let Some(choice) = step.choose(Care::Full, &mut rng, |sfu, care| sfu.fit_by(care, now)) else { break };
         let taken = sfus[choice.index].reserve(now).expect("nobody else asks");
-        taken.settle(Outcome::Success, true, now);
+        taken.settle(Outcome::Success, now);
         made[choice.index] += 1;
     }
     made

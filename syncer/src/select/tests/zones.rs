@@ -50,7 +50,7 @@ fn become_so(sfu: &Arc<Sfu>, is: Is, now: Instant) {
         Is::Fit => {}
         Is::Busy => {
             while let Some(taken) = sfu.reserve(now) {
-                taken.settle(Outcome::Success, true, now);
+                taken.settle(Outcome::Success, now);
             }
             assert_eq!(sfu.fit_by(Care::AnyZone, now), Err(Excluded::SfuBucket));
         }

@@ -138,6 +138,9 @@ pub struct Shard {
     violations: u64,
 }
 
+/// A million placements a second for nine years.
+const PLACEMENTS_MAX: u64 = 1 << 48;
+
 // === impl Shard ===
 
 impl Shard {
@@ -149,6 +152,7 @@ impl Shard {
         for key in &lost {
             self.forget(*key);
         }
+        self.found.retain(&terms);
         self.terms = terms;
         lost.len()
     }
@@ -159,15 +163,24 @@ impl Shard {
         self.terms.of(slot)
     }
 
+    /// The slots we own, and our terms.
+    #[must_use]
+    pub fn terms(&self) -> Vec<(Slot, OwnerTerm)> {
+        self.terms.all()
+    }
+
     /// Whether we own `slot`.
     #[must_use]
     pub fn owns(&self, slot: Slot) -> bool {
         self.terms.has(slot)
     }
 
-    /// Raises the placement counter above `seen`, the highest epoch an SFU has shown.
+    /// Raises the placement counter above `seen`, the highest epoch an SFU has shown. One that no counter of ours can have
+    /// come to is a lie, and would leave no number for those that follow.
     pub fn raise_placements(&mut self, seen: Epoch) {
-        self.placements = self.placements.max(seen.n);
+        if seen.n < PLACEMENTS_MAX {
+            self.placements = self.placements.max(seen.n);
+        }
     }
 
     /// Counts, kept as calls change.

@@ -98,6 +98,6 @@ pub(super) fn stay(call: &mut Call, epoch: Epoch) {
 pub(super) fn repairing(placement: &Placement) -> Option<Placement> {
     let Placement::Moving(m) = placement else { return None };
     let last = Some(Last { sfu: m.from, epoch: m.epoch });
-    let attempt = Box::new(Reserved { room: m.room.clone(), last, in_place: false });
+    let attempt = Box::new(Reserved { room: m.room.clone(), last, in_place: false, found: None });
     Some(Placement::Reserving { sfu: m.to, epoch: m.next, attempt })
 }

@@ -28,6 +28,8 @@ pub struct Join {
 pub enum Adds {
     /// A session to a call that exists.
     Session,
+    /// A call whose room is there, with people in it.
+    Found,
     /// A call.
     Call(CallKind),
 }
@@ -117,9 +119,9 @@ impl Shard {
         }
         let (found, in_guild) = self.guilds.find(&self.calls, named.hash, &join.guild, &join.call);
         let found = found.and_then(|number| self.key(number));
-        self.let_in(found, in_guild, join, limits, admit, too_many)?;
+        self.let_in(found, in_guild, join, limits, now, admit, too_many)?;
         let key = found.unwrap_or_else(|| {
-            let room = self.found.take(&join.guild, &join.call);
+            let room = self.found.take(&join.guild, &join.call, now);
             self.insert(named, Call::new(join, named.slot(), room))
         });
         let (gateway, earlier) = self.gateways.numbers(&join.gateway);
@@ -150,6 +152,7 @@ impl Shard {
         in_guild: usize,
         join: &Join,
         limits: &Limits,
+        now: Instant,
         admit: impl FnOnce(&GuildId, Adds) -> Result<(), E>,
         too_many: impl FnOnce(&'static str, u64) -> E,
     ) -> Result<(), E> {
@@ -158,11 +161,8 @@ impl Shard {
                 return Err(too_many("calls in the guild", limits.calls_per_guild_max));
             }
             // What is there already is not created.
-            let there = self.found.has(&join.guild, &join.call);
-            return match if there { Adds::Session } else { Adds::Call(join.kind) } {
-                Adds::Session if !limits.admit_sessions => Ok(()),
-                adds => admit(&join.guild, adds),
-            };
+            let there = self.found.has(&join.guild, &join.call, now);
+            return admit(&join.guild, if there { Adds::Found } else { Adds::Call(join.kind) });
         };
         let full = call.participants.len() as u64 >= limits.participants_per_call_max;
         if !(full || limits.admit_sessions) || call.participants.get(&join.session).is_some() {

@@ -3,6 +3,9 @@
 use super::*;
 use crate::state::Blocker;
 
+/// Attempts to keep a call where its people are. Beyond, its SFU has refused or timed out for seconds.
+const FOUND_ATTEMPTS: u32 = 4;
+
 /// A call that wants a place now.
 #[derive(Clone, Debug)]
 pub struct PlaceWork {
@@ -28,6 +31,8 @@ pub struct PlaceWork {
     pub attempts: u32,
     /// Make the room again on this SFU if at all possible.
     pub in_place: Option<SfuIdx>,
+    /// The room is there, with people in it.
+    pub found: bool,
     /// Where it was last.
     pub last: Option<SfuIdx>,
     /// Since when it has wanted a place.
@@ -182,7 +187,12 @@ impl Shard {
                 Placement::Lost { last, .. } => Some(*last),
                 _ => None,
             };
-            let attempt = Reserved { room: room.clone(), last, in_place: work.in_place == Some(sfu) };
+            let in_place = work.in_place == Some(sfu);
+            let found = match call.placement {
+                Placement::Unplaced { found } => found.filter(|_| in_place),
+                _ => None,
+            };
+            let attempt = Reserved { room: room.clone(), last, in_place, found };
             call.placement = Placement::Reserving { sfu, epoch, attempt: Box::new(attempt) };
             call.attempts = call.attempts.saturating_add(1);
             call.decision = Some(Box::new(why));
@@ -193,14 +203,15 @@ impl Shard {
     fn work(&self, key: CallKey) -> Option<PlaceWork> {
         let call = self.get(key)?;
         let (last, in_place) = match call.placement {
-            Placement::Unplaced { found } => (found, found.is_some()),
+            Placement::Unplaced { found } => (found.map(|at| at.sfu), found.is_some()),
             Placement::Lost { last, in_place } => (Some(last.sfu), in_place),
             Placement::Reserving { .. } | Placement::Placed { .. } | Placement::Moving(_) => return None,
         };
         if !call.is_live() {
             return None;
         }
-        Some(PlaceWork { in_place: last.filter(|_| in_place), last, ..self.work_on(key, call)? })
+        let found = call.placement.is_found();
+        Some(PlaceWork { in_place: last.filter(|_| in_place), found, last, ..self.work_on(key, call)? })
     }
 
     /// What there is to know of placing `call`, wherever it is.
@@ -217,6 +228,7 @@ impl Shard {
             participants: u32::try_from(call.participants.len()).unwrap_or(u32::MAX),
             attempts: call.attempts,
             in_place: None,
+            found: false,
             last: call.placement.sfu(),
             since: call.awaiting_since,
         })
@@ -275,14 +287,17 @@ impl Shard {
     pub fn fail(&mut self, key: CallKey, epoch: Epoch, sent: bool, not_before: Instant) {
         let failed = self.edit(key, |call, dirty| {
             moving::stay(call, epoch);
-            let Placement::Reserving { sfu, epoch: reserved, ref attempt } = call.placement else { return false };
+            let Placement::Reserving { epoch: reserved, ref attempt, .. } = call.placement else { return false };
             if reserved != epoch {
                 return false;
             }
             let in_place = attempt.in_place && !sent;
             call.placement = match attempt.last {
                 Some(last) => Placement::Lost { last, in_place },
-                None => Placement::Unplaced { found: in_place.then_some(sfu) },
+                // People are in there: it is worth some more attempts.
+                None => {
+                    Placement::Unplaced { found: attempt.found.filter(|_| !sent || call.attempts < FOUND_ATTEMPTS) }
+                }
             };
             call.attempts = call.attempts.saturating_sub(u32::from(!sent));
             let to = if call.is_live() { Place::Waiting(not_before) } else { Place::Clean };

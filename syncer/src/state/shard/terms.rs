@@ -23,6 +23,12 @@ impl Terms {
         self.terms.get(&slot).copied()
     }
 
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> Vec<(Slot, OwnerTerm)> {
+        self.terms.iter().map(|(slot, term)| (*slot, *term)).collect()
+    }
+
     /// Whether we own `slot`.
     #[must_use]
     pub fn has(&self, slot: Slot) -> bool {

@@ -1,0 +1,143 @@
+//! What comparing rooms with SFUs finds: people in rooms that nobody claims, and differences among many rooms.
+
+use std::time::Duration;
+
+use serde_json::json;
+use sfu_api::SfuId;
+
+use crate::fake::{Mode, Room, World};
+
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+/// Places calls fast, and sets the pace back.
+async fn fill(world: &World, calls: usize) {
+    let levers = ["placement.overall", "placement.region", "placement.sfu"];
+    for lever in levers {
+        world.set(&format!("{lever}.rate"), &json!(5_000.0));
+        world.set(&format!("{lever}.burst"), &json!(5_000));
+    }
+    for call in 0..calls {
+        world.join(call, 0);
+        if call % 500 == 499 {
+            world.wait("placing these", S(60), |s| s.awaiting == 0).await;
+        }
+    }
+    world.wait("placing the last", S(60), |s| s.awaiting == 0).await;
+}
+
+fn places(world: &World, calls: usize) -> Vec<Option<SfuId>> {
+    (0..calls).map(|call| world.sfu_of(call)).collect()
+}
+
+/// Somebody is in each room.
+fn people_come(world: &World) {
+    world.fleet.each(|_, n| n.rooms.values_mut().for_each(|room| room.participants = 2));
+}
+
+fn rooms(world: &World) -> (usize, u32) {
+    let (mut rooms, mut people) = (0, 0);
+    world.fleet.each(|_, n| {
+        rooms += n.rooms.len();
+        people += n.rooms.values().map(|room| room.participants).sum::<u32>();
+    });
+    (rooms, people)
+}
+
+/// Whoever comes next, the same syncer or another one, leaves calls where their people are: at the usual pace, and more of
+/// them on one SFU than its bucket has tokens for in the time that a call waits for a new room in its old place.
+#[tokio::test(start_paused = true)]
+async fn r15_calls_stay_where_their_people_are_whoever_comes_after_their_syncer() {
+    const CALLS: usize = 1_200;
+    for id in ["s", "another"] {
+        let world = World::new(2, 1);
+        fill(&world, CALLS).await;
+        let before = places(&world, CALLS);
+        people_come(&world);
+        let made = world.fleet.made().len();
+        let world = world.successor(id, 2);
+        tokio::time::sleep(S(3)).await; // they are compared within two
+        // All gateways tell at once what they have.
+        for call in 0..CALLS {
+            world.join(call, 0);
+            world.join(call, 1);
+        }
+        world.wait("all in their places", S(60), |s| s.placed == CALLS as u64 && s.awaiting == 0).await;
+        assert!(before == places(&world, CALLS), "{id}: some were moved");
+        assert_eq!(world.ear.totals(), (0, CALLS), "no null, and a new endpoint for each");
+        tokio::time::sleep(S(120)).await;
+        assert_eq!(rooms(&world), (CALLS, 2 * CALLS as u32), "{id}: each has its room, with everybody in it");
+        assert_eq!(world.fleet.made().len(), made, "{id}: no room was made");
+    }
+}
+
+/// Some gateways are faster than the digests: those of their calls that were not placed by then stay too, and a crowd of
+/// them is no reason to put comparing off.
+#[tokio::test(start_paused = true)]
+async fn r15_calls_that_wait_when_their_rooms_are_found_go_there() {
+    const CALLS: usize = 3_000;
+    let world = World::new(6, 1);
+    fill(&world, CALLS).await;
+    let before = places(&world, CALLS);
+    people_come(&world);
+    let world = world.successor("s", 2);
+    world.set("admission.queue_age_max", &json!("60s"));
+    for call in 0..CALLS {
+        world.join(call, 0);
+    }
+    world.wait("all in their places", S(120), |s| s.placed == CALLS as u64 && s.awaiting == 0).await;
+    let stayed = before.iter().zip(places(&world, CALLS)).filter(|(before, after)| **before == *after).count();
+    // Two seconds at 120 a second (six SFUs of 20), their bursts and a region's, of which each sixth is lucky.
+    assert!(stayed >= CALLS - 500, "{stayed} of {CALLS} stayed");
+}
+
+/// A full SFU, one that is cordoned and one that takes no new rooms keep what they have. A dead or draining one does not.
+#[tokio::test(start_paused = true)]
+async fn r15_what_stands_against_new_rooms_does_not_stand_against_those_that_are_there() {
+    const CALLS: usize = 60;
+    for (what, stays) in [("full", true), ("cordoned", true), ("refuses", false), ("drained", false)] {
+        let world = World::new(2, 1);
+        fill(&world, CALLS).await;
+        let before = places(&world, CALLS);
+        people_come(&world);
+        let world = world.successor("s", 2);
+        let sfu = SfuId::new("sfu-0").expect("valid");
+        match what {
+            "full" => world.fleet.with("sfu-0", |n| n.capacity = u32::try_from(n.rooms.len()).expect("few")),
+            "cordoned" => drop(world.engine.cordon(&sfu, true).expect("known")),
+            "drained" => drop(world.engine.drain_sfu(&sfu, S(600), tokio::time::Instant::now()).expect("known")),
+            _ => world.fleet.with("sfu-0", |n| n.mode = Mode::Refuses),
+        }
+        tokio::time::sleep(S(5)).await;
+        for call in 0..CALLS {
+            world.join(call, 0);
+        }
+        world.wait("all in their places", S(60), |s| s.placed == CALLS as u64 && s.awaiting == 0).await;
+        let after = places(&world, CALLS);
+        assert_eq!(before == after, stays, "{what}");
+    }
+}
+
+/// An SFU with more rooms than a digest names: what it forgot is made again, what nobody claims is ended.
+#[tokio::test(start_paused = true)]
+async fn i06_differences_are_found_among_more_rooms_than_a_digest_names() {
+    const CALLS: usize = 5_000;
+    let world = World::new(1, 1);
+    world.set("digest.interval", &json!("2s"));
+    fill(&world, CALLS).await;
+    let forgotten: Vec<_> = world.fleet.with("sfu-0", |n| {
+        let all: Vec<_> = n.rooms.keys().cloned().collect();
+        let some: Vec<_> = all.into_iter().step_by(50).collect();
+        some.iter().for_each(|room| drop(n.rooms.remove(room)));
+        let slot = sfu_api::Slot::new(9).expect("below 4,096");
+        let epoch = sfu_api::Epoch { term: sfu_api::OwnerTerm { generation: 1, revision: 0 }, n: 1 };
+        let guild = sfu_api::GuildId::new("left").expect("valid");
+        let room = sfu_api::RoomId::new("left~behind").expect("valid");
+        n.rooms.insert(room, Room { epoch, slot, guild, participants: 0 });
+        some
+    });
+    let all_there = || world.fleet.with("sfu-0", |n| forgotten.iter().all(|room| n.rooms.contains_key(room)));
+    world.wait("the forgotten rooms", S(60), |s| s.awaiting == 0 && all_there()).await;
+    let ended = || world.fleet.with("sfu-0", |n| !n.rooms.contains_key("left~behind"));
+    world.wait("the orphan's end", S(60), |_| ended()).await;
+    assert_eq!(world.ear.totals().0, forgotten.len(), "no other call hears a null");
+}
