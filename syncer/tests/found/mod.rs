@@ -43,25 +43,30 @@ fn rooms(world: &World) -> (usize, u32) {
     (rooms, people)
 }
 
-/// Whoever comes next, the same syncer or another one, leaves calls where their people are: at the usual pace, and more of
-/// them on one SFU than its bucket has tokens for in the time that a call waits for a new room in its old place.
+/// Whoever comes next, the same syncer or another one, leaves calls where their people are, although it takes longer than a
+/// call waits for a new room in its old place.
 #[tokio::test(start_paused = true)]
 async fn r15_calls_stay_where_their_people_are_whoever_comes_after_their_syncer() {
-    const CALLS: usize = 1_200;
+    const CALLS: usize = 300;
     for id in ["s", "another"] {
         let world = World::new(2, 1);
+        let idle = SfuId::new("sfu-1").expect("valid");
+        world.engine.cordon(&idle, true).expect("known");
         fill(&world, CALLS).await;
         let before = places(&world, CALLS);
         people_come(&world);
         let made = world.fleet.made().len();
         let world = world.successor(id, 2);
         tokio::time::sleep(S(3)).await; // they are compared within two
-        // All gateways tell at once what they have.
+        // All gateways tell at once what they have. One after the other takes longer than a lost room is waited for, and
+        // beside it there is an SFU that has nothing to do.
+        world.set("placement.sfu.in_flight_max", &json!(1));
+        tokio::time::sleep(S(1)).await; // levers are read at least four times a second
         for call in 0..CALLS {
             world.join(call, 0);
             world.join(call, 1);
         }
-        world.wait("all in their places", S(60), |s| s.placed == CALLS as u64 && s.awaiting == 0).await;
+        world.wait("all in their places", S(120), |s| s.placed == CALLS as u64 && s.awaiting == 0).await;
         assert!(before == places(&world, CALLS), "{id}: some were moved");
         assert_eq!(world.ear.totals(), (0, CALLS), "no null, and a new endpoint for each");
         tokio::time::sleep(S(120)).await;
@@ -75,18 +80,17 @@ async fn r15_calls_stay_where_their_people_are_whoever_comes_after_their_syncer(
 #[tokio::test(start_paused = true)]
 async fn r15_calls_that_wait_when_their_rooms_are_found_go_there() {
     const CALLS: usize = 3_000;
-    let world = World::new(6, 1);
+    let world = World::new(60, 1);
     fill(&world, CALLS).await;
     let before = places(&world, CALLS);
     people_come(&world);
     let world = world.successor("s", 2);
-    world.set("admission.queue_age_max", &json!("60s"));
     for call in 0..CALLS {
         world.join(call, 0);
     }
     world.wait("all in their places", S(120), |s| s.placed == CALLS as u64 && s.awaiting == 0).await;
     let stayed = before.iter().zip(places(&world, CALLS)).filter(|(before, after)| **before == *after).count();
-    // Two seconds at 120 a second (six SFUs of 20), their bursts and a region's, of which each sixth is lucky.
+    // What was placed in less than two seconds at the 200 a second of a region, and its burst.
     assert!(stayed >= CALLS - 500, "{stayed} of {CALLS} stayed");
 }
 
