@@ -79,12 +79,19 @@ async fn get(client: &Client, prefix: &str, output: &Output) -> Result<(), Failu
 async fn set(client: &Client, arguments: SetArgs, output: &Output) -> Result<(), Failure> {
     let SetArgs { values, reason, dry_run } = arguments;
     let changes: Map<String, Value> = values.into_iter().map(|Assignment(name, value)| (name, value)).collect();
-    let names: Vec<String> = changes.keys().cloned().collect();
+    let wanted = changes.clone();
     let reason = reason.as_deref().map(|reason| ("reason", reason));
     let path = format!("/v1/levers{}", pairs(reason.into_iter().chain(dry_run.then_some(("dry_run", "true"))))?);
     let answers = client.on_each(Method::PATCH, &path, Some(&Value::Object(changes))).await?;
-    let levers = items(&answers[0], "levers").iter().filter(|lever| names.iter().any(|n| lever["name"] == **n));
-    let levers: Vec<_> = levers.collect();
+    let named = |lever: &&Value| lever["name"].as_str().is_some_and(|name| wanted.contains_key(name));
+    let mut levers: Vec<Value> = items(&answers[0], "levers").iter().filter(named).cloned().collect();
+    if dry_run {
+        // The answer has what is in force.
+        for lever in &mut levers {
+            let value = lever["name"].as_str().and_then(|name| wanted.get(name)).cloned();
+            lever["value"] = value.unwrap_or_default();
+        }
+    }
     output.show(&json!({ "levers": levers }), |answer| table(output, items(answer, "levers")));
     let what = if dry_run { "nothing changed; it would be taken by" } else { "in force on" };
     let bases = client.bases().iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");

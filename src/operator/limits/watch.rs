@@ -22,7 +22,7 @@ use crate::output::{Output, items, plain};
 const INTERVAL_MIN: Duration = Duration::from_millis(200);
 /// A syncer remembers 256 changes: who looks less often than this may miss some.
 const INTERVAL_MAX: Duration = Duration::from_secs(10 * 60);
-/// A syncer that takes longer is told as away, so that what others say is not late for it.
+/// A syncer that takes longer is told as away: what others say is late for it by so much, and no more.
 const ANSWER_SOON: Duration = Duration::from_secs(5);
 
 /// Arguments of `limits watch`.

@@ -173,6 +173,9 @@ impl Results {
     }
 
     fn run_on(&mut self, op: String) {
+        if self.run.as_ref().is_some_and(|run| run.lines >= RUN_LINES) {
+            self.end_run();
+        }
         match &mut self.run {
             Some(run) => {
                 run.last = Some(op);
@@ -316,6 +319,9 @@ mod tests {
         assert!(!results.is_full());
         results.done(Some("last".to_owned()), CallAnswer::default());
         assert!(results.is_full());
-        assert_eq!(results.take(), "{\"op\":\"1\",\"status\":200,\"through\":\"last\",\"lines\":1024}\n");
+        results.done(Some("next".to_owned()), CallAnswer::default()); // of the same batch
+        let told =
+            "{\"op\":\"1\",\"status\":200,\"through\":\"last\",\"lines\":1024}\n{\"op\":\"next\",\"status\":200}\n";
+        assert_eq!(results.take(), told);
     }
 }

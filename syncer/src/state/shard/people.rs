@@ -119,7 +119,7 @@ impl Shard {
         }
         let (found, in_guild) = self.guilds.find(&self.calls, named.hash, &join.guild, &join.call);
         let found = found.and_then(|number| self.key(number));
-        self.let_in(found, in_guild, join, limits, now, admit, too_many)?;
+        self.let_in((found, in_guild), join, limits, now, admit, too_many)?;
         let key = found.unwrap_or_else(|| {
             let room = self.found.take(&join.guild, &join.call, now);
             self.insert(named, Call::new(join, named.slot(), room))
@@ -148,8 +148,7 @@ impl Shard {
     /// Whether the session may join the call, which is to be created if it was not `found` beside those `in_guild`.
     fn let_in<E>(
         &self,
-        found: Option<CallKey>,
-        in_guild: usize,
+        (found, in_guild): (Option<CallKey>, usize),
         join: &Join,
         limits: &Limits,
         now: Instant,
