@@ -29,6 +29,10 @@ const ATTACKERS_QUICK: usize = 1_000;
 /// Ratio of the p99 with attackers to the one without, at most.
 const RATIO_MAX: f64 = 2.0;
 
+/// What the server allows the slowest of them, in seconds: half a body, and silence before a handshake.
+const BODY_IDLE_S: f64 = 10.0;
+const HANDSHAKE_S: f64 = 5.0;
+
 /// How long the load runs each time: 2,000 requests, so that the p99 has 20 beyond it.
 const MEASURED: Duration = Duration::from_secs(10);
 
@@ -46,7 +50,9 @@ fn main() -> Result<()> {
     let crowd = if args.quick { ATTACKERS_QUICK } else { ATTACKERS_FULL };
     let mut report = Report::new("attack", "axum 0.8, hyper 1, tokio-rustls 0.26, reqwest 0.13");
     // Over TLS the attackers do not even begin a handshake: silence is all they need.
-    for (scenario, scheme, kinds) in [("http_half_requests", "http", "mixed"), ("https_silence", "https", "silent")] {
+    for (scenario, scheme, kinds, limit) in
+        [("http_half_requests", "http", "mixed", BODY_IDLE_S), ("https_silence", "https", "silent", HANDSHAKE_S)]
+    {
         if !args.wants(scenario) {
             continue;
         }
@@ -81,6 +87,14 @@ fn main() -> Result<()> {
         report.judge(scenario, "p99 with attackers to p99 without", attacked, alone, RATIO_MAX);
         let never = report.summary(scenario, "attacked", "never dropped").map(|s| s.max);
         report.judge(scenario, "attackers that were never dropped", never, Some(0.0), 1.0);
+        let stood = report.summary(scenario, "attacked", "stood, longest").map(|s| s.max);
+        report.judge(
+            scenario,
+            "the longest stay to what the server allows and a second",
+            stood,
+            Some(limit + 1.0),
+            1.0,
+        );
         let failed = report.summary(scenario, "attacked", "failed").map(|s| s.max);
         report.judge(scenario, "requests of others that failed", failed, Some(0.0), 1.0);
     }
