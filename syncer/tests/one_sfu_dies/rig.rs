@@ -72,7 +72,7 @@ impl Scale {
     pub(crate) fn from_environment() -> Self {
         if std::env::var_os("TRUNKLINE_FULL").is_some() {
             let baseline = Duration::from_secs(10);
-            let (noise_ms, coalesced_max) = (0.0, 0.005);
+            let (noise_ms, coalesced_max) = (0.0, 0.0);
             Self {
                 sfus: 1_000,
                 calls: 38_500,
