@@ -5,7 +5,7 @@
 //! reservations made *since* the report; only two SFUs drawn at random are compared, so that
 //! nobody is everybody's favourite; and a token bucket per SFU, per region and over all bounds
 //! what any of them can be sent. There is no global lock and no sort: a snapshot of the
-//! catalogue, and atomics per SFU.
+//! catalogue, and per SFU atomics and locks that are held for an addition (its bucket, its window, its last report).
 
 mod budget;
 mod catalogue;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -35,6 +36,10 @@ const CHUNKS_BUFFERED: usize = 2;
 const STREAM_MAX: Duration = Duration::from_secs(600);
 /// A single request that takes longer is counted as failed.
 const PUT_MAX: Duration = Duration::from_secs(10);
+/// Requests under way on each connection where joins by request are counted: enough that both cores have work.
+const PUTS_IN_FLIGHT: usize = 16;
+/// People who join by request, after all others.
+const NEWCOMERS: u64 = 50_000_000;
 /// Single requests per second.
 const PUTS_PER_S: u64 = 200;
 
@@ -183,6 +188,46 @@ impl Target {
         Ok(Sent { lines, done: results?.done, took: Duration::ZERO })
     }
 
+    /// People who are new to their calls join by a request each, as fast as it goes: each gateway has a connection, and some
+    /// requests under way on it. Returns how many joined in a second.
+    ///
+    /// # Errors
+    ///
+    /// When there is no connection, or a join fails.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives up what is under way.
+    pub(crate) async fn joins_by_put(&self, calls: Range<u64>, lasting: Duration) -> Result<f64> {
+        let (began, next) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+        let (tasks, mut workers) = (TaskTracker::new(), JoinSet::new());
+        for gateway in 0..GATEWAYS {
+            let sender = self.open(&tasks).await?;
+            for _ in 0..PUTS_IN_FLIGHT {
+                let (target, next, calls) = (self.clone(), Arc::clone(&next), calls.clone());
+                let mut sender = sender.clone();
+                workers.spawn(async move {
+                    while Instant::now().saturating_duration_since(began) < lasting {
+                        let n = next.fetch_add(1, Ordering::Relaxed);
+                        let path = population::path(calls.start + n % (calls.end - calls.start), NEWCOMERS + n);
+                        let body = Full::default().boxed();
+                        let request = target.request(Method::PUT, &path, &format!("gateway-{gateway}"), body)?;
+                        let response = timeout(PUT_MAX, sender.send_request(request)).await.context("too slow")??;
+                        let status = response.status();
+                        response.into_body().collect().await?;
+                        anyhow::ensure!(status == StatusCode::OK, "{path} answered {status}");
+                    }
+                    anyhow::Ok(())
+                });
+            }
+        }
+        for worker in workers.join_all().await {
+            worker?;
+        }
+        let joined = next.load(Ordering::Relaxed) as f64;
+        Ok(joined / Instant::now().saturating_duration_since(began).as_secs_f64())
+    }
+
     /// Single joins of a call each, at an even pace, until told to stop.
     ///
     /// # Errors
@@ -205,10 +250,8 @@ impl Target {
                 () = stop.cancelled() => break,
                 at = ticks.tick() => at,
             };
-            let (guild, channel, session) =
-                (population::guild(call), population::channel(call), population::session(call));
+            let path = population::path(call, call);
             call += 1;
-            let path = format!("/v1/guilds/{guild}/calls/{channel}/participants/{session}");
             let request = self.request(Method::PUT, &path, "gateway-put", Full::default().boxed())?;
             let mut sender = sender.clone();
             running.spawn(async move {

@@ -63,6 +63,8 @@ const WARM_CALLS: Range<u64> = 20_000_000..20_001_000;
 const WARM_WITHIN: Duration = Duration::from_secs(60);
 /// Placing everything takes no longer.
 const PLACED_WITHIN: Duration = Duration::from_secs(600);
+/// How long joins by request are counted.
+const PUTS_FOR: Duration = Duration::from_secs(2);
 /// How often it is looked whether all is placed.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -99,7 +101,9 @@ async fn measure(args: &Args, dir: PathBuf) -> Result<Report> {
                     run.parse_only(&server, Target { addr: server.addr, tls: tls.clone() }).await?;
                 } else {
                     let sfus = start(SFUS)?;
-                    let syncer = start(SYNCER)?;
+                    let began = Instant::now();
+                    let syncer = start(SYNCER)?; // it is ready when it says where it listens
+                    run.add(name, "start", "s", Instant::now().saturating_duration_since(began).as_secs_f64());
                     let target = Target { addr: syncer.addr, tls: tls.clone() };
                     if name == SYNCER {
                         run.syncer(&syncer, target).await?;
@@ -290,6 +294,8 @@ impl Run<'_> {
             self.add(SYNCER, name, "ms", puts.us.value_at_quantile(quantile) as f64 / 1e3);
         }
         self.add(SYNCER, "puts_failed", "", puts.failed as f64);
+        let joins = target.joins_by_put(0..self.calls.min(TOUCHED), PUTS_FOR).await?;
+        self.add(SYNCER, "put_joins_per_s", "1/s", joins);
         Ok(())
     }
 }

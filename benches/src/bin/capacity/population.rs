@@ -61,6 +61,11 @@ pub(crate) fn session(person: u64) -> String {
     format!("{:032x}", SPREAD.wrapping_mul(u128::from(person) + 1))
 }
 
+/// Where a person joins a call by a request.
+pub(crate) fn path(call: u64, person: u64) -> String {
+    format!("/v1/guilds/{}/calls/{}/participants/{}", guild(call), channel(call), session(person))
+}
+
 /// The lines of one gateway out of `gateways`, for the people of `calls`, handed out in chunks.
 #[derive(Debug)]
 pub(crate) struct Lines {
