@@ -51,9 +51,9 @@ pub(crate) use self::watcher::Watcher;
 use self::crowd::Crowd;
 use self::log::{Log, Note};
 
-/// News kept per gateway, one per call: a gateway of 100,000 sessions is in no more calls than that, and may hear of all of
-/// them at once.
-pub const EVENTS_PER_GATEWAY_MAX: usize = 131_072;
+/// News kept per gateway, one per call: a gateway of 100,000 sessions is in no more calls than that, and hears of two
+/// thirds of them when two zones of three are lost at once.
+pub const EVENTS_PER_GATEWAY_MAX: usize = 65_536;
 /// News kept for all gateways: the largest syncer has 1 M calls with sessions on 2 to 3 gateways
 /// each, and losing one zone of three at once leaves about that much after coalescing. At ~100 bytes
 /// (the entry, its index, a share of the note) 100 MiB at worst, 0.4 % of a 24 GiB machine.
