@@ -58,8 +58,9 @@ levers! {
         in_flight_max: u64 = "placement.in_flight_max" ["attempts"] 512, 8 => 100_000;
         /// Attempts on one SFU that are under way at once, however well they go.
         sfu_in_flight_max: u64 = "placement.sfu.in_flight_max" ["attempts"] 64, 1 => 10_000;
-        /// How long a call waits for its own SFU, which restarted or still has its people, to have a token again
-        /// before it goes elsewhere. Beyond the default, moving is kinder than waiting.
+        /// How long a call waits for its own SFU, which restarted, to have a token again before it goes elsewhere.
+        /// One whose people are in its room waits for a token as long as it takes, and this long for an SFU that is
+        /// suspect or asked for patience.
         in_place_max: Duration = "placement.in_place_max" ["duration"] S(10), S(0) => S(600);
         /// Planned moves of calls per second in the whole fleet: drains, never repairs.
         moves_rate: f64 = "moves.rate" ["per second"] 20.0, 0.0 => 10_000.0;

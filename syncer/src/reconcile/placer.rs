@@ -57,7 +57,7 @@ impl<'a> SelectPlacer<'a> {
             return None;
         }
         // People who are in the room lose more by moving than by waiting for a token: they talk meanwhile.
-        let limited = against.is_none_or(|why| why.is_limit() || why.is_of_new_rooms());
+        let limited = against.is_none_or(|why| why.is_busy() || why.is_of_new_rooms());
         let waited = work.since.map_or(Duration::ZERO, |since| self.now.saturating_duration_since(since));
         let waits = work.found && limited || waited < self.ctx.levers.in_place_max.get();
         waits.then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))

@@ -55,12 +55,6 @@ impl Excluded {
         matches!(self, Self::Full | Self::Cordoned | Self::NotAccepting | Self::Flapping | Self::Verdict(Verdict::Slow))
     }
 
-    /// Whether a limit of ours holds it back, and nothing else.
-    #[must_use]
-    pub const fn is_limit(self) -> bool {
-        matches!(self, Self::Window | Self::SfuBucket | Self::RegionBucket)
-    }
-
     /// Whether it is a limit that holds it back, which lets more through as time passes or work is done.
     #[must_use]
     pub const fn is_busy(self) -> bool {
@@ -70,7 +64,7 @@ impl Excluded {
     /// Whether waiting a moment is all it takes: a limit holds it back, and it is in order.
     #[must_use]
     pub const fn is_passing(self) -> bool {
-        matches!(self, Self::Held | Self::OnTrial | Self::Window | Self::SfuBucket | Self::RegionBucket)
+        self.is_busy() || matches!(self, Self::Held | Self::OnTrial)
     }
 }
 
