@@ -77,6 +77,13 @@ pub(crate) async fn run(arguments: CallsArgs, output: &Output) -> Result<(), Fai
     let (guild, call) = (segment(which.guild.as_str())?, segment(which.call.as_str())?);
     let answer = client.get(&format!("/v1/guilds/{guild}/calls/{call}{suffix}")).await?;
     output.show(&answer, |answer| fields(output, answer));
+    if answer["replay"].is_object() {
+        output.say("");
+        output.say(&replayed(&answer["replay"]));
+    }
+    if !items(&answer["replay"], "looks").is_empty() {
+        output.show_table(|| looks(output, items(&answer["replay"], "looks")));
+    }
     if !items(&answer, "candidates").is_empty() {
         output.say("");
         output.show_table(|| candidates(output, items(&answer, "candidates")));
@@ -144,10 +151,46 @@ fn fields(output: &Output, answer: &Value) -> Table {
     let mut table = output.table(&["", ""]);
     let call = answer["call"].as_object().into_iter().flatten();
     for (name, value) in call.chain(answer.as_object().into_iter().flatten()) {
-        let nested = value.is_object() && name == "call";
+        let nested = value.is_object() && matches!(name.as_str(), "call" | "replay");
         if !nested && name != "candidates" {
             table.add_row([name.clone(), plain(value)]);
         }
+    }
+    table
+}
+
+/// What there is to say of a decision that was made again.
+fn replayed(replay: &Value) -> String {
+    let [revision, now, in_turn] = ["revision", "now", "in_turn"].map(|name| plain(&replay[name]));
+    if replay["state"] != "made" {
+        return format!(
+            "the decision cannot be made again: it drew from revision {revision} of the catalogue, which is not kept any \
+             more; now it is {now}"
+        );
+    }
+    let outcome = match replay["as_recorded"].as_bool() {
+        Some(true) => "came to what is recorded",
+        _ => "did not come to what is recorded: an SFU became fit, or ceased to be, in the midst of it",
+    };
+    let turn = if in_turn == "0" { String::new() } else { format!("; then {in_turn} were looked at in turn") };
+    format!(
+        "the decision, made again from revision {revision} of the catalogue, {outcome}; in the order of the draws{turn}:"
+    )
+}
+
+/// Those that a decision looked at.
+fn looks(output: &Output, looks: &[Value]) -> Table {
+    let mut table = output.table(&["drawn", "chance", "what came of it", "score"]);
+    for look in looks {
+        let [sfu, chance, score] = ["sfu", "chance", "score"].map(|name| plain(&look[name]));
+        let fate = match (look["fate"].as_str(), look["taken"].as_bool()) {
+            (Some("light"), _) => "its weight's chance went against it",
+            (Some("unfit"), _) => "it was not fit",
+            (Some("again"), _) => "it had been drawn",
+            (_, Some(true)) => "compared, and taken",
+            _ => "compared",
+        };
+        table.add_row([sfu, chance, fate.to_owned(), score]);
     }
     table
 }
@@ -164,6 +207,27 @@ fn candidates(output: &Output, candidates: &[Value]) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::output::Format;
+
+    #[test]
+    fn a_decision_made_again_is_told_draw_by_draw() {
+        let look = |sfu: &str, fate: &str, taken: bool| json!({ "sfu": sfu, "chance": 0.5, "fate": fate, "score": 0.25, "taken": taken });
+        let each = [look("a", "light", false), look("b", "unfit", false), look("c", "compared", true)];
+        let made = json!({ "state": "made", "revision": 7, "in_turn": 0, "as_recorded": true, "looks": each });
+        let text = looks(&Output::new(Format::Table), items(&made, "looks")).to_string();
+        let told: Vec<&str> = text.lines().skip(1).map(str::trim).collect();
+        assert!(told[0].starts_with('a') && told[0].contains("chance went against it"), "{text}");
+        assert!(told[1].starts_with('b') && told[1].contains("not fit"), "{text}");
+        assert!(told[2].starts_with('c') && told[2].contains("and taken"), "{text}");
+        assert!(replayed(&made).contains("revision 7 of the catalogue, came to what is recorded"));
+        let other = json!({ "state": "made", "revision": 7, "in_turn": 3, "as_recorded": false });
+        assert!(replayed(&other).contains("did not come to") && replayed(&other).contains("3 were looked at in turn"));
+        let unknown = replayed(&json!({ "state": "unknown", "revision": 7, "now": 40 }));
+        assert!(
+            unknown.contains("cannot be made again") && unknown.contains('7') && unknown.contains("40"),
+            "{unknown}"
+        );
+    }
 
     #[test]
     fn filters_become_a_query_whatever_they_hold() {

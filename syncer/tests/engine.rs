@@ -4,6 +4,7 @@ mod fake;
 mod found;
 mod recovery;
 mod regions;
+mod replay;
 mod sharing;
 mod writes;
 mod zones;

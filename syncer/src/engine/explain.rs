@@ -2,18 +2,17 @@
 
 use std::sync::Arc;
 
-use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
+use rand::RngExt as _;
 use sfu_api::{CallId, GuildId, RegionId};
 use tokio::time::Instant;
 
 use super::recovery::reason;
 use super::views::find;
-use super::{CallState, CallView, CandidateView, Engine, Explanation};
+use super::{CallState, CallView, CandidateView, Engine, Explanation, LookView, ReplayView};
 use crate::ownership::slot_of;
 use crate::reconcile::Estimate;
-use crate::select::{Descent, Ladder, Sfu, Step, descend};
-use crate::state::{Class, How, Place, Rung, Why};
+use crate::select::{Descent, Fate, Ladder, Look, Sfu, Step, descend, replay};
+use crate::state::{Class, How, Place, Rung, Seed, Why};
 
 /// Candidates shown by an explanation.
 const CANDIDATES_MAX: usize = 10;
@@ -30,6 +29,7 @@ impl Engine {
         let eta = demand.map(|class| self.eta(class, now));
         Some(Explanation {
             decision: decision.map(|why| self.words(why, view.region.as_ref())),
+            replay: decision.and_then(|why| self.replay(&why, view.region.as_ref())),
             waiting_for: self.waiting_for(&view, &place, demand, eta.as_ref(), now),
             eta_s: eta.and_then(|eta| eta.seconds),
             would_go: self.would_go(&view, now),
@@ -83,28 +83,28 @@ impl Engine {
     /// What selection would do with the call at this moment. Takes nothing.
     fn would_go(&self, view: &CallView, now: Instant) -> Option<String> {
         let (snapshot, region) = (self.ctx.catalogue.now(), view.region.as_ref());
-        let mut rng = StdRng::seed_from_u64(self.ctx.with_rng(|rng| rng.random()));
+        let seed = Seed(self.ctx.with_rng(|rng| rng.random()));
         let whole = snapshot.ladder(region, self.ctx.levers.any_region.get());
         let others = |step: &Step<'_>| -> Vec<Arc<Sfu>> {
             step.sfus.iter().filter(|s| Some(&s.id) != view.sfu.as_ref()).cloned().collect()
         };
         let others: Vec<_> = whole.iter().map(|step| (step, others(step))).collect();
         let ladder: Ladder<'_> = others.iter().map(|(step, sfus)| Step { sfus, ..**step }).collect();
-        let Descent::Chosen(at, choice) = descend(&ladder, &mut rng, |sfu, care| sfu.fit_by(care, now)) else {
+        let Descent::Chosen(at, choice) = descend(&ladder, seed, |sfu, care| sfu.fit_by(care, now)) else {
             return None;
         };
-        let Step { rung, sfus, .. } = ladder[at.step];
-        Some(self.words(choice.why(sfus.len(), rung, |i| sfus[i].idx), region))
+        Some(self.words(ladder[at.step].why(&choice, at.care, seed), region))
     }
 
     /// A decision in words, with its figures.
     fn words(&self, why: Why, region: Option<&RegionId>) -> String {
         let name = |idx| self.ctx.catalogue.get(idx).map_or_else(|| "an SFU".to_owned(), |s| s.id.to_string());
         let sfu = name(why.sfu);
-        let How::Drawn { score, rival, among, rung } = why.how else {
+        let How::Drawn(draw) = why.how else {
             return format!("its room is made again in place on {sfu}");
         };
-        let from = match (rung, region) {
+        let (score, among) = (draw.score, draw.among);
+        let from = match (draw.rung, region) {
             (Rung::Region, Some(region)) => format!("region {region}"),
             (Rung::Group, Some(region)) => match self.ctx.catalogue.now().by_group.get(region) {
                 Some(group) => format!("group {} of region {region}", group.name),
@@ -112,13 +112,43 @@ impl Engine {
             },
             (_, None) | (Rung::Any, _) => "any region".to_owned(),
         };
-        match rival {
+        match why.rival() {
             Some((rival, other)) => format!(
                 "{sfu} with score {score:.4} won against {} with {other:.4}, drawn from {among} in {from}",
                 name(rival)
             ),
             None => format!("{sfu} with score {score:.4} was the only fit one of {among} in {from}"),
         }
+    }
+
+    /// The decision made again, if anything was drawn.
+    fn replay(&self, why: &Why, region: Option<&RegionId>) -> Option<ReplayView> {
+        let How::Drawn(draw) = why.how else { return None };
+        let again = self.ctx.catalogue.at(draw.revision).and_then(|snapshot| replay(&snapshot, region, why));
+        let Some(again) = again else {
+            let revision = draw.revision;
+            return Some(ReplayView::Unknown { revision, now: self.ctx.catalogue.now().revision });
+        };
+        let score = |sfu: &Sfu| match why.rival() {
+            _ if sfu.idx == why.sfu => Some(draw.score),
+            Some((rival, score)) if rival == sfu.idx => Some(score),
+            _ => None,
+        };
+        let look = |Look { sfu, chance, fate }: &Look| LookView {
+            sfu: sfu.id.clone(),
+            chance: *chance,
+            fate: *fate,
+            score: score(sfu).filter(|_| *fate == Fate::Compared),
+            taken: *fate == Fate::Compared && again.came_to.is_some_and(|came_to| came_to.sfu == sfu.idx),
+        };
+        Some(ReplayView::Made {
+            revision: draw.revision,
+            seed: draw.seed,
+            care: draw.care,
+            looks: again.looks.iter().map(look).collect(),
+            in_turn: again.in_turn,
+            as_recorded: again.came_to == Some(*why),
+        })
     }
 
     fn candidates(&self, view: &CallView, now: Instant) -> Vec<CandidateView> {

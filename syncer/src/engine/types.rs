@@ -9,8 +9,8 @@ use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId, Z
 use crate::admission::{AdmissionView, Denied};
 use crate::drivers::DriverKind;
 use crate::health::{FreezeView, Verdict};
-use crate::select::DrainState;
-use crate::state::CallKey;
+use crate::select::{DrainState, Fate};
+use crate::state::{CallKey, Care, Revision, Seed};
 
 /// What a join is answered: where the call is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,6 +136,8 @@ pub struct Explanation {
     pub call: CallView,
     /// The last decision that placed it, in words with its figures.
     pub decision: Option<String>,
+    /// That decision made again, draw by draw; null where nothing was drawn: it has none, or its room is made again in place.
+    pub replay: Option<ReplayView>,
     /// What the call waits for, when it awaits an endpoint.
     pub waiting_for: Option<String>,
     /// Seconds until the last call of its class that waits now is placed, when it awaits an endpoint; null:
@@ -147,6 +149,51 @@ pub struct Explanation {
     pub if_sfu_died: String,
     /// Candidates as they stand now, best score first (at most 10).
     pub candidates: Vec<CandidateView>,
+}
+
+/// A decision made again, from what is remembered of it.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum ReplayView {
+    /// It was made again, from its own seed and the catalogue as it was.
+    Made {
+        /// Which of the catalogue's lists it drew from; each change of the list is a revision.
+        revision: Revision,
+        /// What its draws came from.
+        seed: Seed,
+        /// Whom it took: `full`, those against whom nothing stood; `any_zone`, those of failing zones too, since nobody
+        /// else was left; `at_last`, also those that fell often.
+        care: Care,
+        /// Those that were looked at, in order: at most 16 drawn, and of those looked at in turn the ones that were
+        /// compared. The lower score won, and of equal ones the first.
+        looks: Vec<LookView>,
+        /// So many were looked at in turn, since the draws had not found two that were fit.
+        in_turn: usize,
+        /// Whether it came to what is recorded. If not, an SFU became fit, or ceased to be, in the midst of it.
+        as_recorded: bool,
+    },
+    /// The catalogue has changed too often since: whom it drew is not known any more.
+    Unknown {
+        /// What it drew from.
+        revision: Revision,
+        /// What there is now.
+        now: Revision,
+    },
+}
+
+/// An SFU that a decision looked at.
+#[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
+pub struct LookView {
+    /// The SFU.
+    pub sfu: SfuId,
+    /// The chance with which a draw of it stood: its weight over the highest.
+    pub chance: f64,
+    /// `light`: its chance went against it; `unfit`: something stood against it; `again`: it had been drawn; `compared`.
+    pub fate: Fate,
+    /// Its score, if it was compared.
+    pub score: Option<f32>,
+    /// Whether it was taken.
+    pub taken: bool,
 }
 
 /// An SFU as a candidate for a call.

@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use super::findings::Findings;
 use crate::context::Context;
 use crate::health::Verdict;
-use crate::select::{Care, Choice, Descent, Excluded, Footing, Reservation, Sfu, Snapshot, Step, descend};
-use crate::state::{Blocker, Decision, How, PlaceWork, Placer, SfuIdx, Why};
+use crate::select::{Care, Descent, Excluded, Footing, Reservation, Sfu, Snapshot, descend};
+use crate::state::{Blocker, Decision, How, PlaceWork, Placer, Seed, SfuIdx, Why};
 
 /// Decides for one round, from the catalogue and the budgets, and holds what it took for the caller
 /// to fetch.
@@ -47,7 +47,7 @@ impl<'a> SelectPlacer<'a> {
         let sfu = self.ctx.catalogue.get(idx)?;
         let against = sfu.fit_by(Care::AnyZone, self.now).err();
         if against.is_none_or(|why| work.found && why.is_of_new_rooms()) {
-            if let Some(decision) = self.reserve(&sfu, How::InPlace) {
+            if let Some(decision) = self.reserve(&sfu, Why { sfu: idx, how: How::InPlace }) {
                 return Some(decision);
             }
             // Somebody else was first, or a limit is behind it: what stands against it now passes.
@@ -63,14 +63,9 @@ impl<'a> SelectPlacer<'a> {
         waits.then(|| self.find(Blocker::Busy(idx), std::slice::from_ref(&sfu)))
     }
 
-    fn take_from(&mut self, step: Step<'_>, choice: Choice) -> Option<Decision> {
-        let why = choice.why(step.sfus.len(), step.rung, |i| step.sfus[i].idx);
-        self.reserve(&step.sfus[choice.index], why.how)
-    }
-
-    fn reserve(&mut self, sfu: &Arc<Sfu>, how: How) -> Option<Decision> {
+    fn reserve(&mut self, sfu: &Arc<Sfu>, why: Why) -> Option<Decision> {
         self.taken = Some(sfu.reserve(self.now)?);
-        Some(Decision::Reserve { sfu: sfu.idx, why: Why { sfu: sfu.idx, how } })
+        Some(Decision::Reserve { sfu: sfu.idx, why })
     }
 
     /// Blocks the call, and remembers for how long nobody needs to look again: until one of `sfus` has a
@@ -86,20 +81,22 @@ impl<'a> SelectPlacer<'a> {
         let (snapshot, now) = (self.snapshot.clone(), self.now);
         let ladder = snapshot.ladder(region, self.any_region);
         let fit = |sfu: &Sfu, care: Care| sfu.fit_by(care, now);
+        let seed = Seed(self.rng.random());
         if let Some(at) = self.findings.footing(region)
             && let Some(step) = ladder.get(at.step)
-            && let Some(choice) = step.choose(at.care, &mut self.rng, fit)
-            && let Some(decision) = self.take_from(*step, choice)
+            && let Some(choice) = step.choose(at.care, seed, fit)
+            && let Some(decision) = self.reserve(&step.sfus[choice.index], step.why(&choice, at.care, seed))
         {
             return decision;
         }
-        let busy = match descend(&ladder, &mut self.rng, fit) {
+        let busy = match descend(&ladder, seed, fit) {
             Descent::Chosen(at, choice) => {
                 if at != Footing::TOP {
                     let among = ladder.iter().take(at.step + 1).map(|step| step.sfus.len()).sum();
                     self.findings.stand(region, at, among, now);
                 }
-                if let Some(decision) = self.take_from(ladder[at.step], choice) {
+                let step = ladder[at.step];
+                if let Some(decision) = self.reserve(&step.sfus[choice.index], step.why(&choice, at.care, seed)) {
                     return decision;
                 }
                 Some(at.step) // somebody else was first: what stands against it now passes

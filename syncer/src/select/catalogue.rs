@@ -1,6 +1,6 @@
 //! The SFUs there are, as a snapshot that selection reads without a lock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -10,12 +10,19 @@ use tokio::time::Instant;
 
 use super::{Budget, Entry, Sfu, Zone};
 use crate::config::RegionGroups;
-use crate::drivers::{SfuDriver, SfuSpec, Weight};
-use crate::state::SfuIdx;
+use crate::drivers::{SfuDriver, SfuSpec};
+use crate::state::{Revision, SfuIdx};
+
+/// Snapshots kept beside the one in force, for decisions to be made again from. An SFU takes ~100 bytes in each, so
+/// they are 16 MB with ten thousand SFUs; and a roll-out that changes a fleet in more steps than this is watched while
+/// it lasts.
+const PAST_MAX: usize = 16;
 
 /// The SFUs at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
+    /// Which one it is.
+    pub revision: Revision,
     /// Those of the catalogue, by id.
     pub by_id: HashMap<SfuId, Arc<Sfu>>,
     /// Those of the catalogue.
@@ -26,8 +33,9 @@ pub struct Snapshot {
     pub by_group: HashMap<RegionId, Arc<Group>>,
     /// The groups of regions.
     pub groups: Arc<RegionGroups>,
-    /// The highest weight in the catalogue, if weights differ.
-    pub heaviest: Option<Weight>,
+    /// The chance with which a draw of an SFU stands, by its number: its weight over the highest. Empty while weights do
+    /// not differ. Kept here since an entry changes under the snapshots it is in.
+    pub chances: Vec<f64>,
     /// Every zone that was ever in the catalogue, by region and name.
     pub zones: HashMap<(RegionId, ZoneId), Arc<Zone>>,
     /// Every SFU that was ever in the catalogue, by number: calls may still be on it.
@@ -47,6 +55,8 @@ pub struct Group {
 #[derive(Debug, Default)]
 pub struct Catalogue {
     snapshot: ArcSwap<Snapshot>,
+    /// The last ones before it, oldest first.
+    past: Mutex<VecDeque<Arc<Snapshot>>>,
     write: Mutex<()>,
 }
 
@@ -94,9 +104,11 @@ impl Snapshot {
     }
 
     fn weigh(&mut self) {
-        let weights = || self.all.iter().map(|sfu| sfu.weight());
-        let most = weights().max_by(|a, b| a.get().total_cmp(&b.get()));
-        self.heaviest = most.filter(|most| weights().any(|weight| weight != *most));
+        let weights = || self.all.iter().map(|sfu| sfu.weight().get());
+        let most = weights().fold(0.0, f64::max);
+        let differ = weights().any(|weight| weight < most);
+        let chance = |sfu: &Arc<Sfu>| sfu.weight().get() / most;
+        self.chances = if differ { self.by_idx.iter().map(chance).collect() } else { Vec::new() };
     }
 
     /// Gathers the SFUs of each group, once all are listed.
@@ -119,6 +131,16 @@ impl Catalogue {
         self.snapshot.load_full()
     }
 
+    /// The snapshot of this revision, while it is one of the last.
+    #[must_use]
+    pub fn at(&self, revision: Revision) -> Option<Arc<Snapshot>> {
+        let now = self.now();
+        if now.revision == revision {
+            return Some(now);
+        }
+        self.past.lock().iter().find(|past| past.revision == revision).cloned()
+    }
+
     /// The SFU with this number.
     #[must_use]
     pub fn get(&self, idx: SfuIdx) -> Option<Arc<Sfu>> {
@@ -130,7 +152,20 @@ impl Catalogue {
         let _writing = self.write.lock();
         let mut next = Snapshot { groups: Arc::new(groups), ..Snapshot::clone(&self.now()) };
         next.gather();
-        self.snapshot.store(Arc::new(next));
+        self.publish(next);
+    }
+
+    /// Puts `next` in force, and keeps the one before it. Under the lock of those who write.
+    fn publish(&self, next: Snapshot) {
+        let old = self.now();
+        let revision = Revision(old.revision.0.wrapping_add(1));
+        let mut past = self.past.lock();
+        if past.len() == PAST_MAX {
+            past.pop_front();
+        }
+        past.push_back(old);
+        drop(past);
+        self.snapshot.store(Arc::new(Snapshot { revision, ..next }));
     }
 
     /// Takes over a new list. An SFU that was ever there keeps its number, calls, health and buckets,
@@ -174,10 +209,14 @@ impl Catalogue {
                 }
             }
         }
+        let same = old.all.iter().map(|sfu| sfu.idx).eq(next.all.iter().map(|sfu| sfu.idx));
+        if result.added == 0 && same {
+            return result; // lists are told again and again: only one that differs is a revision
+        }
         next.gather();
         next.weigh();
         result.removed = old.by_id.keys().filter(|id| !next.by_id.contains_key(*id)).count();
-        self.snapshot.store(Arc::new(next));
+        self.publish(next);
         result
     }
 }

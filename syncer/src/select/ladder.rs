@@ -11,13 +11,13 @@
 
 use std::sync::Arc;
 
-use rand::Rng;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 use sfu_api::RegionId;
 use smallvec::SmallVec;
 
-use super::{Care, Choice, Excluded, Sfu, Snapshot, choose, choose_by};
-use crate::drivers::Weight;
-use crate::state::Rung;
+use super::{Care, Choice, Excluded, Fate, Sfu, Snapshot, choose_by};
+use crate::state::{Draw, How, Revision, Rung, Seed, Why};
 
 /// A rung, and who is there.
 #[derive(Clone, Copy, Debug)]
@@ -26,8 +26,10 @@ pub struct Step<'a> {
     pub rung: Rung,
     /// The SFUs there.
     pub sfus: &'a [Arc<Sfu>],
-    /// The highest weight there is, if weights differ.
-    pub heaviest: Option<Weight>,
+    /// As in the [`Snapshot`].
+    pub chances: &'a [f64],
+    /// The snapshot's.
+    pub revision: Revision,
 }
 
 /// A call's rungs, as far down as it may go.
@@ -79,16 +81,16 @@ impl Snapshot {
     #[must_use]
     pub fn ladder(&self, region: Option<&RegionId>, any_region: bool) -> Ladder<'_> {
         let mut ladder = Ladder::new();
-        let heaviest = self.heaviest;
+        let step = |rung, sfus| Step { rung, sfus, chances: &self.chances, revision: self.revision };
         if let Some(region) = region {
             let sfus = self.by_region.get(region).map_or(&[][..], Vec::as_slice);
-            ladder.push(Step { rung: Rung::Region, sfus, heaviest });
+            ladder.push(step(Rung::Region, sfus));
             if let Some(group) = self.by_group.get(region) {
-                ladder.push(Step { rung: Rung::Group, sfus: &group.sfus, heaviest });
+                ladder.push(step(Rung::Group, &group.sfus));
             }
         }
         if any_region || region.is_none() {
-            ladder.push(Step { rung: Rung::Any, sfus: &self.all, heaviest });
+            ladder.push(step(Rung::Any, &self.all));
         }
         ladder
     }
@@ -98,17 +100,41 @@ impl Snapshot {
 
 impl Step<'_> {
     /// Chooses among those that are fit by `care`.
-    pub fn choose(
+    pub fn choose(&self, care: Care, seed: Seed, fit: impl Fn(&Sfu, Care) -> Result<f64, Excluded>) -> Option<Choice> {
+        self.draw(seed, |sfu| fit(sfu, care).ok(), |_, _| ())
+    }
+
+    /// Draws, by the scores of those that are fit; `seen` as in [`choose_by`]. A replay takes this way too.
+    pub(super) fn draw(
         &self,
-        care: Care,
-        rng: &mut impl Rng,
-        fit: impl Fn(&Sfu, Care) -> Result<f64, Excluded>,
+        seed: Seed,
+        score: impl Fn(&Sfu) -> Option<f64>,
+        seen: impl FnMut(usize, Fate),
     ) -> Option<Choice> {
-        let score = |i: usize| fit(&self.sfus[i], care).ok();
-        match self.heaviest {
-            None => choose(self.sfus.len(), rng, score),
-            Some(most) => choose_by(self.sfus.len(), rng, |i| self.sfus[i].weight().get() / most.get(), score),
-        }
+        let mut rng = StdRng::seed_from_u64(seed.0.into());
+        choose_by(self.sfus.len(), &mut rng, |i| self.chance(i), |i| score(&self.sfus[i]), seen)
+    }
+
+    /// The chance with which a draw of this one stands.
+    pub(super) fn chance(&self, i: usize) -> f64 {
+        self.chances.get(self.sfus[i].idx.0 as usize).copied().unwrap_or(1.0)
+    }
+
+    /// A choice that was made here, as it is remembered with a call.
+    #[must_use]
+    pub fn why(&self, choice: &Choice, care: Care, seed: Seed) -> Why {
+        let (rival, rival_score) = choice.rival.unwrap_or((choice.index, choice.score));
+        let draw = Draw {
+            score: choice.score,
+            rival: self.sfus[rival].idx,
+            rival_score,
+            among: u32::try_from(self.sfus.len()).unwrap_or(u32::MAX),
+            seed,
+            revision: self.revision,
+            rung: self.rung,
+            care,
+        };
+        Why { sfu: self.sfus[choice.index].idx, how: How::Drawn(draw) }
     }
 
     /// Who is in order, when nobody is fit.
@@ -130,16 +156,17 @@ impl Step<'_> {
     }
 }
 
-/// Goes down a ladder. `fit` says of an SFU whether it can be chosen with that care: its score, or why not.
-pub fn descend(ladder: &[Step<'_>], rng: &mut impl Rng, fit: impl Fn(&Sfu, Care) -> Result<f64, Excluded>) -> Descent {
+/// Goes down a ladder. `fit` says of an SFU whether it can be chosen with that care: its score, or why not. Each step draws
+/// from the same seed: only the last one's draws come to anything.
+pub fn descend(ladder: &[Step<'_>], seed: Seed, fit: impl Fn(&Sfu, Care) -> Result<f64, Excluded>) -> Descent {
     let mut busy = None;
     for (n, step) in ladder.iter().enumerate() {
-        if let Some(choice) = step.choose(Care::Full, rng, &fit) {
+        if let Some(choice) = step.choose(Care::Full, seed, &fit) {
             return Descent::Chosen(Footing { step: n, care: Care::Full }, choice);
         }
         let left = step.left(&fit);
         if left == Left::OfFailingZones
-            && let Some(choice) = step.choose(Care::AnyZone, rng, &fit)
+            && let Some(choice) = step.choose(Care::AnyZone, seed, &fit)
         {
             return Descent::Chosen(Footing { step: n, care: Care::AnyZone }, choice);
         }
@@ -149,7 +176,7 @@ pub fn descend(ladder: &[Step<'_>], rng: &mut impl Rng, fit: impl Fn(&Sfu, Care)
         }
     }
     for (n, step) in ladder.iter().enumerate().take(busy.unwrap_or(ladder.len())) {
-        if let Some(choice) = step.choose(Care::AtLast, rng, &fit) {
+        if let Some(choice) = step.choose(Care::AtLast, seed, &fit) {
             return Descent::Chosen(Footing { step: n, care: Care::AtLast }, choice);
         }
     }

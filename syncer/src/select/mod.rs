@@ -12,6 +12,7 @@ mod catalogue;
 mod choose;
 mod drain;
 mod ladder;
+mod replay;
 mod sfu;
 #[cfg(test)]
 mod tests;
@@ -19,9 +20,11 @@ mod zone;
 
 pub use self::budget::{Budget, Quotas};
 pub use self::catalogue::{Catalogue, Group, Replaced, Snapshot};
-pub use self::choose::{Choice, choose, choose_by};
+pub use self::choose::{Choice, Fate, choose, choose_by};
 pub use self::drain::{Drain, DrainState, Orders};
 pub use self::ladder::{Descent, Footing, Ladder, Step, descend};
+pub use self::replay::{Look, Replay, replay};
 pub(crate) use self::sfu::SFU_WINDOW;
-pub use self::sfu::{Care, Entry, Excluded, Reservation, Sfu};
+pub use self::sfu::{Entry, Excluded, Reservation, Sfu};
 pub use self::zone::{Course, Zone, ZoneChange};
+pub use crate::state::Care;

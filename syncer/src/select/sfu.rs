@@ -13,12 +13,12 @@ use rate_limit::{Bucket, Outcome, Quota, Window, WindowLimits};
 use sfu_api::{Load, SfuId};
 use tokio::time::Instant;
 
-pub use self::excluded::{Care, Excluded};
+pub use self::excluded::Excluded;
 pub use self::reservation::Reservation;
 use super::{Drain, Orders, Zone};
 use crate::drivers::{SfuDriver, SfuSpec, Weight};
 use crate::health::{Change, Evidence, Health, Rules, Verdict};
-use crate::state::SfuIdx;
+use crate::state::{Care, SfuIdx};
 
 /// Window of operations in flight on one SFU: starts modest, since nothing is known of it; 64 at
 /// once is more than any SFU we measured gained from, and a lever.

@@ -1,6 +1,7 @@
 mod crowd;
 mod fleet;
 mod ladder;
+mod replay;
 mod weights;
 mod zones;
 

@@ -127,6 +127,18 @@ async fn calls_are_listed_in_pages_and_explained() {
     let (status, why) = fleet.get(0, "/v1/guilds/g/calls/c1:explain").await;
     assert_eq!(status, StatusCode::OK, "{why}");
     assert!(why["decision"].is_string() && why["if_sfu_died"].is_string(), "{why}");
+    let replay = &why["replay"];
+    assert_eq!((&replay["state"], &replay["as_recorded"]), (&json!("made"), &json!(true)), "{why}");
+    let looks = replay["looks"].as_array().expect("those that were drawn");
+    let taken = |look: &&serde_json::Value| look["taken"] == true;
+    let names: Vec<_> = looks.iter().filter(taken).map(|look| &look["sfu"]).collect();
+    assert_eq!(names, [&call["sfu"]], "{why}");
+    let of = |look: &serde_json::Value| format!("{} with", look["sfu"].as_str().unwrap_or("?"));
+    let decision = why["decision"].as_str().expect("in words");
+    assert!(decision.starts_with(&of(looks.iter().find(taken).expect("one was"))), "{why}");
+    for look in looks.iter().filter(|look| look["fate"] == "compared") {
+        assert!(decision.contains(look["sfu"].as_str().expect("an id")), "both are named: {why}");
+    }
     let report = json!({ "session": "s", "kind": "media_failed" });
     let (status, _) = answer(fleet.request(0, Method::POST, "/v1/guilds/g/calls/c1:report").json(&report)).await;
     assert_eq!(status, StatusCode::ACCEPTED);

@@ -35,17 +35,6 @@ pub enum Excluded {
     RegionBucket,
 }
 
-/// Whom a choice takes. Each takes more than the one before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Care {
-    /// Those against whom nothing stands.
-    Full,
-    /// When nobody else of a rung is left: those whose zone is failing too.
-    AnyZone,
-    /// When nobody else is left: one that fell often is better than none.
-    AtLast,
-}
-
 // === impl Excluded ===
 
 impl Excluded {

@@ -7,7 +7,7 @@ use sfu_api::RegionId;
 use super::fleet::{Fleet, entry};
 use super::*;
 use crate::config::RegionGroups;
-use crate::state::Rung;
+use crate::state::{Rung, Seed};
 
 /// What stands against an SFU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,7 +69,7 @@ proptest! {
     fn r07_a_call_goes_down_only_when_a_rung_has_nobody_left(
         each in prop::collection::vec(
             (0usize..5, prop_oneof![1 => Just(Is::Fit), 1 => Just(Is::Busy), 3 => Just(Is::Gone), 1 => Just(Is::Flapping)]), 0..12),
-        own in prop::option::of(0usize..6), any_region: bool, seed: u64,
+        own in prop::option::of(0usize..6), any_region: bool, seed: u32,
     ) {
         let now = Instant::now();
         let fleet = fleet(&each.iter().map(|(region, _)| *region).collect::<Vec<_>>(), now);
@@ -77,7 +77,7 @@ proptest! {
         let wanted = own.map(region);
         let ladder = snapshot.ladder(wanted.as_ref(), any_region);
         let is = |sfu: &Sfu| each[sfu.idx.0 as usize].1;
-        let got = descend(&ladder, &mut StdRng::seed_from_u64(seed), |sfu, care| stands(is(sfu), care));
+        let got = descend(&ladder, Seed(seed), |sfu, care| stands(is(sfu), care));
 
         let rungs = allowed(own, any_region);
         prop_assert_eq!(ladder.iter().map(|step| step.rung).collect::<Vec<_>>(),
@@ -121,8 +121,8 @@ proptest! {
     }
 }
 
-/// One is kept with each of a million calls.
+/// One is kept with each of a million calls, in an allocation of its own: the next size of these is 48.
 #[test]
-fn why_a_call_is_where_it_is_takes_28_bytes() {
-    assert_eq!(size_of::<crate::state::Why>(), 28);
+fn why_a_call_is_where_it_is_takes_32_bytes() {
+    assert_eq!(size_of::<crate::state::Why>(), 32);
 }

@@ -2,32 +2,31 @@
 
 use std::sync::Arc;
 
+use rand::RngExt as _;
 use rate_limit::Outcome;
 
 use super::fleet::{Fleet, entry};
 use super::*;
-use crate::drivers::Weight;
-use crate::state::Rung;
+use crate::state::Seed;
 
 /// SFUs of these weights and capacities.
-fn sfus(each: &[(f64, u32)], now: Instant) -> Vec<Arc<Sfu>> {
+fn sfus(each: &[(f64, u32)], now: Instant) -> Arc<Snapshot> {
     let entry = |(i, (weight, capacity)): (usize, &(f64, u32))| {
         entry(i, "r", &format!("capacity = {capacity}\nweight = {weight:?}"))
     };
     let entries: Vec<_> = each.iter().enumerate().map(entry).collect();
-    Fleet::new(&entries, quotas(1e6, 1_000_000), now).catalogue.now().all.clone()
+    Fleet::new(&entries, quotas(1e6, 1_000_000), now).catalogue.now()
 }
 
 /// Places so many calls; how many each SFU got.
-fn place(sfus: &[Arc<Sfu>], calls: u32, seed: u64, now: Instant) -> Vec<u32> {
+fn place(snapshot: &Snapshot, calls: u32, seed: u64, now: Instant) -> Vec<u32> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut made = vec![0; sfus.len()];
-    let most = sfus.iter().map(|sfu| sfu.weight().get()).fold(0.0, f64::max);
-    let heaviest = Some(Weight::new(most).expect("valid"));
-    let step = Step { rung: Rung::Region, sfus, heaviest };
+    let step = snapshot.ladder(None, true)[0];
+    let mut made = vec![0; step.sfus.len()];
     for _ in 0..calls {
-        let Some(choice) = step.choose(Care::Full, &mut rng, |sfu, care| sfu.fit_by(care, now)) else { break };
-        let taken = sfus[choice.index].reserve(now).expect("nobody else asks");
+        let seed = Seed(rng.random());
+        let Some(choice) = step.choose(Care::Full, seed, |sfu, care| sfu.fit_by(care, now)) else { break };
+        let taken = step.sfus[choice.index].reserve(now).expect("nobody else asks");
         taken.settle(Outcome::Success, now);
         made[choice.index] += 1;
     }
@@ -57,7 +56,7 @@ proptest! {
         let now = Instant::now();
         let sfus = sfus(&each, now);
         let made = place(&sfus, u32::MAX, seed, now);
-        for ((sfu, (_, capacity)), made) in sfus.iter().zip(&each).zip(made) {
+        for ((sfu, (_, capacity)), made) in sfus.all.iter().zip(&each).zip(made) {
             prop_assert_eq!(made, *capacity);
             prop_assert_eq!(sfu.fit(now), Err(Excluded::Full));
             prop_assert_eq!(sfu.room(), 0);
@@ -77,14 +76,15 @@ fn r07_a_tenth_of_the_weight_is_a_tenth_of_the_calls() {
 }
 
 #[test]
-fn the_heaviest_is_known_while_weights_differ() {
+fn chances_are_known_while_weights_differ() {
     let now = Instant::now();
     let of = |weights: &[f64]| {
         let entry = |(i, weight): (usize, &f64)| entry(i, "r", &format!("capacity = 1\nweight = {weight:?}"));
         let entries: Vec<_> = weights.iter().enumerate().map(entry).collect();
-        Fleet::new(&entries, quotas(1.0, 1), now).catalogue.now().heaviest.map(Weight::get)
+        Fleet::new(&entries, quotas(1.0, 1), now).catalogue.now().chances.clone()
     };
-    assert_eq!([of(&[]), of(&[2.0, 2.0]), of(&[1.0, 0.5]), of(&[1.0, 3.0])], [None, None, Some(1.0), Some(3.0)]);
+    assert_eq!([of(&[]), of(&[2.0, 2.0])], [[0.0; 0]; 2]);
+    assert_eq!([of(&[1.0, 0.5]), of(&[1.0, 4.0])], [[1.0, 0.5], [0.25, 1.0]]);
 }
 
 #[test]

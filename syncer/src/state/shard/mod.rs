@@ -38,7 +38,9 @@ pub use self::absent::Expired;
 use self::found::Found;
 pub use self::moving::Moved;
 pub use self::people::{Adds, Join, Joined, Leave, Left, Row};
-pub use self::placing::{Committed, Decision, How, Loss, Next, PlaceWork, Placer, Rung, Why};
+pub use self::placing::{
+    Care, Committed, Decision, Draw, How, Loss, Next, PlaceWork, Placer, Revision, Rung, Seed, Why,
+};
 pub use self::terms::Terms;
 pub use self::views::{NewsPage, RoomOn};
 

@@ -1,5 +1,7 @@
 //! How calls get, keep and lose their place.
 
+use serde::Serialize;
+
 use super::*;
 use crate::state::Blocker;
 
@@ -55,7 +57,7 @@ pub enum Decision {
     Defer(Instant),
 }
 
-/// Why a call went where it did: small enough to be kept with each of a million.
+/// Why a call went where it did, and what it takes to decide it again: small enough to be kept with each of a million.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Why {
     /// The chosen SFU.
@@ -70,16 +72,64 @@ pub enum How {
     /// The room was made again where it was.
     InPlace,
     /// By score.
-    Drawn {
-        /// The score that won.
-        score: f32,
-        /// Whom it won against, and with what score; nobody else was fit otherwise.
-        rival: Option<(SfuIdx, f32)>,
-        /// From how many it was drawn.
-        among: u32,
-        /// How far from its region they were.
-        rung: Rung,
-    },
+    Drawn(Draw),
+}
+
+/// A choice by draws.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// The score that won.
+    pub score: f32,
+    /// Whom it won against; the chosen one itself when nobody else was fit. See [`Why::rival`].
+    pub rival: SfuIdx,
+    /// The score of the one it won against.
+    pub rival_score: f32,
+    /// From how many it was drawn.
+    pub among: u32,
+    /// What the draws came from.
+    pub seed: Seed,
+    /// The catalogue that was drawn from.
+    pub revision: Revision,
+    /// How far from its region they were.
+    pub rung: Rung,
+    /// Whom it took.
+    pub care: Care,
+}
+
+/// What the draws of one decision come from. 32 bits: the same draws twice in four billion decisions harm nobody, and
+/// with 64 what is kept with each call would take half as much again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(transparent)]
+pub struct Seed(pub u32);
+
+/// Which of the catalogue's snapshots: counted from the start of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(transparent)]
+pub struct Revision(pub u32);
+
+/// Whom a choice takes. Each takes more than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Care {
+    /// Those against whom nothing stands.
+    Full,
+    /// When nobody else of a rung is left: those whose zone is failing too.
+    AnyZone,
+    /// When nobody else is left: one that fell often is better than none.
+    AtLast,
+}
+
+// === impl Why ===
+
+impl Why {
+    /// Whom the chosen one won against, and with what score; nobody else was fit otherwise.
+    #[must_use]
+    pub fn rival(&self) -> Option<(SfuIdx, f32)> {
+        match self.how {
+            How::Drawn(draw) if draw.rival != self.sfu => Some((draw.rival, draw.rival_score)),
+            How::Drawn(_) | How::InPlace => None,
+        }
+    }
 }
 
 /// How far from its own region a call was placed.
