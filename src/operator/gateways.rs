@@ -51,7 +51,8 @@ pub(crate) async fn run(arguments: GatewaysArgs, output: &Output) -> Result<(), 
 }
 
 fn table(output: &Output, gateways: &[Value]) -> Table {
-    let mut table = output.table(&["gateway", "incarnation", "streams", "heard", "silent for", "told everything"]);
+    let mut table =
+        output.table(&["gateway", "incarnation", "streams", "heard", "silent for", "kept", "told everything"]);
     for gateway in gateways {
         let seconds =
             |name: &str| gateway[name].as_f64().map_or_else(String::new, |ms| format!("{:.0} s", ms / 1_000.0));
@@ -61,6 +62,7 @@ fn table(output: &Output, gateways: &[Value]) -> Table {
             Cell::new(plain(&gateway["streams"])),
             Cell::new(seconds("heard_ms_ago")),
             Cell::new(seconds("vanished_ms")),
+            Cell::new(plain(&gateway["kept"])),
             Cell::new(plain(&gateway["synced"])),
         ]);
     }
@@ -77,8 +79,8 @@ mod tests {
     #[test]
     fn a_table_shows_who_is_silent_and_since_when() {
         let gateway = json!({ "gateway": "gw-1", "incarnation": "i", "streams": 0, "heard_ms_ago": 41_000,
-            "vanished_ms": 11_000, "synced": true });
+            "vanished_ms": 11_000, "kept": 37, "synced": true });
         let text = table(&Output::new(Format::Table), &[gateway]).to_string();
-        assert!(["gw-1", "41 s", "11 s"].iter().all(|part| text.contains(part)), "{text}");
+        assert!(["gw-1", "41 s", "11 s", "37"].iter().all(|part| text.contains(part)), "{text}");
     }
 }

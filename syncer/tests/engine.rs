@@ -1,5 +1,6 @@
 //! The whole engine on a fake fleet and a paused clock: what a storm does to it.
 
+mod absent;
 mod fake;
 mod found;
 mod recovery;

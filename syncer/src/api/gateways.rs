@@ -72,6 +72,8 @@ pub(crate) struct GatewayItem {
     heard_ms_ago: u64,
     /// For how long it has been found silent, in milliseconds.
     vanished_ms: Option<u64>,
+    /// Sessions of it that are kept beyond `gateways.resume_window`, since SFUs say that people still talk in their calls.
+    kept: u64,
     /// It has told everything since it started, and nothing has expired since.
     synced: bool,
 }
@@ -79,8 +81,8 @@ pub(crate) struct GatewayItem {
 /// A gateway says that it lives.
 ///
 /// With the first heartbeat it promises more: silent for `gateways.alive_for`, with no watch and no bulk
-/// stream open, it has vanished, and `gateways.resume_window` later its sessions expire. A gateway that never
-/// beats is not held to it.
+/// stream open, it has vanished, and `gateways.resume_window` later its sessions expire, but for those in calls
+/// where SFUs see more people than sessions of gateways that are here. A gateway that never beats is not held to it.
 #[utoipa::path(put, path = "/v1/gateways/{gateway}", tag = "gateways",
     params(("gateway" = String, Path)), request_body = Heartbeat,
     responses((status = 200, body = HeartbeatAnswer), (status = 409, body = super::error::ErrorBody, description = "`superseded`: a newer process goes by this name."), (status = "4XX", body = super::error::ErrorBody), (status = "5XX", body = super::error::ErrorBody)))]
@@ -155,6 +157,7 @@ pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<
         streams: seen.streams,
         heard_ms_ago: ms(seen.heard),
         vanished_ms: seen.vanished.map(ms),
+        kept: seen.kept,
         synced: seen.synced,
     };
     Ok(Json(GatewayList { gateways: app.engine.gateways().into_iter().map(item).collect() }))

@@ -114,6 +114,9 @@ levers! {
         /// How long the sessions of a vanished gateway are kept, and those that a gateway did not tell
         /// again.
         resume_window: Duration = "gateways.resume_window" ["duration"] S(120), MS(0) => S(86_400);
+        /// How much longer sessions of a vanished gateway are kept at most while the SFU says that people talk in their
+        /// calls; 0: never. It is a bound for SFUs that count somebody for ever.
+        kept_max: Duration = "gateways.kept_max" ["duration"] S(3_600), MS(0) => S(86_400);
         /// Share of the gateways that may be gone at once before their sessions stop expiring: then it is
         /// probably us. Two or fewer never stop it.
         gateway_freeze_share: f64 = "gateways.freeze_share" ["share"] 0.5, 0.0 => 1.0;
@@ -211,6 +214,8 @@ impl EngineLevers {
         presence::Rules {
             alive_for: self.gateway_alive_for.get(),
             resume_window: self.resume_window.get(),
+            kept_max: self.kept_max.get(),
+            ask_every: self.digest_interval.get(),
             freeze_share: self.gateway_freeze_share.get(),
         }
     }

@@ -3,6 +3,7 @@
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -66,6 +67,8 @@ pub struct Metrics {
     pub gateways_vanished: Counter,
     /// Sessions taken out because their gateway vanished or did not tell them again.
     pub sessions_expired: Counter,
+    /// Sessions of vanished gateways that are kept since people may still talk.
+    pub sessions_kept: Gauge,
     /// Tasks that ended when they should not have, and were started again.
     pub restarts: Counter,
     ends: Family<EndLabel, Counter>,
@@ -94,6 +97,7 @@ impl Default for Metrics {
             shed: Counter::default(),
             gateways_vanished: Counter::default(),
             sessions_expired: Counter::default(),
+            sessions_kept: Gauge::default(),
             restarts: Counter::default(),
             ends: Family::default(),
             silences: Family::default(),
@@ -156,6 +160,8 @@ impl Metrics {
             &self.sessions_expired,
         );
         counter("task_restarts", "Tasks that ended unexpectedly and were started again", &self.restarts);
+        let help = "Sessions of vanished gateways kept since people may still talk";
+        registry.register("sessions_kept", help, self.sessions_kept.clone());
         registry.register("attempt_ends", "Attempts by how they ended", self.ends.clone());
         let help = "Signs that this syncer is short of something, by what";
         registry.register("local_pressure", help, self.pressure.clone());

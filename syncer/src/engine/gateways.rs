@@ -81,7 +81,7 @@ impl Engine {
         let mut presence = self.ctx.presence.lock();
         presence.synced(gateway, round, now)?;
         // Should it be there after all, it hears that it has to tell everything again.
-        presence.expired(&Due { gateway: gateway.clone(), before: None });
+        presence.expired(&Due { gateway: gateway.clone(), before: None, but_talking: false });
         drop(presence);
         let note = serde_json::json!({ "gateway": gateway });
         self.ctx.registry.note(GATEWAY_EXPIRE, note, by, why, at_unix_ms);
@@ -115,7 +115,12 @@ impl Engine {
     pub(super) fn gateway_counts(&self) -> (GatewayCounts, bool) {
         let presence = self.ctx.presence.lock();
         let counts = presence.counts();
-        let counts = GatewayCounts { here: counts.here, vanished: counts.vanished, syncing: counts.syncing };
+        let counts = GatewayCounts {
+            here: counts.here,
+            vanished: counts.vanished,
+            syncing: counts.syncing,
+            sessions_kept: counts.kept,
+        };
         (counts, presence.is_frozen())
     }
 }

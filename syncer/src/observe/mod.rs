@@ -9,6 +9,7 @@
 mod digest;
 mod expiry;
 mod order;
+mod people;
 mod probe;
 
 use std::collections::{HashMap, HashSet};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sfu_api::GatewayId;
 use tokio::time::Instant;
 
-use super::{Beat, Refused, Seen, Via};
+use super::{Beat, Refused, Rules, Seen, Via};
 use crate::state::Round;
 
 /// Incarnations remembered as replaced: a process that hangs may come to after its successor's
@@ -34,11 +34,35 @@ pub(super) struct Gateway {
     /// When it spoke to this syncer itself.
     spoke: Option<Instant>,
     vanished: Option<Instant>,
+    /// What SFUs said of its people since the resume window was over.
+    people: People,
     begun: VecDeque<Round>,
     ended: VecDeque<(Round, Instant)>,
     /// The last round that ended, for whoever says so again.
     last: Option<Round>,
     synced: bool,
+}
+
+/// What SFUs said of a vanished gateway's people.
+#[derive(Clone, Copy, Debug)]
+enum People {
+    /// Nothing yet.
+    Unknown,
+    /// Who is there. Sessions of others may be left; the last time it was so many that were kept.
+    Told(Instant, u64),
+    /// Who is there. So many sessions are left, and no others.
+    Kept(Instant, u64),
+}
+
+/// What is to become of a vanished gateway's sessions, after the resume window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Absence {
+    /// SFUs are to be asked, or asked again.
+    Ask,
+    /// They expire, all or but those whose people may still talk.
+    Expires { but_talking: bool },
+    /// Those that are left are kept for now.
+    Kept,
 }
 
 // === impl Gateway ===
@@ -53,6 +77,7 @@ impl Gateway {
             own_streams: 0,
             spoke: None,
             vanished: None,
+            people: People::Unknown,
             begun: VecDeque::new(),
             ended: VecDeque::new(),
             last: None,
@@ -91,6 +116,7 @@ impl Gateway {
     fn hear(&mut self, via: Via, now: Instant) {
         self.heard = now;
         self.vanished = None;
+        self.people = People::Unknown;
         if via == Via::Own {
             self.spoke = Some(now);
         }
@@ -110,6 +136,46 @@ impl Gateway {
             self.vanished = Some(now);
         }
         falls
+    }
+
+    /// What is to become of its sessions, if it has vanished and the resume window is over.
+    pub(super) fn absence(&self, rules: &Rules, now: Instant) -> Option<Absence> {
+        let over = now.saturating_duration_since(self.vanished?).checked_sub(rules.resume_window)?;
+        let again = |told: Instant| now.saturating_duration_since(told) >= rules.ask_every;
+        Some(match self.people {
+            _ if over >= rules.kept_max => Absence::Expires { but_talking: false },
+            People::Unknown => Absence::Ask,
+            People::Told(told, _) | People::Kept(told, _) if again(told) => Absence::Ask,
+            People::Told(..) => Absence::Expires { but_talking: true },
+            People::Kept(..) => Absence::Kept,
+        })
+    }
+
+    /// What SFUs told is not known any more.
+    pub(super) const fn forget_people(&mut self) {
+        self.people = People::Unknown;
+    }
+
+    /// SFUs have told who is there, as they were asked to at `asked`.
+    pub(super) fn told(&mut self, asked: Instant, now: Instant) {
+        if self.vanished.is_some_and(|at| at <= asked) {
+            self.people = People::Told(now, self.kept());
+        }
+    }
+
+    /// So many sessions are left, whose people may still talk.
+    pub(super) fn keep(&mut self, sessions: u64) {
+        if let People::Told(at, _) = self.people {
+            self.people = People::Kept(at, sessions);
+        }
+    }
+
+    /// Sessions that are left since people may still talk.
+    pub(super) const fn kept(&self) -> u64 {
+        match self.people {
+            People::Told(_, sessions) | People::Kept(_, sessions) => sessions,
+            People::Unknown => 0,
+        }
     }
 
     pub(super) fn begin(&mut self, round: Round) {
@@ -180,6 +246,7 @@ impl Gateway {
             streams: self.streams,
             heard: self.heard,
             vanished: self.vanished,
+            kept: self.kept(),
             synced: self.synced,
         }
     }

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!            beat, stream                     resume window              paced
-//! (unknown) ─────beat────▶ Here ──silent──▶ Vanished ─────────▶ all its sessions expire ──▶ (unknown)
+//! (unknown) ─────beat────▶ Here ──silent──▶ Vanished ─────────▶ its sessions expire, but of who talks ──▶ (unknown)
 //!                           ▲ ◀──beat, stream──┘ (never while so many vanish at once that it is us)
 //!                           │
 //!                           └ begin ─ tells everything again ─ synced ─ resume window ─▶ what it did
@@ -20,6 +20,10 @@
 //! - A **round** is a gateway telling everything again. Only its explicit end makes the rest out of date:
 //!   a stream that broke says nothing of what it would have told. Rounds may overlap (a process that was
 //!   replaced and does not know it): the end of each counts for what was told before its own beginning.
+//! - **Who talks is still there**, whatever became of his gateway: once the window is over SFUs are asked, and say of
+//!   each room how many are in it. A call with more people than sessions of gateways that are here [has some whose
+//!   gateway is gone](is_talking), and keeps the sessions of such, until its SFU says otherwise, cannot say, or they have
+//!   been kept for a lever's longest time.
 //! - Expiry **freezes** while more than a lever's share of the gateways is gone at once. Then it is
 //!   probably this syncer that is cut off, and there is nothing to gain from hurry.
 
@@ -33,7 +37,7 @@ use std::time::Duration;
 use sfu_api::GatewayId;
 use tokio::time::Instant;
 
-use self::gateway::Gateway;
+use self::gateway::{Absence, Gateway};
 use crate::state::Round;
 
 /// Gateways that are looked after: 2.6 M users on 650 per gateway.
@@ -49,6 +53,10 @@ pub struct Rules {
     pub alive_for: Duration,
     /// How long its sessions are kept then, and those that it did not tell again.
     pub resume_window: Duration,
+    /// How much longer at most those are kept whose people may still talk.
+    pub kept_max: Duration,
+    /// How often SFUs are asked of them.
+    pub ask_every: Duration,
     /// Share of gateways that may be gone before expiry freezes.
     pub freeze_share: f64,
 }
@@ -100,6 +108,8 @@ pub struct Due {
     pub gateway: GatewayId,
     /// Told last before this round; all, when the gateway has vanished.
     pub before: Option<Round>,
+    /// But those in calls where people may still talk.
+    pub but_talking: bool,
 }
 
 /// What a look found.
@@ -109,6 +119,10 @@ pub struct Look {
     pub vanished: Vec<GatewayId>,
     /// What may be expired now.
     pub due: Vec<Due>,
+    /// SFUs are to be asked whether the people of these are still there; see [`Presence::told`].
+    pub ask: Vec<GatewayId>,
+    /// Sessions that are kept since people may still talk.
+    pub kept: u64,
     /// Expiry froze (`true`) or thawed.
     pub turned: Option<bool>,
 }
@@ -122,6 +136,8 @@ pub struct Counts {
     pub vanished: u32,
     /// In the middle of telling everything again.
     pub syncing: u32,
+    /// Sessions of vanished ones that are kept since people may still talk.
+    pub kept: u64,
 }
 
 /// A gateway, for operators.
@@ -137,8 +153,19 @@ pub struct Seen {
     pub heard: Instant,
     /// When it was found silent.
     pub vanished: Option<Instant>,
+    /// Sessions of it that are kept since people may still talk.
+    pub kept: u64,
     /// Whether it has told everything since it started and nothing was expired since.
     pub synced: bool,
+}
+
+/// Whether people talk in a room whose gateway is gone: there are more of them than sessions of gateways that are here.
+///
+/// Counts are all that every SFU can say. Somebody here who has not connected yet hides one who talks; nobody is ever
+/// made up.
+#[must_use]
+pub const fn is_talking(people: u32, here: usize) -> bool {
+    people as usize > here
 }
 
 // === impl Presence ===
@@ -200,23 +227,57 @@ impl Presence {
             if gateway.falls_silent(rules.alive_for, now) {
                 look.vanished.push(id.clone());
             }
-            promised += usize::from(gateway.has_promised());
-            gone += usize::from(gateway.vanished().is_some());
+            // One of which only kept sessions are left went long ago, and says nothing of us now.
+            if gateway.kept() == 0 {
+                promised += usize::from(gateway.has_promised());
+                gone += usize::from(gateway.vanished().is_some());
+            }
         }
         let frozen = gone >= FREEZE_MIN && gone as f64 > rules.freeze_share * promised as f64;
         look.turned = (frozen != self.frozen).then_some(frozen);
         self.frozen = frozen;
+        // Whoever is asked of one is asked of all: an SFU tells of every room at once.
+        let mut ask = false;
         for (id, gateway) in &self.gateways {
             // What a gateway itself said is out of date is so whatever we believe of ourselves.
             if let Some(before) = gateway.outdated(rules.resume_window, now) {
-                look.due.push(Due { gateway: id.clone(), before: Some(before) });
+                look.due.push(Due { gateway: id.clone(), before: Some(before), but_talking: false });
             }
-            let over = |at: Instant| now.saturating_duration_since(at) >= rules.resume_window;
-            if !frozen && gateway.vanished().is_some_and(over) {
-                look.due.push(Due { gateway: id.clone(), before: None });
+            look.kept += gateway.kept();
+            let Some(absence) = gateway.absence(rules, now).filter(|_| !frozen) else { continue };
+            ask |= absence == Absence::Ask;
+            if let Absence::Expires { but_talking } = absence {
+                look.due.push(Due { gateway: id.clone(), before: None, but_talking });
+            }
+            if absence != (Absence::Expires { but_talking: false }) {
+                look.ask.push(id.clone());
             }
         }
+        if !ask {
+            look.ask.clear();
+        }
         look
+    }
+
+    /// The gateways that have vanished, whether their window is over or not.
+    #[must_use]
+    pub fn gone(&self) -> Vec<GatewayId> {
+        self.gateways.iter().filter(|(_, g)| g.vanished().is_some()).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// What SFUs told is not known any more: they are asked again.
+    pub fn forget_people(&mut self) {
+        self.gateways.values_mut().for_each(Gateway::forget_people);
+    }
+
+    /// SFUs have told who is there, as they were asked to at `asked`: those of these gateways' sessions whose people are
+    /// not may expire.
+    pub fn told(&mut self, gateways: &[GatewayId], asked: Instant, now: Instant) {
+        for id in gateways {
+            if let Some(gateway) = self.gateways.get_mut(id) {
+                gateway.told(asked, now);
+            }
+        }
     }
 
     /// Whether this is still to be done: a vanished gateway may be back.
@@ -234,11 +295,12 @@ impl Presence {
         }
     }
 
-    /// All of it is done.
-    pub fn finished(&mut self, due: &Due, now: Instant) {
+    /// All of it is done, but for `kept` sessions whose people may still talk.
+    pub fn finished(&mut self, due: &Due, kept: u64, now: Instant) {
         let Some(gateway) = self.gateways.get_mut(&due.gateway) else { return };
         match due.before {
             Some(before) => gateway.cleared(before),
+            None if kept > 0 => gateway.keep(kept),
             None if gateway.vanished().is_some() => {
                 self.gateways.remove(&due.gateway);
                 return;
@@ -277,6 +339,7 @@ impl Presence {
                 None => counts.here += 1,
             }
             counts.syncing += u32::from(gateway.is_syncing());
+            counts.kept += gateway.kept();
         }
         counts
     }

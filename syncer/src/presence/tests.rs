@@ -9,14 +9,16 @@ use super::*;
 const fn s(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
-const RULES: Rules = Rules { alive_for: s(30), resume_window: s(120), freeze_share: 0.5 };
+/// SFUs are not asked.
+const RULES: Rules =
+    Rules { alive_for: s(30), resume_window: s(120), kept_max: s(0), ask_every: s(60), freeze_share: 0.5 };
 
 fn gateway(n: u8) -> GatewayId {
     GatewayId::new(format!("gw-{n}")).expect("an id")
 }
 
 fn vanished(n: u8) -> Due {
-    Due { gateway: gateway(n), before: None }
+    Due { gateway: gateway(n), before: None, but_talking: false }
 }
 
 fn beat(presence: &mut Presence, n: u8, now: Instant) -> Beat {
@@ -35,7 +37,7 @@ fn expire(presence: &mut Presence, now: Instant) -> Look {
     for due in &look.due {
         assert!(presence.is_due(due));
         presence.expired(due);
-        presence.finished(due, now);
+        presence.finished(due, 0, now);
     }
     look
 }
@@ -150,7 +152,7 @@ proptest! {
                         it.ended.retain(|r, _| *r > round);
                     }
                 }
-                presence.finished(due, now);
+                presence.finished(due, 0, now);
             }
             let silent = |it: &&Said| it.promised && it.silent_for(now) >= RULES.alive_for;
             let counts = presence.counts();
@@ -193,7 +195,7 @@ fn a_vanished_gateway_has_the_resume_window_to_come_back() {
     presence.expired(&vanished(0));
     assert!(beat(&mut presence, 0, t + s(299)).resync);
     assert!(!presence.is_due(&vanished(0)));
-    presence.finished(&vanished(0), t + s(299));
+    presence.finished(&vanished(0), 0, t + s(299));
     assert_eq!(presence.counts().here, 1, "it is not forgotten for what was due before");
 }
 
@@ -262,12 +264,16 @@ fn a_replaced_process_neither_lives_on_nor_ends_the_round_of_its_successor() {
     assert_eq!(say(&mut presence, "old"), Err(Refused::Superseded));
     presence.synced(&gateway(0), Round(1), t + s(1)).expect("it was begun");
     let due = presence.look(&RULES, t + s(121)).due;
-    assert_eq!(due, [Due { gateway: gateway(0), before: Some(Round(1)) }], "of what was told before its own beginning");
+    assert_eq!(
+        due,
+        [Due { gateway: gateway(0), before: Some(Round(1)), but_talking: false }],
+        "of what was told before its own beginning"
+    );
     presence.synced(&gateway(0), Round(2), t + s(2)).expect("begun");
     presence.synced(&gateway(0), Round(2), t + s(60)).expect("again, and it changes nothing");
-    presence.finished(&due[0], t + s(121));
+    presence.finished(&due[0], 0, t + s(121));
     let due = presence.look(&RULES, t + s(122)).due;
-    assert_eq!(due, [Due { gateway: gateway(0), before: Some(Round(2)) }]);
+    assert_eq!(due, [Due { gateway: gateway(0), before: Some(Round(2)), but_talking: false }]);
     assert!(!say(&mut presence, "new").expect("taken").resync, "it has told everything");
     assert_eq!(presence.synced(&gateway(0), Round(9), t), Err(Refused::NotBegun));
 }
@@ -291,4 +297,129 @@ fn i09_gateways_rounds_and_names_are_bounded() {
         presence.synced(&id, Round(n), t + s(n)).expect("begun");
     }
     assert_eq!(presence.look(&RULES, t + s(92 + 120)).due.len(), 1, "the first is never put off");
+}
+
+/// SFUs are asked.
+const ASKED: Rules = Rules { kept_max: s(600), ..RULES };
+
+fn but_talking(n: u8) -> Due {
+    Due { but_talking: true, ..vanished(n) }
+}
+
+#[test]
+fn people_talk_where_there_are_more_than_sessions_that_are_here() {
+    assert!([(1, 0), (3, 2), (u32::MAX, 7)].iter().all(|(people, here)| is_talking(*people, *here)));
+    assert!([(0, 0), (0, 3), (2, 2), (1, 2)].iter().all(|(people, here)| !is_talking(*people, *here)));
+}
+
+#[test]
+fn a_vanished_gateways_sessions_wait_for_what_sfus_say() {
+    let (mut presence, t) = (Presence::default(), Instant::now());
+    beats(&mut presence, 0..2, t);
+    presence.opened(&gateway(1), Via::Own, t).expect("few");
+    presence.look(&ASKED, t + s(30));
+    assert_eq!(presence.look(&ASKED, t + s(149)).ask, []);
+    let look = presence.look(&ASKED, t + s(150));
+    assert_eq!((look.ask, look.due), (vec![gateway(0)], vec![]), "asked of, and not expired unheard");
+    assert_eq!(presence.look(&ASKED, t + s(200)).due, [], "however long the answer takes");
+    presence.told(&[gateway(0)], t + s(150), t + s(201));
+    let look = presence.look(&ASKED, t + s(201));
+    assert_eq!((look.ask, look.due), (vec![], vec![but_talking(0)]));
+
+    // Seven stay: nothing more until it is time to ask again, and then they are counted until it is known.
+    presence.finished(&but_talking(0), 7, t + s(202));
+    assert_eq!(presence.look(&ASKED, t + s(260)), Look { kept: 7, ..Look::default() });
+    assert_eq!((presence.counts().kept, presence.list()[0].kept), (7, 7));
+    let look = presence.look(&ASKED, t + s(261));
+    assert_eq!((look.ask, look.due, look.kept), (vec![gateway(0)], vec![], 7));
+    presence.told(&[gateway(0)], t + s(261), t + s(262));
+    assert_eq!(presence.look(&ASKED, t + s(262)).kept, 7);
+    presence.finished(&but_talking(0), 0, t + s(262));
+    assert_eq!(presence.list().len(), 1, "nothing of it is left");
+}
+
+#[test]
+fn whoever_is_kept_is_kept_for_so_long_and_a_gateway_that_is_back_keeps_its_own() {
+    let (mut presence, t) = (Presence::default(), Instant::now());
+    beats(&mut presence, 0..1, t);
+    presence.look(&ASKED, t + s(30));
+    presence.told(&[gateway(0)], t + s(150), t + s(150));
+    presence.finished(&but_talking(0), 7, t + s(150));
+    assert_eq!(presence.look(&ASKED, t + s(749)).due, []);
+    presence.forget_people();
+    let look = presence.look(&ASKED, t + s(749));
+    assert_eq!((look.ask.len(), look.kept), (1, 0), "whoever has to do it begins anew");
+    assert_eq!(presence.look(&ASKED, t + s(750)).due, [vanished(0)], "all of them");
+
+    presence.told(&[gateway(0)], t + s(749), t + s(749));
+    presence.finished(&but_talking(0), 7, t + s(749));
+    beat(&mut presence, 0, t + s(750));
+    assert_eq!(presence.look(&ASKED, t + s(751)), Look::default());
+    presence.look(&ASKED, t + s(780));
+    // An answer from before it fell silent again says nothing of its people now.
+    presence.told(&[gateway(0)], t + s(779), t + s(900));
+    let look = presence.look(&ASKED, t + s(900));
+    assert_eq!((look.ask, look.due), (vec![gateway(0)], vec![]));
+}
+
+#[test]
+fn gateways_of_which_only_kept_sessions_are_left_freeze_nothing() {
+    let (mut presence, t) = (Presence::default(), Instant::now());
+    beats(&mut presence, 0..3, t);
+    for n in 3..7 {
+        presence.opened(&gateway(n), Via::Own, t).expect("few");
+        beat(&mut presence, n, t);
+    }
+    presence.look(&ASKED, t + s(30));
+    let all = [0, 1, 2].map(gateway);
+    for asked in [150, 215] {
+        assert_eq!(presence.look(&ASKED, t + s(asked)).ask.len(), 3);
+        presence.told(&all, t + s(asked), t + s(asked));
+        (0..3).for_each(|n| presence.finished(&but_talking(n), 1, t + s(asked)));
+        presence.closed(&gateway(3), Via::Own, t + s(asked));
+        presence.look(&ASKED, t + s(asked + 30));
+        assert_eq!(
+            (presence.counts().vanished, presence.is_frozen()),
+            (4, false),
+            "one of four, and three of long ago"
+        );
+    }
+}
+
+#[test]
+fn what_could_not_be_done_in_time_is_asked_again() {
+    let (mut presence, t) = (Presence::default(), Instant::now());
+    beats(&mut presence, 0..1, t);
+    presence.look(&ASKED, t + s(30));
+    presence.told(&[gateway(0)], t + s(150), t + s(150));
+    assert_eq!(presence.look(&ASKED, t + s(209)).due, [but_talking(0)]);
+    let look = presence.look(&ASKED, t + s(210));
+    assert_eq!((look.ask, look.due), (vec![gateway(0)], vec![]), "the pace was too slow, and people come and go");
+}
+
+#[test]
+fn whoever_is_asked_of_one_is_asked_of_all() {
+    let (mut presence, t) = (Presence::default(), Instant::now());
+    beat(&mut presence, 0, t);
+    beat(&mut presence, 1, t + s(30));
+    presence.look(&ASKED, t + s(30));
+    presence.look(&ASKED, t + s(60));
+    presence.told(&[gateway(0)], t + s(150), t + s(150));
+    presence.finished(&but_talking(0), 1, t + s(150));
+    assert_eq!(presence.look(&ASKED, t + s(179)).ask, [], "it was a moment ago");
+    let mut of = presence.look(&ASKED, t + s(180)).ask;
+    of.sort();
+    assert_eq!(of, [gateway(0), gateway(1)]);
+}
+
+#[test]
+fn while_expiry_is_frozen_nobody_is_asked_of_and_whoever_is_kept_stays() {
+    let (mut presence, t) = (Presence::default(), Instant::now());
+    beats(&mut presence, 0..4, t);
+    presence.look(&ASKED, t + s(30));
+    let look = presence.look(&ASKED, t + s(600));
+    assert!(presence.is_frozen());
+    assert_eq!((look.ask, look.due), (vec![], vec![]));
+    let thawed = Rules { freeze_share: 1.0, ..ASKED };
+    assert_eq!(presence.look(&thawed, t + s(600)).ask.len(), 4);
 }

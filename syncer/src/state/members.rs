@@ -125,6 +125,15 @@ impl Members {
         }
     }
 
+    /// How many sessions are on gateways of which `of` says so.
+    #[must_use]
+    pub fn count(&self, of: impl Fn(GatewayIdx) -> bool) -> usize {
+        match &self.0 {
+            Kept::Few(bytes) => records(bytes).filter(|r| of(r.gateway)).count(),
+            Kept::Many(many) => many.gateways.iter().filter(|(g, _)| of(**g)).map(|(_, n)| *n as usize).sum(),
+        }
+    }
+
     /// The gateways with sessions, each once.
     pub(super) fn gateways(&self) -> Vec<GatewayIdx> {
         match &self.0 {

@@ -64,6 +64,11 @@ impl Gateway {
     }
 }
 
+/// The body of an answer.
+async fn answer_of(request: reqwest::RequestBuilder) -> bytes::Bytes {
+    soon("an answer", request.send()).await.expect("an answer").bytes().await.expect("a body")
+}
+
 pub(crate) fn join(guild: &str, call: usize, session: usize, seq: u64) -> Value {
     json!({ "do": "join", "guild": guild, "call": format!("c{call}"), "session": format!("s{session}"), "seq": seq, "token": false })
 }
@@ -145,6 +150,46 @@ async fn r16_a_gateway_that_vanishes_loses_its_sessions_and_others_keep_theirs()
         answer(gone.request(Method::GET, "/v1/guilds/g/calls/c1")).await.1["state"] != "placed"
     })
     .await;
+}
+
+/// On real SFUs: whoever is connected stays, and whoever is not goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn r16_whoever_is_connected_to_the_sfu_outlives_his_gateway() {
+    let windows = [("gateways.alive_for", "400ms"), ("gateways.resume_window", "400ms"), ("digest.interval", "1s")];
+    let fleet = quick(1, true, &windows).await;
+    let gone = Gateway::over_tls(&fleet, "gw-1", true);
+    let watcher = Gateway::over_tls(&fleet, "gw-2", true);
+    let keys = answer_of(gone.client.get(format!("{}/.well-known/jwks.json", gone.url))).await;
+    fleet.sfus.set_jwks(&keys).expect("a key set");
+    let ca = reqwest::Certificate::from_pem(fleet.sfus.ca_pem().as_bytes()).expect("a certificate");
+    let media = Client::builder().tls_certs_only([ca]).build().expect("a client");
+
+    // Two in one call, of whom one connects, and one alone in another call.
+    all_done(&gone.say(&[join("g", 0, 0, 1), join("g", 0, 1, 1), join("g", 1, 2, 1)]).await);
+    let placed = || async {
+        let (_, body) = answer(gone.request(Method::PUT, "/v1/guilds/g/calls/c0/participants/s0").body("{}")).await;
+        body["endpoint"].as_str().zip(body["token"].as_str()).map(|(at, token)| (at.to_owned(), token.to_owned()))
+    };
+    until("a place", || async { placed().await.is_some() }).await;
+    let (endpoint, token) = placed().await.expect("placed");
+    let attach = media.put(format!("{endpoint}/s0")).bearer_auth(&token);
+    assert_eq!(soon("an answer", attach.send()).await.expect("an answer").status(), StatusCode::NO_CONTENT);
+    assert_eq!(gone.beat("i").await.0, StatusCode::OK);
+
+    until("the one that nobody is in", || async { watcher.status().await["participants"] == 2 }).await;
+    until("the count", || async { watcher.status().await["gateways"]["sessions_kept"] == 2 }).await;
+    let (_, list) = answer(watcher.request(Method::GET, "/v1/gateways")).await;
+    assert_eq!((&list["gateways"][0]["gateway"], &list["gateways"][0]["kept"]), (&json!("gw-1"), &json!(2)), "{list}");
+    until("the metric", || async {
+        let metrics = answer_of(gone.client.get(format!("{}/metrics", gone.url)).bearer_auth("gw-1")).await;
+        String::from_utf8_lossy(&metrics).lines().any(|line| line == "trunkline_sessions_kept 2")
+    })
+    .await;
+
+    let leave = media.delete(format!("{endpoint}/s0")).bearer_auth(&token);
+    assert_eq!(soon("an answer", leave.send()).await.expect("an answer").status(), StatusCode::NO_CONTENT);
+    until("those whose people left", || async { watcher.status().await["participants"] == 0 }).await;
+    assert_eq!(watcher.status().await["sessions_expired_total"], 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Gateways that vanish, come back and tell everything again, against a plain map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::*;
 
@@ -36,7 +36,8 @@ enum Step {
     Begin(u8),
     /// What a round did not bring is taken out, so many at a time.
     Synced(u8, usize),
-    Vanish(u8, usize),
+    /// Its sessions are taken out, but of the calls whose bits are set.
+    Vanish(u8, usize, u8),
     Place(u32),
     Die(u32),
     Advance(u64),
@@ -48,7 +49,7 @@ fn steps() -> impl Strategy<Value = Step> {
         2 => (0u8..5, 0u8..24).prop_map(|(c, s)| Step::Leave(c, s)),
         2 => (0u8..3).prop_map(Step::Begin),
         2 => (0u8..3, 1usize..5).prop_map(|(g, max)| Step::Synced(g, max)),
-        1 => (0u8..3, 1usize..5).prop_map(|(g, max)| Step::Vanish(g, max)),
+        1 => (0u8..3, 1usize..5, 0u8..32).prop_map(|(g, max, kept)| Step::Vanish(g, max, kept)),
         3 => (0u32..3).prop_map(Step::Place),
         1 => (0u32..3).prop_map(Step::Die),
         1 => (0u64..7_000).prop_map(Step::Advance),
@@ -89,22 +90,72 @@ impl Pair {
         self.shard.begin_round(&named(g), Round(self.model.last_round));
     }
 
-    /// Takes out what is of the gateway and older than the round, in small steps.
-    fn expire(&mut self, g: u8, before: Option<u64>, max: usize) {
+    fn key(&self, c: u8) -> Option<CallKey> {
+        let Join { guild, call, .. } = join_of(c, 0, None);
+        self.shard.find(&guild, &call)
+    }
+
+    /// Takes out what is of the gateway and older than the round, in small steps, but of the calls whose bits are set.
+    fn expire(&mut self, g: u8, before: Option<u64>, max: usize, kept: u8) {
         let gone = |(on, round, _): &(u8, u64, u64)| *on == g && before.is_none_or(|b| *round < b);
-        let want = self.model.sessions.values().filter(|kept| gone(kept)).count();
-        self.model.sessions.retain(|_, kept| !gone(kept));
+        let (left, want): (Vec<_>, Vec<_>) = self
+            .model
+            .sessions
+            .iter()
+            .filter(|(_, of)| gone(of))
+            .map(|(who, _)| *who)
+            .partition(|(c, _)| kept >> c & 1 == 1);
+        for who in &want {
+            self.model.sessions.remove(who);
+        }
+        let kept: HashSet<CallKey> = (0..5).filter(|c| kept >> c & 1 == 1).filter_map(|c| self.key(c)).collect();
         let mut done = 0;
         loop {
-            let expired = self.shard.expire(&named(g), before.map(Round), max, &ALL, self.now);
+            let expired = self.shard.expire(&named(g), before.map(Round), &kept, max, &ALL, self.now);
             assert!(expired.sessions <= max, "no step is larger than it may be");
             done += expired.sessions;
             assert_eq!(invariants::of_shard(&self.shard), None);
             if !expired.more {
+                assert_eq!(expired.kept, left.len());
                 break;
             }
         }
-        assert_eq!(done, want, "who was told again stays, who was not goes");
+        assert_eq!(done, want.len(), "who was told again stays, who was not goes");
+    }
+
+    /// Which calls have people of the gateways that are gone, how many of others, and on which SFUs, is as the map says.
+    fn check_absent(&self) {
+        for gone in 0u8..8 {
+            let is_gone = |g: u8| gone >> g & 1 == 1;
+            let ids: Vec<GatewayId> = (0..3).filter(|g| is_gone(*g)).map(named).collect();
+            let mut want = BTreeMap::new();
+            for ((c, _), (g, ..)) in &self.model.sessions {
+                let (here, absent) = want.entry(*c).or_insert((0, 0));
+                *if is_gone(*g) { absent } else { here } += 1;
+            }
+            let (mut sfus, mut due) = (BTreeSet::new(), BTreeSet::new());
+            ids.iter().for_each(|id| self.shard.sfus_of(id, &mut sfus));
+            for (c, (here, absent)) in want {
+                let key = self.key(c).expect("a live call");
+                let Some((sfu, ..)) = self.shard.get(key).and_then(|call| call.placement.seated()) else { continue };
+                let asked = std::cell::Cell::new(None);
+                let with = |keeps: bool| {
+                    self.shard.calls_with_absent(sfu, &ids, |room, here| {
+                        if room.as_str().contains(join_of(c, 0, None).call.as_str()) {
+                            asked.set(Some(here));
+                        }
+                        keeps
+                    })
+                };
+                assert_eq!(with(true).contains(&key), absent > 0);
+                assert_eq!(asked.get(), (absent > 0).then_some(here), "call {c}");
+                assert_eq!(with(false), []);
+                if absent > 0 {
+                    due.insert(sfu);
+                }
+            }
+            assert_eq!(sfus, due);
+        }
     }
 
     fn check(&self) {
@@ -119,6 +170,7 @@ impl Pair {
         for g in 0..3 {
             self.check_news(g);
         }
+        self.check_absent();
     }
 
     /// Pages of any size bring every placed call of the gateway once, with all its sessions.
@@ -169,10 +221,10 @@ proptest! {
                 Step::Begin(g) => pair.begin(g),
                 Step::Synced(g, max) => {
                     if let Some(round) = pair.model.rounds.get(&g).copied() {
-                        pair.expire(g, Some(round), max);
+                        pair.expire(g, Some(round), max, 0);
                     }
                 }
-                Step::Vanish(g, max) => pair.expire(g, None, max),
+                Step::Vanish(g, max, kept) => pair.expire(g, None, max, kept),
                 Step::Place(sfu) => {
                     if let Some((_, _, Committed::Placed { news: Some(news), .. })) = place(&mut pair.shard, sfu, pair.now) {
                         watcher.hear(&news);
@@ -190,7 +242,7 @@ proptest! {
         }
         while place(&mut pair.shard, 0, pair.now).is_some() {}
         prop_assert_eq!(pair.shard.counts().awaiting, 0, "I5: nothing is forgotten");
-        for g in 0..3 { pair.expire(g, None, 3); }
+        for g in 0..3 { pair.expire(g, None, 3, 0); }
         pair.check();
         pair.shard.tick(pair.now + ALL.empty_grace, 100, &mut Vec::new());
         prop_assert_eq!(pair.shard.counts(), ShardCounts::default());
@@ -203,7 +255,7 @@ fn r15_a_call_whose_gateway_vanished_is_found_where_it_was_within_the_grace() {
     let mut pair = Pair::new();
     pair.join((0, 0), 0, 1);
     let (_, epoch, _) = place(&mut pair.shard, 1, pair.now).expect("ready");
-    pair.expire(0, None, 10);
+    pair.expire(0, None, 10, 0);
     let join = Join { gateway: named(1), ..join_of(0, 0, None) };
     let again = take(&mut pair.shard, &join, &ALL, pair.now + ALL.empty_grace / 2);
     let found = again.expect("joins").key.and_then(|key| pair.shard.get(key)?.placement.epoch());
