@@ -58,6 +58,8 @@ pub struct Settings {
     pub guild_share: f64,
     /// How far the global throttle shall be open, from 0 to 1.
     pub throttle: f64,
+    /// Narrowest span over which those who are turned away at one moment come back.
+    pub retry_span_min: Duration,
     /// Whether sessions, new calls and streams are blocked.
     pub blocked: [bool; 3],
     /// What the gate goes by.
@@ -238,7 +240,8 @@ impl Admission {
     #[must_use]
     pub fn slot(&self, ready_at: Instant, now: Instant, draw: f64) -> Duration {
         let rate_per_s = self.children.quota().rate_per_s;
-        self.slots.lock().take(ready_at, rate_per_s, now, draw)
+        let span_min = self.inner.read().settings.retry_span_min;
+        self.slots.lock().take(ready_at, rate_per_s, span_min, now, draw)
     }
 
     /// Whether rooms may be compared with an SFU now: the first work to be put off.

@@ -13,9 +13,6 @@ use tokio::time::Instant;
 /// through.
 const SECONDS: usize = 30;
 
-/// Narrowest span: a crowd that is turned away at one moment does not come back at one moment either.
-const SPAN_MIN_S: u64 = 4;
-
 /// The seconds to come, and how many callers each was promised to.
 #[derive(Debug)]
 pub struct Slots {
@@ -35,16 +32,25 @@ impl Slots {
     }
 
     /// A slot not before `ready_at` for a caller that one of `rate_per_s` can serve; `draw`, from 0 to 1, places
-    /// it within its second. Answers how long to wait from `now`, up to half a minute.
-    pub fn take(&mut self, ready_at: Instant, rate_per_s: f64, now: Instant, draw: f64) -> Duration {
+    /// it within its second. Slots lie in a span of at least `span_min`, in whole seconds: a crowd that is turned away at
+    /// one moment does not come back at one moment either. Answers how long to wait from `now`, up to half a minute.
+    pub fn take(
+        &mut self,
+        ready_at: Instant,
+        rate_per_s: f64,
+        span_min: Duration,
+        now: Instant,
+        draw: f64,
+    ) -> Duration {
         let elapsed = now.saturating_duration_since(self.origin);
         self.forget_until(elapsed.as_secs());
         let out: u32 = self.promised.iter().copied().fold(0, u32::saturating_add);
         let crowd_s = (f64::from(out) / rate_per_s.max(1.0)).min(SECONDS as f64) as u64; // at most 30
         let last = SECONDS as u64;
+        let span_min_s = span_min.as_secs().clamp(1, last);
         let wait_s = ready_at.saturating_duration_since(now).as_secs();
-        let from = (1 + wait_s).min(last + 1 - SPAN_MIN_S);
-        let to = (from + SPAN_MIN_S.max(crowd_s + 1)).min(last + 1);
+        let from = (1 + wait_s).min(last + 1 - span_min_s);
+        let to = (from + span_min_s.max(crowd_s + 1)).min(last + 1);
         let slot = (from..to).min_by_key(|s| self.promised[*s as usize]).unwrap_or(last);
         let count = &mut self.promised[slot as usize];
         *count = count.saturating_add(1);

@@ -17,7 +17,15 @@ fn rules(pace_per_s: f64) -> Rules {
 
 fn settings(rate: f64, burst: u32) -> Settings {
     let children = Quota::new(rate, burst).expect("a valid quota");
-    Settings { children, parts: 1, guild_share: 1.0, throttle: 1.0, blocked: [false; 3], rules: rules(1e6) }
+    Settings {
+        children,
+        parts: 1,
+        guild_share: 1.0,
+        throttle: 1.0,
+        retry_span_min: S(4),
+        blocked: [false; 3],
+        rules: rules(1e6),
+    }
 }
 
 fn guild(n: usize) -> GuildId {
@@ -172,7 +180,7 @@ proptest! {
         let mut slots = Slots::new(now);
         for (ready_ms, gap_ms, draw) in asks {
             now += MS(gap_ms);
-            let wait = slots.take(now + MS(ready_ms), rate, now, draw);
+            let wait = slots.take(now + MS(ready_ms), rate, S(4), now, draw);
             prop_assert!(wait > Duration::ZERO && wait <= S(31), "{wait:?}");
             prop_assert!(wait + S(1) >= MS(ready_ms.min(26_000)), "{wait:?} is before {ready_ms} ms");
         }
@@ -319,7 +327,7 @@ fn r04_memory_sheds_new_work_first_and_by_chance_lets_nothing_in() {
 fn back(slots: &mut Slots, now: Instant, callers: u32, rate: f64, start: Instant) -> [BTreeMap<u64, u32>; 2] {
     let mut seconds = [BTreeMap::new(), BTreeMap::new()];
     for n in 0..callers {
-        let wait = slots.take(now, rate, now, f64::from(n % 97) / 97.0);
+        let wait = slots.take(now, rate, S(4), now, f64::from(n % 97) / 97.0);
         let whole = S(wait.as_secs() + u64::from(wait.subsec_nanos() > 0));
         for (by_second, wait) in seconds.iter_mut().zip([whole, wait]) {
             *by_second.entry((now + wait - start).as_secs()).or_default() += 1;

@@ -12,13 +12,10 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::ApiError;
+use super::limits::BodyLimits;
 
 /// Largest body, except on the bulk road: the largest request, a change of all levers, has ~4 KiB.
 pub(crate) const BODY_BYTES_MAX: usize = 64 * 1024;
-/// A body that stalls this long is given up.
-pub(crate) const BODY_IDLE_MAX: Duration = Duration::from_secs(10);
-/// A body that is not whole after this long is given up, however steadily it drips.
-const BODY_TOTAL_MAX: Duration = Duration::from_secs(30);
 /// Longest line of the bulk road: four ids of 128 bytes, escaped, and as much again.
 pub(crate) const LINE_BYTES_MAX: usize = 8 * 1024;
 
@@ -27,15 +24,15 @@ pub(crate) const LINE_BYTES_MAX: usize = 8 * 1024;
 const AHEAD_BYTES: usize = 128 * 1024;
 
 /// Reads a whole body.
-pub(crate) async fn read(mut body: Body) -> Result<Bytes, ApiError> {
+pub(crate) async fn read(mut body: Body, limits: BodyLimits) -> Result<Bytes, ApiError> {
     if http_body::Body::size_hint(&body).lower() > BODY_BYTES_MAX as u64 {
         return Err(ApiError::too_large(BODY_BYTES_MAX));
     }
-    let by = Instant::now() + BODY_TOTAL_MAX;
+    let by = Instant::now() + limits.whole;
     let mut whole = BytesMut::new();
     loop {
         let slow = || ApiError::new(StatusCode::REQUEST_TIMEOUT, "too_slow", "the body did not arrive in time");
-        let next = timeout_at(by, timeout(BODY_IDLE_MAX, body.frame())).await;
+        let next = timeout_at(by, timeout(limits.idle, body.frame())).await;
         let frame = next.map_err(|_| slow())?.map_err(|_| slow())?;
         let Some(frame) = frame else { return Ok(whole.freeze()) };
         let frame = frame.map_err(|e| ApiError::invalid(format!("the body broke off: {e}")))?;
@@ -280,8 +277,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn stalled_and_dripping_bodies_are_given_up() {
         let silent = Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
-        assert_eq!(read(silent).await.expect_err("silent").status, StatusCode::REQUEST_TIMEOUT);
-        assert_eq!(read(dripping()).await.expect_err("dripping").status, StatusCode::REQUEST_TIMEOUT);
+        let limits = BodyLimits { idle: Duration::from_secs(10), whole: Duration::from_secs(30) };
+        for (body, lasts_s) in [(silent, 10), (dripping(), 30)] {
+            let began = Instant::now();
+            assert_eq!(read(body, limits).await.expect_err("slow").status, StatusCode::REQUEST_TIMEOUT);
+            assert_eq!(Instant::now().saturating_duration_since(began).as_secs(), lasts_s);
+        }
     }
 
     #[tokio::test(start_paused = true)]

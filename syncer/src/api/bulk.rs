@@ -39,7 +39,7 @@ pub(crate) use self::result::OperationResult;
 pub(crate) use self::round::Marker;
 
 /// A stream without a line for this long is ended; gateways that pause open a new one.
-const BULK_IDLE_MAX: Duration = Duration::from_secs(60);
+pub(super) const IDLE_DEFAULT: Duration = Duration::from_secs(60);
 /// Writes of results under way: each what was gathered before 12 KiB were reached and what is done together, so
 /// ~20 KiB where calls await an endpoint and at most ~200 KiB where each result carries a token.
 const WRITES_MAX: usize = 16;
@@ -149,7 +149,7 @@ pub async fn parse_only(body: Body) -> (u64, u64) {
         let next = match lines.buffered() {
             Some(next) => next,
             None if !lines.has_ended() && lines.arrived() => continue,
-            None => lines.next(BULK_IDLE_MAX).await,
+            None => lines.next(IDLE_DEFAULT).await,
         };
         match next {
             Next::End => return (operations, others),

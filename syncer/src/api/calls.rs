@@ -170,7 +170,7 @@ pub(crate) async fn report(
     }
     let call: CallId = id("call", name)?;
     let (parts, body) = request.into_parts();
-    let bytes = body::read(body).await?;
+    let bytes = body::read(body, app.limits.body()).await?;
     let _: Report = body::json(&bytes)?;
     if let Route::There(owner) = app.route(&guild, &caller)? {
         return app.forward(&owner, &caller, &parts, bytes).await;

@@ -12,7 +12,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::Version;
@@ -23,22 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::framing::Framing;
+use super::limits::ConnectionLimits;
 use super::place::Attended;
 
-/// A head is one packet.
-const HEAD_MAX: Duration = Duration::from_secs(5);
-/// A write of at most 32 KiB that the client's end does not take any byte of for this long: its
-/// process hangs, or it does it on purpose. A lost packet is sent again within 3 s.
-const WRITE_MAX: Duration = Duration::from_secs(30);
-/// From a request's head to the end of its answer: a body may take 30 s and what follows 15 s
-/// ([`super::REQUEST_MAX`]), so that the rest is for a slow reader.
-const ANSWER_MAX: Duration = Duration::from_secs(75);
-/// Silence of a streamed answer. A watch says something every 10 s and the bulk road ends after 60 s
-/// without a line, so a stream that is silent for longer is not being read.
-const STREAM_SILENCE_MAX: Duration = Duration::from_secs(75);
-/// An idle HTTP/2 connection is asked to leave after this, as hyper does it for HTTP/1.1: later than
-/// the 45 s of our own pool and the 60 s of common proxies, so that the client's end decides.
-pub(crate) const IDLE_MAX: Duration = Duration::from_secs(75);
 /// Largest piece of an answer given to the connection at once. HTTP/2 keeps a piece that the
 /// client's window does not admit, so this times the streams is what a slow reader can tie up: 4 MiB.
 const PIECE_BYTES_MAX: usize = 16 * 1024;
@@ -46,6 +32,7 @@ const PIECE_BYTES_MAX: usize = 16 * 1024;
 /// What is known of a connection.
 #[derive(Debug)]
 pub(crate) struct Clock {
+    limits: ConnectionLimits,
     asked: AtomicBool,
     h2: AtomicBool,
     state: Mutex<State>,
@@ -108,7 +95,7 @@ pub(crate) struct Held {
 // === impl Clock ===
 
 impl Clock {
-    pub(crate) fn new(now: Instant) -> Arc<Self> {
+    pub(crate) fn new(limits: ConnectionLimits, now: Instant) -> Arc<Self> {
         let state = State {
             framing: Framing::new(),
             head_since: None,
@@ -116,7 +103,7 @@ impl Clock {
             idle_since: now,
             under_way: Slab::new(),
         };
-        Arc::new(Self { asked: AtomicBool::new(false), h2: AtomicBool::new(false), state: Mutex::new(state) })
+        Arc::new(Self { limits, asked: AtomicBool::new(false), h2: AtomicBool::new(false), state: Mutex::new(state) })
     }
 
     /// A head is complete: a request is under way until the guard is dropped.
@@ -146,25 +133,26 @@ impl Clock {
     /// heads are bounded by its own limits.
     pub(crate) fn overdue(&self, now: Instant) -> Option<Overdue> {
         let h2 = self.h2.load(Ordering::Relaxed);
+        let ConnectionLimits { head, answer, write, stream_idle, idle: idle_max, .. } = self.limits;
         let state = self.state.lock();
         let over = |since: Option<Instant>, max| since.is_some_and(|s| now.saturating_duration_since(s) > max);
-        if !h2 && over(state.head_since, HEAD_MAX) {
+        if !h2 && over(state.head_since, head) {
             return Some(Overdue::Drop("slow_head"));
         }
-        if over(state.write_since, WRITE_MAX) {
+        if over(state.write_since, write) {
             return Some(Overdue::Drop("slow_reader"));
         }
         let mut idle = true;
         for (_, exchange) in &state.under_way {
             idle = false;
-            if exchange.stream && over(Some(exchange.since), STREAM_SILENCE_MAX) {
+            if exchange.stream && over(Some(exchange.since), stream_idle) {
                 return Some(Overdue::Drop("unread_stream"));
             }
-            if !exchange.stream && over(Some(exchange.since), ANSWER_MAX) {
+            if !exchange.stream && over(Some(exchange.since), answer) {
                 return Some(Overdue::Drop("slow_reader"));
             }
         }
-        (h2 && idle && over(Some(state.idle_since), IDLE_MAX)).then_some(Overdue::Idle)
+        (h2 && idle && over(Some(state.idle_since), idle_max)).then_some(Overdue::Idle)
     }
 
     fn read(&self, bytes: &[u8], now: Instant) {
@@ -327,6 +315,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use http_body_util::BodyExt as _;
 
     use super::super::place::Place;
@@ -334,7 +324,7 @@ mod tests {
 
     fn clock() -> (Arc<Clock>, impl Fn(u64) -> Instant) {
         let t0 = Instant::now();
-        (Clock::new(t0), move |ms| t0 + Duration::from_millis(ms))
+        (Clock::new(ConnectionLimits::default(), t0), move |ms| t0 + Duration::from_millis(ms))
     }
 
     #[tokio::test(start_paused = true)]

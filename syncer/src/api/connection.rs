@@ -1,6 +1,6 @@
 //! What one connection may cost.
 //!
-//! Every wait has a limit: the TLS handshake, the first request, each head, each answer, idling, and
+//! Every wait has a limit ([`super::limits`]): the TLS handshake, the first request, each head, each answer, idling, and
 //! the connection itself. HTTP/1.1 and HTTP/2 share the port: ALPN decides over TLS, the first bytes
 //! decide in plain text.
 
@@ -28,19 +28,11 @@ use tower::ServiceExt as _;
 
 use super::HttpMetrics;
 use super::auth::{Connected, names};
-use super::clock::{Clock, Held, IDLE_MAX, Overdue, Watched};
+use super::clock::{Clock, Held, Overdue, Watched};
 use super::head::{HEADER_BYTES_MAX, HEADERS_MAX, TwoLengths};
+use super::limits::{ConnectionLimits, HttpLevers};
 use super::place::Place;
 
-/// A TLS handshake is two round trips; 5 s is a slow one on another continent.
-const TLS_MAX: Duration = Duration::from_secs(5);
-/// How often a connection is looked at for what is overdue: half of the shortest limit.
-const LOOK_EVERY: Duration = Duration::from_millis(2_500);
-/// A connection on which no request ever came is closed after this, whatever its protocol: a client
-/// that connects early and has nothing to ask yet connects again in two round trips.
-const FIRST_REQUEST_MAX: Duration = Duration::from_secs(10);
-/// Requests at once on one HTTP/2 connection: more would wait for each other here and not there.
-const STREAMS_MAX: u32 = 256;
 /// Bytes of a request's body that may wait here to be read: twice what the bulk road takes at once, so that the next
 /// part is on its way while one is done. More would wait just as long, in memory that is farther away.
 pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
@@ -52,12 +44,6 @@ const RESETS_MAX: usize = 32;
 /// A PING after this much silence, and the time its answer may take.
 const PING_AFTER: Duration = Duration::from_secs(20);
 const PING_MAX: Duration = Duration::from_secs(10);
-/// Age at which a connection is asked to leave, plus up to as much again: clients spread anew over
-/// syncers that were added.
-const AGE: Duration = Duration::from_secs(30 * 60);
-/// How long a connection that was asked to leave may still be there. Whatever has an end has ended
-/// by then; streams are opened anew, watches by their cursor.
-const LEAVE_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// What a connection needs: not the socket that it came from, which closes when accepting ends.
 #[derive(Clone, Debug)]
@@ -65,6 +51,8 @@ pub(crate) struct Serving {
     /// Looked at for each connection: a renewed certificate serves those to come, and cuts none.
     pub(crate) tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     pub(crate) router: Router,
+    /// Read for each connection.
+    pub(crate) limits: Arc<HttpLevers>,
     /// Whether operators are served here.
     pub(crate) operators: bool,
     pub(crate) metrics: HttpMetrics,
@@ -97,7 +85,7 @@ impl Serving {
             return;
         }
         let Some(tls) = &self.tls else { return self.http(stream, Vec::new(), place).await };
-        let handshake = timeout(TLS_MAX, TlsAcceptor::from(tls.load_full()).accept(stream));
+        let handshake = timeout(self.limits.handshake_timeout.get(), TlsAcceptor::from(tls.load_full()).accept(stream));
         let done = tokio::select! {
             done = handshake => done,
             () = place.leave().cancelled() => return,
@@ -119,7 +107,8 @@ impl Serving {
         names: Vec<String>,
         place: Place,
     ) {
-        let clock = Clock::new(Instant::now());
+        let limits = self.limits.connection();
+        let clock = Clock::new(limits, Instant::now());
         let stream = Watched::new(stream, Arc::clone(&clock));
         let service = {
             let (clock, seat, router) = (Arc::clone(&clock), place.seat(), self.router.clone());
@@ -136,11 +125,11 @@ impl Serving {
                 answer.map_ok(move |response| response.map(|body| Held::new(body, under_way, attended)))
             })
         };
-        let builder = builder(Tracked(self.tracker.clone()));
+        let builder = builder(Tracked(self.tracker.clone()), &limits);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let began = Instant::now();
-        let mut ends = began + AGE + AGE.mul_f64(rand::rng().random::<f64>());
-        let mut look = interval(LOOK_EVERY);
+        let mut ends = began + limits.age + limits.age.mul_f64(rand::rng().random::<f64>());
+        let mut look = interval(limits.look_every());
         let mut leaving = false;
         loop {
             tokio::select! {
@@ -152,7 +141,7 @@ impl Serving {
                 }
                 () = self.stop.cancelled(), if !leaving => {
                     leaving = true;
-                    ends = Instant::now() + LEAVE_MAX;
+                    ends = Instant::now() + limits.leave;
                     connection.as_mut().graceful_shutdown();
                 }
                 () = place.leave().cancelled() => {
@@ -162,7 +151,7 @@ impl Serving {
                     return;
                 }
                 now = look.tick() => {
-                    if !clock.asked() && now.saturating_duration_since(began) >= FIRST_REQUEST_MAX {
+                    if !clock.asked() && now.saturating_duration_since(began) >= limits.first_request {
                         return self.metrics.refused("silent");
                     }
                     let mut leave = now >= ends;
@@ -174,7 +163,7 @@ impl Serving {
                     }
                     if leave && !leaving {
                         leaving = true;
-                        ends = now + LEAVE_MAX;
+                        ends = now + limits.leave;
                         connection.as_mut().graceful_shutdown();
                     }
                 }
@@ -195,18 +184,18 @@ impl Serving {
     }
 }
 
-fn builder(executor: Tracked) -> auto::Builder<Tracked> {
+fn builder(executor: Tracked, limits: &ConnectionLimits) -> auto::Builder<Tracked> {
     let mut builder = auto::Builder::new(executor);
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_MAX)
+        .header_read_timeout(limits.idle)
         .max_headers(HEADERS_MAX)
         .max_buf_size(BUFFER_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(limits.streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .max_header_list_size(HEADER_BYTES_MAX)
         .max_pending_accept_reset_streams(RESETS_MAX)
@@ -242,7 +231,7 @@ mod tests {
     use super::*;
 
     /// A connection to a small server, without a network so that time can be skipped.
-    fn connected() -> (DuplexStream, HttpMetrics, tokio::task::JoinHandle<()>) {
+    fn connected(limits: HttpLevers) -> (DuplexStream, HttpMetrics, tokio::task::JoinHandle<()>) {
         let large = || async { Bytes::from(vec![b'x'; 1 << 20]) };
         let endless = || async {
             let words = futures_util::stream::unfold((), |()| async {
@@ -260,6 +249,7 @@ mod tests {
             tls: None,
             operators: true,
             router,
+            limits: Arc::new(limits),
             metrics: metrics.clone(),
             tracker: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -270,9 +260,17 @@ mod tests {
         (ours, metrics, task)
     }
 
-    /// How long the connection lives when the client sends this and reads, or does not.
-    async fn lives(sent: &str, reads: bool) -> (Duration, HttpMetrics) {
-        let (mut stream, metrics, mut task) = connected();
+    /// Levers and their values.
+    type Turned<'a> = &'a [(&'a str, &'a str)];
+
+    /// How long the connection lives with these limits when the client sends this and reads, or does not.
+    async fn lives(turned: Turned<'_>, sent: &str, reads: bool) -> (Duration, HttpMetrics) {
+        let levers = rate_limit::Levers::new();
+        let limits = HttpLevers::register(&levers);
+        for (name, value) in turned {
+            levers.set(name, &(*value).into(), "test", None, 0).expect("in range");
+        }
+        let (mut stream, metrics, mut task) = connected(limits);
         let began = Instant::now();
         stream.write_all(sent.as_bytes()).await.expect("written");
         let mut sink = [0; 4_096];
@@ -304,11 +302,46 @@ mod tests {
             (get("/endless"), true, 35 * 60..=66 * 60, Some("too_old")),
         ];
         for (sent, reads, wanted, why) in cases {
-            let (lived, metrics) = lives(&sent, reads).await;
+            let (lived, metrics) = lives(&[], &sent, reads).await;
             assert!(wanted.contains(&lived.as_secs()), "{sent:?}, reads: {reads}: lived {lived:?}");
             if let Some(why) = why {
                 assert_eq!(metrics.refusals(why), 1, "{sent:?}, reads: {reads}: not {why}");
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn r20_every_limit_of_a_connection_is_a_lever() {
+        let get = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n");
+        let cases: [(Turned<'_>, String, bool, _, _); 6] = [
+            (&[("http.first_request_timeout", "1s")], String::new(), true, 1_000..=1_500, Some("silent")),
+            (&[("http.head_timeout", "1s")], "GET /small HT".into(), true, 1_000..=1_500, Some("slow_head")),
+            (&[("http.idle_timeout", "1s")], get("/small"), true, 1_000..=1_500, None),
+            (&[("http.write_timeout", "1s")], get("/large"), false, 1_000..=1_500, Some("slow_reader")),
+            (&[("http.answer_timeout", "1s")], get("/large"), false, 1_000..=1_500, Some("slow_reader")),
+            (
+                &[("http.age", "4s"), ("http.leave_timeout", "2s")],
+                get("/endless"),
+                true,
+                6_000..=11_000,
+                Some("too_old"),
+            ),
+        ];
+        for (turned, sent, reads, wanted, why) in cases {
+            let (lived, metrics) = lives(turned, &sent, reads).await;
+            assert!(wanted.contains(&lived.as_millis()), "{turned:?}: lived {lived:?}");
+            if let Some(why) = why {
+                assert_eq!(metrics.refusals(why), 1, "{turned:?}: not {why}");
+            }
+        }
+        // Until buffers are full, a stream that is not read is not told from one that is.
+        let mut lived = Vec::new();
+        for limit in ["15s", "75s"] {
+            let turned = [("http.stream_idle_timeout", limit), ("http.write_timeout", "600s")];
+            let (time, metrics) = lives(&turned, &get("/endless"), false).await;
+            assert_eq!(metrics.refusals("unread_stream"), 1);
+            lived.push(time.as_secs());
+        }
+        assert!((50..=70).contains(&(lived[1] - lived[0])), "{lived:?}");
     }
 }

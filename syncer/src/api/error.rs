@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use http::header::{HeaderValue, LOCATION, RETRY_AFTER};
+use http::header::{HeaderValue, LOCATION};
 use rand::RngExt as _;
 use rate_limit::LeverError;
 use serde::Serialize;
@@ -19,9 +19,6 @@ use crate::watch::CursorError;
 
 /// Callers turned away without a better hint come back after this long at the earliest.
 pub(crate) const RETRY_BASE: Duration = Duration::from_secs(1);
-
-/// Narrowest span over which callers without a slot of their own come back, as in `admission::Slots`.
-const SPREAD_MIN: Duration = Duration::from_secs(4);
 
 /// The one shape of every error answer.
 #[derive(Clone, Debug, Serialize, utoipa::ToSchema)]
@@ -40,9 +37,18 @@ pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) code: &'static str,
     pub(crate) message: String,
-    pub(crate) retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<RetryAfter>,
     /// Where the owner is.
     pub(crate) owner: Option<Arc<str>>,
+}
+
+/// When to come back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum RetryAfter {
+    /// Then: the caller has a slot of its own.
+    Slot(Duration),
+    /// Not before; who is told so at one moment comes back spread.
+    AtLeast(Duration),
 }
 
 // === impl ApiError ===
@@ -84,11 +90,11 @@ impl ApiError {
 
     /// 503, come back somewhat later.
     pub(crate) fn unavailable(code: &'static str, message: impl Into<String>, at_least: Duration) -> Self {
-        Self::later(StatusCode::SERVICE_UNAVAILABLE, code, message, spread(at_least))
+        Self::later(StatusCode::SERVICE_UNAVAILABLE, code, message, RetryAfter::AtLeast(at_least))
     }
 
     /// Come back then.
-    fn later(status: StatusCode, code: &'static str, message: impl Into<String>, retry_after: Duration) -> Self {
+    fn later(status: StatusCode, code: &'static str, message: impl Into<String>, retry_after: RetryAfter) -> Self {
         Self { retry_after: Some(retry_after), ..Self::new(status, code, message) }
     }
 
@@ -107,10 +113,22 @@ impl ApiError {
     }
 }
 
-/// At least `base`, and up to as much again: a slot in the future for each caller, not the same second for
-/// all. HTTP rounds to whole seconds, so fewer than [`SPREAD_MIN`] would be one or two of them.
-pub(crate) fn spread(base: Duration) -> Duration {
-    base + base.max(SPREAD_MIN).mul_f64(rand::rng().random::<f64>())
+// === impl RetryAfter ===
+
+impl RetryAfter {
+    /// How long to wait. Who has no slot waits at least as long as was said, and up to as much again, over a span of at
+    /// least `span_min`: HTTP rounds to whole seconds, so a narrow one would be one or two of them.
+    pub(crate) fn wait(self, span_min: Duration) -> Duration {
+        match self {
+            Self::Slot(wait) => wait,
+            Self::AtLeast(base) => base + base.max(span_min).mul_f64(rand::rng().random::<f64>()),
+        }
+    }
+
+    /// As a header.
+    pub(super) fn header(self, span_min: Duration) -> HeaderValue {
+        HeaderValue::from(seconds(self.wait(span_min)))
+    }
 }
 
 /// Whole seconds, rounded up: HTTP knows no fractions.
@@ -125,13 +143,13 @@ impl From<Refusal> for ApiError {
             // Ours by rank and not claimed yet, or just lost: soon one of us serves it.
             Refusal::NotOwner => Self::unavailable("not_ready", message, RETRY_BASE),
             Refusal::Limited(Denied { retry_after, .. }) => {
-                Self::later(StatusCode::TOO_MANY_REQUESTS, "limited", message, retry_after)
+                Self::later(StatusCode::TOO_MANY_REQUESTS, "limited", message, RetryAfter::Slot(retry_after))
             }
             Refusal::TooMany { retry_after, .. } => {
-                Self::later(StatusCode::TOO_MANY_REQUESTS, "too_many", message, retry_after)
+                Self::later(StatusCode::TOO_MANY_REQUESTS, "too_many", message, RetryAfter::Slot(retry_after))
             }
             Refusal::Draining { retry_after } => {
-                Self::later(StatusCode::SERVICE_UNAVAILABLE, "draining", message, retry_after)
+                Self::later(StatusCode::SERVICE_UNAVAILABLE, "draining", message, RetryAfter::Slot(retry_after))
             }
         }
     }
@@ -169,9 +187,6 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status.into_response();
         let headers = response.headers_mut();
-        if let Some(wait) = self.retry_after {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds(wait)));
-        }
         if self.status == StatusCode::TEMPORARY_REDIRECT
             && let Some(Ok(at)) = self.owner.as_deref().map(HeaderValue::from_str)
         {
@@ -188,16 +203,17 @@ mod tests {
 
     #[test]
     fn r10_callers_without_a_slot_are_spread_over_whole_seconds() {
-        for base_ms in [1_000, 1_300, 5_000, 10_000] {
-            let base = Duration::from_millis(base_ms);
+        for (base_ms, span_s) in [(1_000, 4), (1_300, 4), (5_000, 4), (10_000, 4), (1_000, 20)] {
+            let (base, span_min) = (Duration::from_millis(base_ms), Duration::from_secs(span_s));
             let mut by_second = std::collections::BTreeMap::<u64, u32>::new();
             for _ in 0..10_000 {
-                let wait = spread(base);
-                assert!(base <= wait && wait <= base + base.max(SPREAD_MIN), "{wait:?} for {base:?}");
+                let wait = RetryAfter::AtLeast(base).wait(span_min);
+                assert!(base <= wait && wait <= base + base.max(span_min), "{wait:?} for {base:?}");
                 *by_second.entry(seconds(wait)).or_default() += 1;
             }
             let (max, mean) = (by_second.values().max().expect("some"), 10_000.0 / by_second.len() as f64);
             assert!(f64::from(*max) <= 1.5 * mean, "{base:?}: {by_second:?}");
+            assert!(by_second.len() as u64 >= span_s, "{base:?}: {by_second:?}");
         }
         assert_eq!((seconds(Duration::ZERO), seconds(Duration::from_millis(1_001))), (1, 2));
     }

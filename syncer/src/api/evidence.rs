@@ -20,7 +20,7 @@ pub(crate) async fn hear(
     if !caller.forwarded {
         return Err(ApiError::forbidden("only syncers tell each other what they see"));
     }
-    let bytes = body::read(request.into_body()).await?;
+    let bytes = body::read(request.into_body(), app.limits.body()).await?;
     let taken = take(&app, &bytes);
     let metrics = app.peers.metrics();
     if taken.is_ok() {

@@ -95,7 +95,7 @@ pub(crate) async fn heartbeat(
     if gateway != caller.id && !caller.operator {
         return Err(ApiError::forbidden("a gateway speaks only for itself"));
     }
-    let bytes = body::read(request.into_body()).await?;
+    let bytes = body::read(request.into_body(), app.limits.body()).await?;
     let Heartbeat { incarnation } = body::json(&bytes)?;
     checked(&incarnation)?;
     let beat = app.engine.beat(&gateway, &incarnation, caller.via(), Instant::now())?;
@@ -129,7 +129,7 @@ pub(crate) async fn heard(State(app): State<Arc<App>>, caller: Caller, request: 
     if !caller.forwarded {
         return Err(ApiError::forbidden("only syncers tell each other who is there"));
     }
-    let bytes = body::read(request.into_body()).await?;
+    let bytes = body::read(request.into_body(), app.limits.body()).await?;
     let Heard { gateways } = body::json(&bytes)?;
     if gateways.len() > HEARD_MAX {
         return Err(ApiError::invalid(format!("at most {HEARD_MAX} gateways")));

@@ -115,7 +115,7 @@ pub(crate) async fn change(
     request: Request,
 ) -> Result<Json<LeverList>, ApiError> {
     caller.must_be_operator()?;
-    let bytes = body::read(request.into_body()).await?;
+    let bytes = body::read(request.into_body(), app.limits.body()).await?;
     let values: BTreeMap<String, Value> = body::json(&bytes)?;
     let pairs = values.iter().map(|(name, value)| (name.as_str(), value));
     if dry_run {

@@ -10,7 +10,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rate_limit::Lever;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::connection::Serving;
@@ -25,22 +27,30 @@ const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Listener {
     tcp: Arc<TcpListener>,
     places: Arc<Places>,
+    /// Levers were turned.
+    turned: watch::Receiver<u64>,
     serving: Serving,
 }
 
 // === impl Listener ===
 
 impl Listener {
-    /// Serves at most `connections_max` connections at once.
-    pub(crate) fn new(tcp: TcpListener, connections_max: usize, serving: Serving) -> Self {
-        Self { tcp: Arc::new(tcp), places: Places::new(connections_max), serving }
+    /// Serves at most `connections_max` connections at once, which is looked at again when levers were `turned`.
+    pub(crate) fn new(
+        tcp: TcpListener,
+        connections_max: Lever<u64>,
+        turned: watch::Receiver<u64>,
+        serving: Serving,
+    ) -> Self {
+        Self { tcp: Arc::new(tcp), places: Places::new(connections_max), turned, serving }
     }
 
     /// Accepts until stopped.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(mut self) {
+        let stop = self.serving.stop.clone();
         loop {
             let accepted = tokio::select! {
-                () = self.serving.stop.cancelled() => return,
+                () = stop.cancelled() => return,
                 accepted = self.next() => accepted,
             };
             match accepted {
@@ -59,10 +69,14 @@ impl Listener {
     }
 
     /// The next connection, and its place.
-    async fn next(&self) -> io::Result<(tokio::net::TcpStream, Place)> {
+    async fn next(&mut self) -> io::Result<(tokio::net::TcpStream, Place)> {
         let (stream, _) = self.tcp.accept().await?;
-        let place = self.places.take(&self.serving.metrics).await.map_err(io::Error::other)?;
-        Ok((stream, place))
+        loop {
+            tokio::select! {
+                place = self.places.take(&self.serving.metrics) => return Ok((stream, place)),
+                Ok(()) = self.turned.changed() => {}
+            }
+        }
     }
 }
 

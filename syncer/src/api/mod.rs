@@ -19,6 +19,7 @@ mod framing;
 mod gateways;
 mod head;
 mod levers;
+mod limits;
 pub(crate) mod listener;
 mod metrics;
 mod openapi;
@@ -42,7 +43,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post, put};
 use futures_util::FutureExt as _;
-use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{StatusCode, Version};
 use tokio::time::{Instant, timeout};
 
@@ -55,13 +56,10 @@ pub use self::connection::STREAM_WINDOW_BYTES;
 pub(crate) use self::error::ApiError;
 pub(crate) use self::gateways::{HEARD_MAX, Heard, HeardGateway};
 pub(crate) use self::levers::unix_ms;
+pub use self::limits::HttpLevers;
 pub(crate) use self::metrics::HttpMetrics;
 pub use self::openapi::openapi;
 pub(crate) use self::state::{App, Readiness, WATCHERS_MAX};
-
-/// From a request's head to the head of its answer. The body may take 30 s and forwarding 3 s; the
-/// rest is for a syncer that is busy. Streams go on after the head and have limits of their own.
-const REQUEST_MAX: Duration = Duration::from_secs(45);
 
 /// Answers after which the rest of the body is not read: the connection is of no more use, and an
 /// HTTP/1.1 client has to be told before it sends the next request on it.
@@ -124,7 +122,9 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
             last = true;
             e.into_response()
         }
-        Ok(()) => match timeout(REQUEST_MAX, AssertUnwindSafe(next.run(request)).catch_unwind()).await {
+        Ok(()) => match timeout(app.limits.request_timeout.get(), AssertUnwindSafe(next.run(request)).catch_unwind())
+            .await
+        {
             Ok(Ok(response)) => response,
             Ok(Err(_)) => {
                 app.http.panics.inc();
@@ -138,7 +138,7 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
         },
     };
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-        write_error(&mut response, &error, &id);
+        write_error(&mut response, &error, &id, app.engine.retry_span_min());
         last |= UNREAD.contains(&error.status);
     }
     if last && version < Version::HTTP_2 {
@@ -155,10 +155,13 @@ async fn finish(State(app): State<Arc<App>>, request: Request, next: Next) -> Re
     response
 }
 
-fn write_error(response: &mut Response, error: &ApiError, id: &str) {
+fn write_error(response: &mut Response, error: &ApiError, id: &str, retry_span_min: Duration) {
     let body = error::ErrorBody { request_id: id.to_owned(), error_code: error.code, message: error.message.clone() };
     let bytes = serde_json::to_vec(&body).unwrap_or_default();
     response.headers_mut().remove(CONTENT_LENGTH);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(retry_after) = error.retry_after {
+        response.headers_mut().insert(RETRY_AFTER, retry_after.header(retry_span_min));
+    }
     *response.body_mut() = axum::body::Body::from(bytes);
 }

@@ -82,7 +82,7 @@ pub(crate) async fn join(
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let route = app.route(&guild, &caller)?;
-    let bytes = body::read(body).await?;
+    let bytes = body::read(body, app.limits.body()).await?;
     let body: JoinBody = body::json(&bytes)?;
     if let Route::There(owner) = route {
         return app.forward(&owner, &caller, &parts, bytes).await;
@@ -106,7 +106,7 @@ pub(crate) async fn leave(
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     match app.route(&guild, &caller)? {
-        Route::There(owner) => app.forward(&owner, &caller, &parts, body::read(body).await?).await,
+        Route::There(owner) => app.forward(&owner, &caller, &parts, body::read(body, app.limits.body()).await?).await,
         Route::Here(_) => {
             app.engine.leave(&Leave { guild, call, session, gateway: caller.id, seq }, Instant::now())?;
             Ok(StatusCode::NO_CONTENT.into_response())

@@ -21,18 +21,19 @@
 //!
 //! Where nobody waits, all work, and who comes next waits for the first to end, or to wait.
 //!
-//! Moves between groups are a lock and two steps in ordered maps of at most `connections_max` entries.
+//! Moves between groups are a lock and two steps in ordered maps of at most `http.connections_max` entries.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
-use tokio::sync::{AcquireError, Notify, OwnedSemaphorePermit, Semaphore};
+use rate_limit::Lever;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::HttpMetrics;
@@ -40,10 +41,14 @@ use super::HttpMetrics;
 /// The places of a listener.
 #[derive(Debug)]
 pub(super) struct Places {
-    free: Arc<Semaphore>,
+    /// Read whenever somebody comes. Those beyond one that shrank make room for the next who comes.
+    max: Lever<u64>,
+    taken: AtomicU64,
     waiting: Mutex<Waiting>,
     /// Somebody came to wait.
     came: Notify,
+    /// A place was given back.
+    freed: Notify,
 }
 
 /// Who waits for its client, each group in the order in which they came to wait.
@@ -66,7 +71,6 @@ enum Group {
 #[derive(Debug)]
 pub(super) struct Place {
     seat: Arc<Seat>,
-    _permit: OwnedSemaphorePermit,
 }
 
 /// What is known of who has a place.
@@ -125,9 +129,14 @@ pub(super) struct Arriving<B> {
 // === impl Places ===
 
 impl Places {
-    pub(super) fn new(places: usize) -> Arc<Self> {
-        let free = Arc::new(Semaphore::new(places.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Self { free, waiting: Mutex::default(), came: Notify::new() })
+    pub(super) fn new(max: Lever<u64>) -> Arc<Self> {
+        Arc::new(Self {
+            max,
+            taken: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            came: Notify::new(),
+            freed: Notify::new(),
+        })
     }
 
     /// A place, once there is one; somebody who waits makes room.
@@ -135,24 +144,29 @@ impl Places {
     /// # Cancel safety
     ///
     /// Safe; a place that was made and not taken is free.
-    pub(super) async fn take(self: &Arc<Self>, metrics: &HttpMetrics) -> Result<Place, AcquireError> {
+    pub(super) async fn take(self: &Arc<Self>, metrics: &HttpMetrics) -> Place {
         loop {
-            if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
-                return Ok(self.enter(permit));
+            let freed = self.freed.notified(); // hears of what is given back from here on
+            if let Some(place) = self.try_take() {
+                return place;
             }
-            let freed = Arc::clone(&self.free).acquire_owned();
             if let Some(group) = self.crowd_out() {
                 metrics.refused(group.why());
-                return Ok(self.enter(freed.await?));
+                freed.await;
+                continue;
             }
             tokio::select! {
-                permit = freed => return Ok(self.enter(permit?)),
+                () = freed => {}
                 () = self.came.notified() => {}
             }
         }
     }
 
-    fn enter(self: &Arc<Self>, permit: OwnedSemaphorePermit) -> Place {
+    /// A place, if one is free.
+    fn try_take(self: &Arc<Self>) -> Option<Place> {
+        let max = self.max.get();
+        let one_more = |taken| (taken < max).then_some(taken + 1);
+        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).ok()?;
         let seat = Seat {
             places: Arc::clone(self),
             leave: CancellationToken::new(),
@@ -160,7 +174,7 @@ impl Places {
             state: Mutex::default(),
         };
         seat.change(|_| {});
-        Place { seat: Arc::new(seat), _permit: permit }
+        Some(Place { seat: Arc::new(seat) })
     }
 
     /// Asks the one that waits longest in the largest group to leave.
@@ -236,6 +250,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.seat.change(|state| state.gone = true);
+        self.seat.places.taken.fetch_sub(1, Ordering::AcqRel);
+        self.seat.places.freed.notify_waiters();
     }
 }
 
@@ -371,9 +387,7 @@ impl<B> Drop for Arriving<B> {
 impl Place {
     /// A place for a test.
     pub(super) fn alone() -> Self {
-        let places = Places::new(1);
-        let permit = Arc::clone(&places.free).try_acquire_owned().expect("one");
-        places.enter(permit)
+        Places::new(Lever::fixed(1)).try_take().expect("one")
     }
 }
 

@@ -89,7 +89,7 @@ pub(crate) async fn act(
     if request.uri().query().is_some_and(|query| !query.is_empty()) {
         return Err(ApiError::invalid("this takes no query: `deadline` and `reason` belong in the body"));
     }
-    let bytes = body::read(request.into_body()).await?;
+    let bytes = body::read(request.into_body(), app.limits.body()).await?;
     let ActBody { deadline, reason } = body::json(&bytes)?;
     if deadline.is_some() && action != "drain" {
         return Err(ApiError::invalid("only a drain has a deadline"));

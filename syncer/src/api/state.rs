@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::audit::Audit;
 use super::auth::Auth;
+use super::limits::HttpLevers;
 use super::metrics::HttpMetrics;
 use crate::engine::Engine;
 use crate::ownership::Ownership;
@@ -37,6 +38,7 @@ pub(crate) struct App {
     pub(crate) watchers: Arc<Semaphore>,
     pub(crate) registry: prometheus_client::registry::Registry,
     pub(crate) http: HttpMetrics,
+    pub(crate) limits: Arc<HttpLevers>,
     /// Streams (watches, the bulk road) end with it.
     pub(crate) stop: CancellationToken,
     pub(crate) tracker: TaskTracker,

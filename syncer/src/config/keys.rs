@@ -57,12 +57,6 @@ pub(super) const KEYS: &[Key] = &[
         "Operators, metrics and debug pages are served by `admin_listen` only, unless `listen` is a loopback\naddress itself. With `true` they are served at `listen` too.",
     ),
     key(
-        "connections_max",
-        Kind::Toml,
-        "=10000",
-        "Connections to the API at once. At the limit the oldest on which no request ever came makes room.\nThe process needs as many file descriptors, and some for the SFUs.",
-    ),
-    key(
         "members_file",
         Kind::Text,
         r#""members.toml""#,

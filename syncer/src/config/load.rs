@@ -79,9 +79,6 @@ impl Config {
         if self.admin_listen.is_some_and(|a| !a.ip().is_loopback()) {
             return whole("admin_listen", "plain HTTP, so it must be a loopback address");
         }
-        if self.connections_max == 0 {
-            return whole("connections_max", "0 would refuse everyone");
-        }
         if self.zone.is_empty() {
             return whole("zone", "must not be empty");
         }

@@ -42,9 +42,6 @@ pub const LISTEN_PORT_DEFAULT: u16 = 8441;
 pub const ADMIN_LISTEN_PORT_DEFAULT: u16 = 8442;
 /// How long a drain may take. Kubernetes grants 30 s unless told otherwise; 5 s are left for exit.
 pub const DRAIN_GRACE_DEFAULT: Duration = Duration::from_secs(25);
-/// Connections to the API at once: 4,096 gateways with two each, and operators. Each may cost two file
-/// descriptors for a moment, and ~100 KiB.
-pub const CONNECTIONS_MAX_DEFAULT: usize = 10_000;
 /// The peer secret in `open` mode when none is configured: there every caller is trusted anyway,
 /// and syncers of one machine can forward to each other without further settings.
 pub const PEER_SECRET_OPEN: &str = "open";
@@ -68,8 +65,6 @@ pub struct Config {
     pub admin_listen: Option<SocketAddr>,
     /// Operators may use the API's own address even when it is no loopback address.
     pub operate_remotely: bool,
-    /// Connections to the API at once.
-    pub connections_max: usize,
     /// Certificate of the API; plain HTTP on loopback when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsConfig>,
@@ -158,7 +153,6 @@ impl Default for Config {
             advertise: None,
             admin_listen: None,
             operate_remotely: false,
-            connections_max: CONNECTIONS_MAX_DEFAULT,
             tls: None,
             auth: AuthConfig::default(),
             members_file: None,

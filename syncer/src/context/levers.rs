@@ -1,8 +1,16 @@
 //! The limits of a syncer that an operator can turn while it runs.
+//!
+//! Here are those of the engine; those of the HTTP server are `api::HttpLevers`, those of the watch `watch::WatchLevers`,
+//! and the pool has its own for each lane. What stays a constant, beside its derivation, is what nobody who is paged
+//! would turn, or cannot be turned alone: sizes that a protocol or the other end counts on (heads, lines, frames,
+//! windows, PINGs, pages), sizes that a layout of memory is made for (shards, the seconds of `admission::Slots`, a
+//! wheel), bounds of maps that hold one small entry for each name somebody could make up (gateways, guilds, blocks),
+//! how often loops look, the laws of the windows and verdicts, and the turns of the classes, on which ranks, admission
+//! and estimates count together.
 
 use std::time::Duration;
 
-use rate_limit::{Lever, LeverSpec, Levers, Quota};
+use rate_limit::Quota;
 
 use crate::admission;
 use crate::health::{FlapRules, Rules};
@@ -10,18 +18,19 @@ use crate::presence;
 use crate::select::Quotas;
 use crate::state::Limits;
 
-macro_rules! levers {
+/// A struct of levers, and how it is registered.
+macro_rules! lever_set {
     ($(#[$doc:meta])* pub struct $name:ident { $($(#[doc = $help:literal])+ $field:ident: $ty:ty =
         $lever:literal [$unit:literal] $default:expr, $min:expr => $max:expr;)* }) => {
         $(#[$doc])*
         #[derive(Debug)]
-        pub struct $name { $($(#[doc = $help])+ pub $field: Lever<$ty>,)* }
+        pub struct $name { $($(#[doc = $help])+ pub $field: ::rate_limit::Lever<$ty>,)* }
 
         impl $name {
             /// Registers every lever with its default.
             #[must_use]
-            pub fn register(levers: &Levers) -> Self {
-                Self { $($field: levers.register(LeverSpec {
+            pub fn register(levers: &::rate_limit::Levers) -> Self {
+                Self { $($field: levers.register(::rate_limit::LeverSpec {
                     name: $lever,
                     doc: concat!($($help),+).trim_ascii(),
                     unit: $unit,
@@ -33,11 +42,12 @@ macro_rules! levers {
         }
     };
 }
+pub(crate) use lever_set;
 
 const MS: fn(u64) -> Duration = Duration::from_millis;
 const S: fn(u64) -> Duration = Duration::from_secs;
 
-levers! {
+lever_set! {
     /// The levers of the engine. Rates and bursts are those of the whole fleet; every syncer takes
     /// its share of them.
     pub struct EngineLevers {
@@ -77,6 +87,9 @@ levers! {
         attempt_timeout: Duration = "placement.attempt_timeout" ["duration"] S(3), MS(100) => S(30);
         /// Rooms being ended at the same time, apart from the permits of placements.
         release_in_flight_max: u64 = "release.in_flight_max" ["operations"] 16, 1 => 1_000;
+        /// Rooms to be ended that are remembered, each with when it is tried (again). Those beyond are forgotten until the
+        /// rooms of their SFU are compared: an orphan costs an SFU a little memory, a list without bound this syncer.
+        releases_max: u64 = "release.remembered_max" ["rooms"] 100_000, 0 => 10_000_000;
         /// New calls and streams per second that the fleet admits, whichever guild asks.
         new_calls_rate: f64 = "admission.new_calls.rate" ["per second"] 5_000.0, 0.0 => 1_000_000.0;
         /// New calls and streams that the fleet admits at once.
@@ -102,6 +115,9 @@ levers! {
         /// Resident memory at which every session is turned away; streams are from 90 % of it on, new calls
         /// from 95 %. 0: nine tenths of what the machine or the control group has.
         memory_max: u64 = "admission.memory_max" ["bytes"] 0, 0 => 1 << 50;
+        /// Narrowest span of `Retry-After`: callers that are turned away at one moment come back spread over so long.
+        /// The farthest moment is 30 s away, or twice what the answer asks for at least.
+        retry_span_min: Duration = "admission.retry_span_min" ["duration"] S(4), S(1) => S(30);
         /// Calls that one guild may have.
         calls_per_guild_max: u64 = "admission.calls_per_guild_max" ["calls"] 10_000, 1 => 1_000_000;
         /// Sessions that one call may have.
@@ -188,6 +204,7 @@ impl EngineLevers {
             parts,
             guild_share: self.guild_share.get(),
             throttle: self.throttle.get(),
+            retry_span_min: self.retry_span_min.get(),
             blocked: [self.block_joins.get(), self.block_new_calls.get(), self.block_streams.get()],
             rules: admission::Rules {
                 queue_age_max: self.queue_age_max.get(),

@@ -32,10 +32,11 @@ use crate::state::{Cause, News, Release, Round, Shard};
 
 pub use self::announce::{Announcement, Announcer};
 pub use self::levers::EngineLevers;
+pub(crate) use self::levers::lever_set;
 pub use self::losses::{Losses, Passing};
 pub use self::metrics::{AttemptEnd, Metrics};
 pub use self::pace::Pace;
-pub use self::releases::{RELEASES_MAX, Releases};
+pub use self::releases::Releases;
 
 /// Shards of call state. More than cores, so that two busy guilds rarely share one; few enough
 /// that looking at the head of each costs less than a placement.
@@ -133,12 +134,12 @@ impl Context {
             catalogue: Catalogue::default(),
             budget,
             admission,
+            releases: Releases::new(levers.releases_max.clone()),
             levers,
             registry,
             window: Window::new(SYNCER_WINDOW),
             pace: Pace::default(),
             losses: Losses::default(),
-            releases: Releases::default(),
             presence: Mutex::default(),
             announcer,
             metrics: Metrics::default(),

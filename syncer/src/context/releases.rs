@@ -3,17 +3,15 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
+use rate_limit::Lever;
 use tokio::time::Instant;
 
 use crate::state::Release;
 
-/// Rooms remembered for release. Beyond, the digests find them: an orphan costs an SFU a little
-/// memory, a list without bound costs the syncer its life.
-pub const RELEASES_MAX: usize = 100_000;
-
 /// The list.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Releases {
+    rooms_max: Lever<u64>,
     inner: Mutex<Inner>,
 }
 
@@ -26,11 +24,17 @@ struct Inner {
 // === impl Releases ===
 
 impl Releases {
+    /// An empty list of at most so many rooms.
+    #[must_use]
+    pub fn new(rooms_max: Lever<u64>) -> Self {
+        Self { rooms_max, inner: Mutex::default() }
+    }
+
     /// Adds a room that has been tried `attempts` times. `false`: the list is full.
     #[must_use]
     pub fn push(&self, release: Release, attempts: u32, not_before: Instant) -> bool {
         let inner = &mut *self.inner.lock();
-        if inner.by_time.len() >= RELEASES_MAX {
+        if inner.by_time.len() as u64 >= self.rooms_max.get() {
             return false;
         }
         inner.number += 1;
@@ -61,5 +65,38 @@ impl Releases {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rate_limit::Levers;
+    use sfu_api::{Epoch, OwnerTerm, RoomId, Slot};
+
+    use super::*;
+    use crate::context::EngineLevers;
+    use crate::state::SfuIdx;
+
+    #[test]
+    fn r20_as_many_are_remembered_as_the_lever_says_now() {
+        let levers = Levers::new();
+        let releases = Releases::new(EngineLevers::register(&levers).releases_max);
+        let now = Instant::now();
+        let term = OwnerTerm { generation: 1, revision: 1 };
+        let room = || RoomId::new("r").expect("an id");
+        let one = || Release {
+            sfu: SfuIdx(0),
+            room: room(),
+            slot: Slot::new(0).expect("a slot"),
+            term,
+            epoch: Epoch { term, n: 1 },
+        };
+        let taken = || (0..5).filter(|_| releases.push(one(), 0, now)).count();
+        assert_eq!(taken(), 5);
+        for (max, more) in [(7, 2), (3, 0), (8, 1)] {
+            levers.set("release.remembered_max", &max.into(), "test", None, 0).expect("in range");
+            assert_eq!(taken(), more, "{max} at most");
+        }
+        assert_eq!(releases.len(), 8);
     }
 }

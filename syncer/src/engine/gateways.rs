@@ -1,6 +1,7 @@
 //! Gateways as they come and go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sfu_api::GatewayId;
 use tokio::time::Instant;
@@ -102,7 +103,7 @@ impl Engine {
 
     /// How often the other syncers have to hear of them: four times before anyone takes them for gone.
     #[must_use]
-    pub fn share_gateways_every(&self) -> std::time::Duration {
+    pub fn share_gateways_every(&self) -> Duration {
         self.ctx.levers.gateway_alive_for.get() / 4
     }
 
@@ -110,6 +111,12 @@ impl Engine {
     #[must_use]
     pub fn watches_per_gateway_max(&self) -> usize {
         usize::try_from(self.ctx.levers.gateway_watches_max.get()).unwrap_or(usize::MAX)
+    }
+
+    /// Narrowest span over which callers that are turned away at one moment come back.
+    #[must_use]
+    pub fn retry_span_min(&self) -> Duration {
+        self.ctx.levers.retry_span_min.get()
     }
 
     pub(super) fn gateway_counts(&self) -> (GatewayCounts, bool) {

@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use pool::{Lane, LaneLimits};
 use rand::RngExt as _;
-use rate_limit::Levers;
+use rate_limit::{Lever, Levers};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::{
-    self, App, Audit, Auth, HttpMetrics, Readiness, WATCHERS_MAX, connection::Serving, listener::Listener,
+    self, App, Audit, Auth, HttpLevers, HttpMetrics, Readiness, WATCHERS_MAX, connection::Serving, listener::Listener,
 };
 use crate::config::{Config, ConfigError};
 use crate::context::EngineLevers;
@@ -39,7 +39,7 @@ use crate::ownership::Ownership;
 use crate::peer::Peers;
 use crate::registry::{Embedded, Member, MemberState, Registry};
 use crate::token::Signer;
-use crate::watch::Hub;
+use crate::watch::{Hub, WatchLevers};
 
 pub use self::error::StartError;
 use self::files::Files;
@@ -58,7 +58,7 @@ const SFU_LEVERS: &str = "pool.sfu";
 const PEER_LEVERS: &str = "pool.peer";
 
 /// Connections to the second listener: probes, scrapers and a few operators.
-const ADMIN_CONNECTIONS_MAX: usize = 256;
+const ADMIN_CONNECTIONS_MAX: u64 = 256;
 
 /// A syncer that is not running yet.
 #[derive(Debug)]
@@ -121,7 +121,8 @@ impl Syncer {
         }
         files::check(config)?;
         let levers = Levers::new();
-        let _registered = EngineLevers::register(&levers);
+        let _registered =
+            (EngineLevers::register(&levers), HttpLevers::register(&levers), WatchLevers::register(&levers));
         sfu_limits().register_levers(&levers, SFU_LEVERS);
         Peers::limits().register_levers(&levers, PEER_LEVERS);
         apply_limits(config, &levers)?;
@@ -180,7 +181,7 @@ impl Syncer {
             me,
         };
         let supervisor = Supervisor::new(tracker, stop, app.http.restarts.clone());
-        running.run_listeners(&supervisor, tcp, admin, tls, &config);
+        running.run_listeners(&supervisor, tcp, admin, tls, config.operators_on_api());
         running.run_background(&supervisor, files);
         tracing::info!(syncer = %config.id, url = running.url, "syncer started");
         Ok(running)
@@ -219,12 +220,13 @@ fn build(
     let sfu_lane =
         Lane::builder("sfu").tls(config.sfu_tls()?).limits(sfu_limits()).metrics(pool_metrics.clone()).build()?;
     let peers = Arc::new(Peers::new(&config.id, config.peer_tls()?, config.peer_secret(), &pool_metrics)?);
-    let hub = Hub::new(boot);
+    let levers = Levers::new();
+    let limits = Arc::new(HttpLevers::register(&levers));
+    let hub = Hub::new(boot, WatchLevers::register(&levers));
     let factory: DriverFactory = {
         let (lane, signer, id) = (sfu_lane.clone(), Arc::clone(&signer), config.id.clone());
         Arc::new(move |spec| drivers::build(spec, &lane, &signer, &id))
     };
-    let levers = Levers::new();
     let announcer = Arc::clone(&hub);
     // Not a child of `stop`: the engine's loops end with its drain.
     let engine_stop = end.child_token();
@@ -254,6 +256,7 @@ fn build(
         watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
         registry: metrics,
         http,
+        limits,
         stop: stop.clone(),
         tracker: tracker.clone(),
         started: Instant::now(),
@@ -380,21 +383,23 @@ impl Running {
         tcp: TcpListener,
         admin: Option<TcpListener>,
         tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
-        config: &Config,
+        operators: bool,
     ) {
         let app = &self.app;
         let serving = |tls, operators| Serving {
             tls,
             operators,
             router: api::router(Arc::clone(app), operators),
+            limits: Arc::clone(&app.limits),
             metrics: app.http.clone(),
             tracker: app.tracker.clone(),
             stop: self.stop.clone(),
         };
-        let api = Listener::new(tcp, config.connections_max, serving(tls, config.operators_on_api()));
+        let turned = || app.engine.levers().changed();
+        let api = Listener::new(tcp, app.limits.connections_max.clone(), turned(), serving(tls, operators));
         supervisor.run("accept loop", move || api.clone().run());
         if let Some(tcp) = admin {
-            let admin = Listener::new(tcp, ADMIN_CONNECTIONS_MAX, serving(None, true));
+            let admin = Listener::new(tcp, Lever::fixed(ADMIN_CONNECTIONS_MAX), turned(), serving(None, true));
             supervisor.run("admin accept loop", move || admin.clone().run());
         }
     }

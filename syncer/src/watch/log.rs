@@ -33,7 +33,6 @@ pub(crate) struct Log {
     latest: HashMap<ByCall, u64>,
     /// Everything up to here may have been dropped: whoever stands below has missed news.
     floor: u64,
-    events_max: usize,
     /// When news came or a watcher went.
     touched: Instant,
     /// Taken out of the hub: nobody will read it.
@@ -64,13 +63,13 @@ pub(crate) struct Behind;
 
 impl Log {
     /// An empty log whose past, up to `floor`, is unknown.
-    pub(crate) fn new(floor: u64, events_max: usize, now: Instant) -> Self {
-        Self { ring: BTreeMap::new(), latest: HashMap::new(), floor, events_max, touched: now, closed: false }
+    pub(crate) fn new(floor: u64, now: Instant) -> Self {
+        Self { ring: BTreeMap::new(), latest: HashMap::new(), floor, touched: now, closed: false }
     }
 
     /// Takes a note under the next number. One that does not grow in (epoch, phase) is dropped: it was
-    /// overtaken on its way here.
-    pub(crate) fn push(&mut self, seq: u64, note: Arc<Note>) -> bool {
+    /// overtaken on its way here. Beyond `events_max` the oldest go.
+    pub(crate) fn push(&mut self, seq: u64, note: Arc<Note>, events_max: usize) -> bool {
         let key = ByCall(Arc::clone(&note));
         if let Some(at) = self.latest.get(&key) {
             if self.ring.get(at).is_some_and(|kept| kept.state() >= note.state()) {
@@ -82,10 +81,15 @@ impl Log {
         self.touched = note.at;
         self.latest.insert(key, seq);
         self.ring.insert(seq, note);
-        while self.ring.len() > self.events_max {
+        self.trim(events_max);
+        true
+    }
+
+    /// Lets the oldest news go until there is no more than this.
+    pub(crate) fn trim(&mut self, events_max: usize) {
+        while self.ring.len() > events_max {
             self.drop_oldest();
         }
-        true
     }
 
     /// The next news after `seq`, oldest first, at most `limit`.

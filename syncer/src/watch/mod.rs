@@ -15,14 +15,15 @@
 //! when it is delivered: a gateway that is not there costs a few words for each call that changed. If
 //! the call has changed again since, the log has or gets a later note of it, and the earlier is passed over.
 //!
-//! News is kept for [`RESUME_WINDOW`] and no longer, whether the call lives on or not: it is what a
-//! gateway missed, not what is. Beyond [`EVENTS_MAX`] the oldest of the whole hub goes first. Either
+//! News is kept for `watch.resume_window` and no longer, whether the call lives on or not: it is what a
+//! gateway missed, not what is. Beyond `watch.events_max` the oldest of the whole hub goes first. Either
 //! way the log's floor rises, so an older cursor gets 410, and a watcher that slow a `resync`.
 
 mod crowd;
 mod cursor;
 mod event;
 mod fleet;
+mod limits;
 mod log;
 mod metrics;
 pub(crate) mod sse;
@@ -45,27 +46,17 @@ use crate::engine::{Announcement, Announcer, NewsCursor};
 pub(crate) use self::cursor::{Cursor, CursorError};
 pub use self::event::{Credential, EndpointEvent};
 pub(crate) use self::fleet::{Fleet, Scope};
+pub use self::limits::WatchLevers;
 pub use self::metrics::WatchMetrics;
 pub(crate) use self::watcher::Watcher;
 
 use self::crowd::Crowd;
 use self::log::{Log, Note};
 
-/// News kept per gateway, one per call: a gateway of 100,000 sessions is in no more calls than that, and hears of two
-/// thirds of them when two zones of three are lost at once.
-pub const EVENTS_PER_GATEWAY_MAX: usize = 65_536;
-/// News kept for all gateways: the largest syncer has 1 M calls with sessions on 2 to 3 gateways
-/// each, and losing one zone of three at once leaves about that much after coalescing. At ~100 bytes
-/// (the entry, its index, a share of the note) 100 MiB at worst, 0.4 % of a 24 GiB machine.
-pub const EVENTS_MAX: usize = 1 << 20;
 /// The part of all news that goes when there is no room: 16,384 of them pay for one look at each of
 /// the 4,096 logs.
 const ROOM_DIVISOR: usize = 64;
-/// How long news is kept. A gateway whose connection broke is back within seconds, behind a proxy
-/// that restarts within a minute; one that comes later reads everything anew, which costs it less
-/// than it has missed.
-pub const RESUME_WINDOW: Duration = Duration::from_secs(120);
-/// How often old news is let go: a tenth more memory than the window alone would need.
+/// How often old news is let go: a tenth more memory than the usual window alone would need.
 pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Gateways with news kept: 2.6 M users on 650 per gateway.
 pub const GATEWAYS_MAX: usize = 4_096;
@@ -92,17 +83,8 @@ pub struct Hub {
     held: AtomicUsize,
     /// Whoever makes room; others wait for it instead of doing it again.
     making_room: Mutex<()>,
-    bounds: Bounds,
+    limits: WatchLevers,
     metrics: WatchMetrics,
-}
-
-/// How much a hub keeps.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    /// News per gateway.
-    pub(crate) per_gateway: usize,
-    /// News of all gateways. As many more as there are threads that announce at this moment.
-    pub(crate) all: usize,
 }
 
 #[derive(Debug)]
@@ -122,18 +104,14 @@ struct GatewayLog {
 impl Hub {
     /// An empty hub; `boot` tells its cursors from those of an earlier process.
     #[must_use]
-    pub fn new(boot: u64) -> Arc<Self> {
-        Self::bounded(boot, Bounds { per_gateway: EVENTS_PER_GATEWAY_MAX, all: EVENTS_MAX })
-    }
-
-    pub(crate) fn bounded(boot: u64, bounds: Bounds) -> Arc<Self> {
+    pub fn new(boot: u64, limits: WatchLevers) -> Arc<Self> {
         Arc::new(Self {
             boot,
             seq: AtomicU64::new(0),
             logs: RwLock::default(),
             held: AtomicUsize::new(0),
             making_room: Mutex::default(),
-            bounds,
+            limits,
             metrics: WatchMetrics::default(),
         })
     }
@@ -144,22 +122,27 @@ impl Hub {
         &self.metrics
     }
 
-    /// Lets news go that is older than [`RESUME_WINDOW`], and the logs of gateways that have been
-    /// away for as long.
+    /// Lets news go that is older than `watch.resume_window` or beyond the other limits, and the logs of gateways that
+    /// have been away for as long.
     pub fn sweep(&self, now: Instant) {
+        let (window, per_gateway) = (self.limits.resume_window.get(), self.limits.per_gateway());
         let mut idle = Vec::new();
         for (gateway, log) in self.all_logs() {
-            self.edit(&log, |ring| ring.drop_older(RESUME_WINDOW, now));
-            if log.is_idle(now) {
+            self.edit(&log, |ring| {
+                ring.drop_older(window, now);
+                ring.trim(per_gateway);
+            });
+            if log.is_idle(window, now) {
                 idle.push(gateway);
             }
         }
+        self.make_room();
         if idle.is_empty() {
             return;
         }
         let mut logs = self.logs.write();
         for gateway in idle {
-            if logs.get(&gateway).is_some_and(|log| self.close(log, |ring| ring.is_idle(RESUME_WINDOW, now))) {
+            if logs.get(&gateway).is_some_and(|log| self.close(log, |ring| ring.is_idle(window, now))) {
                 logs.remove(&gateway);
             }
         }
@@ -168,6 +151,7 @@ impl Hub {
     /// Keeps news for its gateways and wakes their watchers.
     pub(crate) fn take(&self, announcement: &Announcement, now: Instant) {
         let note = Arc::new(Note::of(announcement, now));
+        let per_gateway = self.limits.per_gateway();
         for (gateway, _) in &announcement.sessions {
             while let Some(log) = self.log(gateway, now) {
                 let taken = self.edit(&log, |ring| {
@@ -176,7 +160,7 @@ impl Hub {
                     }
                     // Numbered under the log's lock, so that numbers grow within it.
                     let seq = self.seq.fetch_add(1, Ordering::AcqRel) + 1;
-                    if ring.push(seq, Arc::clone(&note)) {
+                    if ring.push(seq, Arc::clone(&note), per_gateway) {
                         log.head.send_replace(seq);
                     }
                     true
@@ -186,9 +170,7 @@ impl Hub {
                 }
             }
             // After it: what was overtaken on its way needs no room.
-            if self.held.load(Ordering::Relaxed) > self.bounds.all {
-                self.make_room();
-            }
+            self.make_room();
         }
         self.metrics.announced.inc();
     }
@@ -213,7 +195,7 @@ impl Hub {
         }
         let seq = self.seq.load(Ordering::Acquire);
         let log = Arc::new(GatewayLog {
-            log: Mutex::new(Log::new(seq, self.bounds.per_gateway, now)),
+            log: Mutex::new(Log::new(seq, now)),
             head: watch::Sender::new(seq),
             watchers: AtomicUsize::new(0),
             own: Mutex::default(),
@@ -238,10 +220,15 @@ impl Hub {
         })
     }
 
-    /// Lets the oldest of all news go until there is room.
+    /// Lets the oldest of all news go until there is room, if there is none. There may be as many more as there are
+    /// threads that announce at this moment.
     fn make_room(&self) {
+        let all = self.limits.all();
+        if self.held.load(Ordering::Relaxed) <= all {
+            return;
+        }
         let _one = self.making_room.lock();
-        let goal = self.bounds.all - (self.bounds.all / ROOM_DIVISOR).max(1);
+        let goal = all - (all / ROOM_DIVISOR).max(1);
         let logs = self.all_logs();
         while self.held.load(Ordering::Relaxed) > goal {
             let Some(oldest) = logs.iter().filter_map(|(_, l)| l.log.lock().oldest()).min() else { return };
@@ -282,7 +269,7 @@ impl Announcer for Hub {
 // === impl GatewayLog ===
 
 impl GatewayLog {
-    fn is_idle(&self, now: Instant) -> bool {
-        self.watchers.load(Ordering::Acquire) == 0 && self.log.lock().is_idle(RESUME_WINDOW, now)
+    fn is_idle(&self, window: Duration, now: Instant) -> bool {
+        self.watchers.load(Ordering::Acquire) == 0 && self.log.lock().is_idle(window, now)
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use rate_limit::{Lever, Levers};
 use sfu_api::{CallId, Epoch, GatewayId, GuildId, OwnerTerm, SessionId};
 
 use super::cursor::Position;
@@ -41,8 +42,18 @@ fn poll(watcher: &mut Watcher, engine: &Engine) -> Option<Item> {
     watcher.poll(engine, Instant::now())
 }
 
-fn bounds(per_gateway: usize, all: usize) -> Bounds {
-    Bounds { per_gateway, all }
+const RESUME_WINDOW: Duration = Duration::from_secs(120);
+
+fn bounds(per_gateway: usize, all: usize) -> WatchLevers {
+    WatchLevers {
+        resume_window: Lever::fixed(RESUME_WINDOW),
+        events_per_gateway_max: Lever::fixed(per_gateway as u64),
+        events_max: Lever::fixed(all as u64),
+    }
+}
+
+fn hub(boot: u64) -> Arc<Hub> {
+    Hub::new(boot, WatchLevers::register(&Levers::new()))
 }
 
 /// How much the logs really hold.
@@ -191,7 +202,7 @@ proptest! {
         per_gateway in 2_usize..8,
         all in 2_usize..16,
     ) {
-        let (hub, engine) = (Hub::bounded(7, bounds(per_gateway, all)), Engine::default());
+        let (hub, engine) = (Hub::new(7, bounds(per_gateway, all)), Engine::default());
         let mut now = Instant::now();
         let mut clients = [Client::new(&hub, 0), Client::new(&hub, 0), Client::new(&hub, 1)];
         for op in ops {
@@ -238,7 +249,7 @@ proptest! {
     /// and two news of one call may arrive in either order.
     #[test]
     fn r16_i07_news_that_a_snapshot_overtook_is_not_told_after_it(ops in proptest::collection::vec(late_op(), 1..120)) {
-        let (hub, engine) = (Hub::new(7), Engine::default());
+        let (hub, engine) = (hub(7), Engine::default());
         let mut clients = [Client::new(&hub, 0), Client::new(&hub, 0)];
         let mut under_way = Vec::new();
         for op in ops {
@@ -265,7 +276,7 @@ proptest! {
 
 #[test]
 fn i07_equal_news_after_overtaken_news_is_not_told_again() {
-    let (hub, engine) = (Hub::new(1), Engine::default());
+    let (hub, engine) = (hub(1), Engine::default());
     engine.change(1, (2, 1), &[0], 1);
     let mut watcher = watch(&hub, 0, None).expect("watches");
     let Some(Item::Endpoint { data, .. }) = poll(&mut watcher, &engine) else { panic!("no snapshot") };
@@ -280,7 +291,7 @@ fn i07_equal_news_after_overtaken_news_is_not_told_again() {
 
 #[test]
 fn news_is_let_go_after_the_resume_window_and_older_cursors_with_it() {
-    let (hub, engine, start) = (Hub::new(1), Engine::default(), Instant::now());
+    let (hub, engine, start) = (hub(1), Engine::default(), Instant::now());
     let before = watch(&hub, 0, None).expect("watches").now();
     hub.take(&engine.change(1, (1, 1), &[0, 1], 1), start);
     hub.take(&engine.change(2, (1, 1), &[0], 1), start + Duration::from_secs(60));
@@ -310,7 +321,7 @@ fn news_is_let_go_after_the_resume_window_and_older_cursors_with_it() {
 
 #[test]
 fn i09_all_news_together_is_bounded_and_the_oldest_goes_first() {
-    let (hub, now) = (Hub::bounded(1, bounds(1_000, 640)), Instant::now());
+    let (hub, now) = (Hub::new(1, bounds(1_000, 640)), Instant::now());
     let quiet = watch(&hub, 0, None).expect("watches").now();
     hub.take(&news(0, (1, 1), &[0], 1), now);
     for n in 0..2_000_u32 {
@@ -329,8 +340,38 @@ fn i09_all_news_together_is_bounded_and_the_oldest_goes_first() {
 }
 
 #[test]
+fn r20_what_is_kept_follows_the_levers_at_the_next_news_or_sweep() {
+    let levers = Levers::new();
+    let set = |name: &str, value: serde_json::Value| drop(levers.set(name, &value, "test", None, 0).expect("in range"));
+    let (hub, engine, start) = (Hub::new(1, WatchLevers::register(&levers)), Engine::default(), Instant::now());
+    let tell = |hub: &Hub, calls: std::ops::Range<u8>| {
+        calls.for_each(|call| hub.take(&engine.change(call, (1, 1), &[call % 2], 1), start));
+    };
+    tell(&hub, 0..200);
+    assert_eq!(counted(&hub), 200);
+    let cursor = watch(&hub, 0, None).expect("watches").now();
+    set("watch.events_per_gateway_max", 60.into());
+    tell(&hub, 200..201);
+    assert_eq!(counted(&hub), 60 + 100, "the log with news is trimmed");
+    hub.sweep(start);
+    assert_eq!(counted(&hub), 60 + 60, "and then the other");
+    set("watch.events_max", 64.into());
+    tell(&hub, 201..202);
+    assert!(counted(&hub) <= 64, "{}", counted(&hub));
+    assert_eq!(hub.held.load(Ordering::Relaxed), counted(&hub));
+    assert!(watch(&hub, 0, Some(cursor)).is_ok(), "what is newest is there");
+    set("watch.resume_window", "10s".into());
+    hub.sweep(start + Duration::from_secs(10));
+    assert_eq!((counted(&hub), watch(&hub, 0, Some(cursor)).err()), (0, Some(CursorError::TooOld)));
+    set("watch.events_per_gateway_max", 1_000.into());
+    set("watch.events_max", 1_000.into());
+    tell(&hub, 0..200);
+    assert_eq!(counted(&hub), 200, "a lever that grows has room again");
+}
+
+#[test]
 fn i09_counts_hold_while_logs_come_and_go() {
-    let hub = Hub::bounded(1, bounds(50, 300));
+    let hub = Hub::new(1, bounds(50, 300));
     std::thread::scope(|scope| {
         for t in 0..4_u8 {
             let hub = &hub;
@@ -369,7 +410,7 @@ impl Source for Counting<'_> {
 
 #[tokio::test]
 async fn r16_a_snapshot_is_rendered_in_bounded_steps_with_a_yield_between() {
-    let (hub, engine) = (Hub::new(1), Engine::default());
+    let (hub, engine) = (hub(1), Engine::default());
     engine.0.lock().extend((0..200).map(|call| (call, ((1, 1), vec![0], 1))));
     let source = Counting(&engine, AtomicUsize::new(0));
     let mut watcher = watch(&hub, 0, None).expect("watches");
@@ -395,7 +436,7 @@ async fn r16_a_snapshot_is_rendered_in_bounded_steps_with_a_yield_between() {
 
 #[test]
 fn r16_a_late_reader_sees_only_the_last_state_of_a_call() {
-    let (hub, engine) = (Hub::new(1), Engine::default());
+    let (hub, engine) = (hub(1), Engine::default());
     let mut watcher = watch(&hub, 0, None).expect("watches");
     assert_eq!(poll(&mut watcher, &engine), None);
     for state in [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1)] {
@@ -410,7 +451,7 @@ fn r16_a_late_reader_sees_only_the_last_state_of_a_call() {
 
 #[test]
 fn r16_what_changed_again_is_told_as_it_is_and_once() {
-    let (hub, engine) = (Hub::new(1), Engine::default());
+    let (hub, engine) = (hub(1), Engine::default());
     let mut watcher = watch(&hub, 0, None).expect("watches");
     assert_eq!(poll(&mut watcher, &engine), None);
     hub.announce(&engine.change(1, (1, 1), &[0], 1));
@@ -426,7 +467,7 @@ fn r16_what_changed_again_is_told_as_it_is_and_once() {
 
 #[test]
 fn r16_a_null_carries_no_credentials_and_others_see_nothing() {
-    let (hub, engine) = (Hub::new(1), Engine::default());
+    let (hub, engine) = (hub(1), Engine::default());
     let mut mine = watch(&hub, 0, None).expect("watches");
     let mut others = watch(&hub, 1, None).expect("watches");
     assert_eq!((poll(&mut mine, &engine), poll(&mut others, &engine)), (None, None), "nothing to tell yet");
@@ -438,7 +479,7 @@ fn r16_a_null_carries_no_credentials_and_others_see_nothing() {
 
 #[test]
 fn large_calls_come_in_parts_and_only_the_last_moves_the_cursor() {
-    let (hub, engine) = (Hub::new(1), Engine::default());
+    let (hub, engine) = (hub(1), Engine::default());
     let mut watcher = watch(&hub, 0, None).expect("watches");
     assert_eq!(poll(&mut watcher, &engine), None);
     hub.announce(&engine.change(1, (1, 1), &[0], 2 * CREDENTIALS_PER_EVENT_MAX + 1));
@@ -455,7 +496,7 @@ fn large_calls_come_in_parts_and_only_the_last_moves_the_cursor() {
 
 #[test]
 fn cursors_of_the_future_and_of_the_past_are_told_apart() {
-    let (hub, engine) = (Hub::bounded(1, bounds(2, 100)), Engine::default());
+    let (hub, engine) = (Hub::new(1, bounds(2, 100)), Engine::default());
     let at = watch(&hub, 0, None).expect("watches").now();
     let future = Position { seq: 10, ..at };
     assert_eq!(watch(&hub, 0, Some(future)).err(), Some(CursorError::Invalid));
@@ -470,7 +511,7 @@ fn cursors_of_the_future_and_of_the_past_are_told_apart() {
 
 #[test]
 fn i09_logs_are_bounded_in_events_and_gateways() {
-    let hub = Hub::bounded(1, bounds(3, 100_000));
+    let hub = Hub::new(1, bounds(3, 100_000));
     for call in 0..20 {
         hub.announce(&news(call, (1, 1), &[0], 1));
     }

@@ -15,13 +15,11 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use super::cursor::Position;
 use super::event::{Item, Telling};
 use super::log::{Behind, CallKey};
-use super::{CursorError, EVENTS_PER_GATEWAY_MAX, GatewayLog, Hub, RESUME_WINDOW, Source};
+use super::{CursorError, GatewayLog, Hub, Source};
 use crate::engine::{Announcement, NewsCursor};
 
 /// News taken from the log at a time: one lock.
 const BATCH: usize = 64;
-/// Batches read at once at the end of a snapshot: a whole log.
-const CATCH_UP_MAX: usize = EVENTS_PER_GATEWAY_MAX / BATCH;
 /// Events or credentials made in one step, whichever are more; a large call's last part may add as
 /// many again. Signing takes ~20 µs each.
 pub(super) const STEP_COST_MAX: usize = 64;
@@ -241,14 +239,14 @@ impl Watcher {
     fn read_page(&mut self, at: NewsCursor, source: &dyn Source, now: Instant) {
         let (page, rest) = source.current(&self.gateway, at);
         self.rest = rest;
-        self.told_until = Some(now + RESUME_WINDOW);
+        self.told_until = Some(now + self.hub.limits.resume_window.get());
         for news in page {
             self.told.insert((news.guild.clone(), news.call.clone()), (news.epoch, news.phase));
             self.work.push_back(Telling::new(Arc::new(news), None));
         }
         if self.rest.is_none() {
-            // What came meanwhile belongs to it: a position in between would tell some of it again.
-            for _ in 0..CATCH_UP_MAX {
+            // What came meanwhile, a whole log at most, belongs to it: a position in between would tell some of it again.
+            for _ in 0..self.hub.limits.per_gateway().div_ceil(BATCH) {
                 match self.read_batch(false, source) {
                     Ok(BATCH) => {}
                     Ok(_) => break,

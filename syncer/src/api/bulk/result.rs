@@ -1,6 +1,7 @@
 //! What comes back for a line.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -77,13 +78,15 @@ impl OperationResult {
         Self { op, status: StatusCode::OK.as_u16(), epoch, phase, endpoint, token, ignored, ..Self::default() }
     }
 
-    pub(super) fn failed(op: Option<String>, e: ApiError) -> Self {
+    pub(super) fn failed(op: Option<String>, e: ApiError, retry_span_min: Duration) -> Self {
         Self {
             op,
             status: e.status.as_u16(),
             error_code: Some(e.code),
             message: Some(e.message),
-            retry_after_ms: e.retry_after.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+            retry_after_ms: e
+                .retry_after
+                .map(|r| u64::try_from(r.wait(retry_span_min).as_millis()).unwrap_or(u64::MAX)),
             owner: e.owner,
             ..Self::default()
         }
@@ -296,7 +299,7 @@ mod tests {
                         Came::Done { ignored, .. } => {
                             results.done(op.clone(), CallAnswer { ignored: *ignored, ..CallAnswer::default() });
                         }
-                        Came::Refused => results.push(&OperationResult::failed(op.clone(), ApiError::invalid("no"))),
+                        Came::Refused => results.push(&OperationResult::failed(op.clone(), ApiError::invalid("no"), Duration::ZERO)),
                         Came::Elsewhere => results.end_run(),
                         Came::Told => text.push_str(std::str::from_utf8(&results.take()).expect("text")),
                     }

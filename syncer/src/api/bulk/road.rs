@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::result::{OperationResult, Results};
 use super::round::Begun;
 use super::worker::{Foreign, Worker};
-use super::{BULK_IDLE_MAX, Do, Marker, Operation, Preferences};
+use super::{Do, Marker, Operation, Preferences};
 use crate::api::body::{LINE_BYTES_MAX, Lines, Next, object};
 use crate::api::route::Route;
 use crate::api::{ApiError, App, Caller};
@@ -98,11 +98,12 @@ impl Road {
     }
 
     async fn drive(&mut self, lines: &mut Lines) -> Result<(), Gone> {
+        let idle = self.app.limits.bulk_idle_timeout.get();
         let mut in_turn = 0;
         loop {
             let next = match lines.buffered() {
                 Some(next) => next,
-                None if self.is_idle() || lines.has_ended() => lines.next(BULK_IDLE_MAX).await,
+                None if self.is_idle() || lines.has_ended() => lines.next(idle).await,
                 None => {
                     // No whole line more for now: what has come is done and told before we wait for one.
                     if !lines.arrived() {
@@ -169,7 +170,8 @@ impl Road {
     }
 
     fn refuse(&mut self, op: Option<String>, e: ApiError) {
-        self.gathered.lines.push(Line::Refused(Box::new(OperationResult::failed(op, e))));
+        let result = OperationResult::failed(op, e, self.app.engine.retry_span_min());
+        self.gathered.lines.push(Line::Refused(Box::new(result)));
     }
 
     /// Takes a line in, unless it is one to wait for.
@@ -232,7 +234,10 @@ impl Road {
                 Line::Elsewhere => self.results.end_run(),
                 Line::Ours(op) => match done.next().expect("each write has its answer") {
                     Ok(answer) => self.results.done(op, answer),
-                    Err(refusal) => self.results.push(&OperationResult::failed(op, refusal.into())),
+                    Err(refusal) => {
+                        let span_min = self.app.engine.retry_span_min();
+                        self.results.push(&OperationResult::failed(op, refusal.into(), span_min));
+                    }
                 },
             }
         }

@@ -83,7 +83,7 @@ impl Road {
         };
         let result = match done {
             Ok(round) => OperationResult { round: Some(round.0), ..OperationResult::done(op, CallAnswer::default()) },
-            Err(e) => OperationResult::failed(op, e),
+            Err(e) => OperationResult::failed(op, e, self.app.engine.retry_span_min()),
         };
         self.result(&result);
         Ok(())

@@ -79,7 +79,7 @@ impl Worker {
                 ),
                 RETRY_BASE,
             );
-            results.push(&OperationResult::failed(foreign.op.clone(), e));
+            results.push(&OperationResult::failed(foreign.op.clone(), e, self.app.engine.retry_span_min()));
         }
         if results.is_empty() { told } else { [told, results.take()].concat().into() }
     }

@@ -5,11 +5,11 @@ use super::*;
 
 type Nothing = Empty<Bytes>;
 
-fn room(places: usize) -> (Arc<Places>, impl Fn() -> Place) {
-    let all = Places::new(places);
+fn room(places: u64) -> (Arc<Places>, impl Fn() -> Place) {
+    let all = Places::new(Lever::fixed(places));
     let enter = {
         let all = Arc::clone(&all);
-        move || all.enter(Arc::clone(&all.free).try_acquire_owned().expect("a permit"))
+        move || all.try_take().expect("a place")
     };
     (all, enter)
 }
@@ -46,7 +46,7 @@ async fn a_connection_works_from_a_whole_body_to_a_whole_answer() {
     drop(place.seat().request(Nothing::new()));
     assert_eq!(waits(&place), Some(Group::Known));
     drop(place);
-    assert!(places.crowd_out().is_none() && places.free.available_permits() == 2, "nothing is left of it");
+    assert!(places.crowd_out().is_none() && places.taken.load(Ordering::Acquire) == 0, "nothing is left of it");
 }
 
 #[tokio::test]
@@ -99,9 +99,9 @@ fn the_oldest_of_the_largest_group_makes_room() {
 
 #[tokio::test]
 async fn where_all_work_the_first_to_wait_makes_room() {
-    let places = Places::new(1);
+    let places = Places::new(Lever::fixed(1));
     let metrics = HttpMetrics::default();
-    let place = places.take(&metrics).await.expect("open");
+    let place = places.take(&metrics).await;
     let attended = place.seat().request(Nothing::new()).1;
     let leaves = place.leave().clone();
     let mut next = std::pin::pin!(places.take(&metrics));

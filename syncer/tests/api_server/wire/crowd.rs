@@ -18,7 +18,7 @@ const HALF_BODY: &str = "PUT /v1/guilds/g/calls/c/participants/s HTTP/1.1\r\nhos
 const AT_ONCE: Duration = Duration::from_secs(4);
 
 async fn crowded() -> Fleet {
-    Fleet::start_with(1, 1, |c| c.connections_max = PLACES).await
+    Fleet::start_with(1, 1, |c| drop(c.limits.insert("http.connections_max".into(), (PLACES as i64).into()))).await
 }
 
 async fn connect(fleet: &Fleet) -> TcpStream {

@@ -4,6 +4,7 @@ mod crowd;
 mod h1;
 mod h2;
 mod slow;
+mod turned;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -75,7 +75,9 @@ async fn slow_clients_are_dropped_each_by_its_limit() {
 /// At the cap a newcomer that asks is served, and the oldest that never asked makes room.
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_crowd_out_each_other_and_nobody_who_asks() {
-    let fleet = crate::support::Fleet::start_with(1, 1, |c| c.connections_max = 8).await;
+    let fleet =
+        crate::support::Fleet::start_with(1, 1, |c| drop(c.limits.insert("http.connections_max".into(), 8.into())))
+            .await;
     let addr = fleet.syncers[0].addr();
     let mut polite = tokio::net::TcpStream::connect(addr).await.expect("connects");
     let ask = b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n";
