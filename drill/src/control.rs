@@ -140,6 +140,9 @@ impl Control {
         let body = match fault.share {
             Some(share) => {
                 let mut body = json!({ "share": share, "seed": seed, "fault": what });
+                if let Some(zone) = &fault.zone {
+                    body["zone"] = json!(zone);
+                }
                 if let Some(region) = &fault.region {
                     body["region"] = json!(region);
                 }

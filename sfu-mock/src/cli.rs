@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sfu_api::RegionId;
+use sfu_api::{RegionId, ZoneId};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Cluster, ClusterConfig, Error};
@@ -23,6 +23,12 @@ pub struct Args {
     /// Regions, comma-separated; nodes are spread over them in turn
     #[arg(long, value_delimiter = ',', default_value = "a,b,c")]
     pub regions: Vec<RegionId>,
+    /// Zones of each region, comma-separated; its nodes are spread over them in turn [default: none]
+    #[arg(long, value_delimiter = ',')]
+    pub zones: Vec<ZoneId>,
+    /// Weights, comma-separated; the nodes of each zone have them in turn [default: none]
+    #[arg(long, value_delimiter = ',')]
+    pub weights: Vec<f64>,
     /// Seeds error rates and choices by share
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
@@ -98,6 +104,8 @@ impl Args {
         ClusterConfig {
             nodes: self.nodes,
             regions: self.regions,
+            zones: self.zones,
+            weights: self.weights,
             seed: self.seed,
             name: self.name,
             first_node: self.first_node,
@@ -171,6 +179,8 @@ mod tests {
         assert!(parse(&["--nodes", "0"]).contains("1 to 20000"));
         assert!(parse(&["--name", "Bad Name"]).contains("a-z"));
         assert!(parse(&["--regions", "a,b,a"]).contains("a twice"));
+        assert!(parse(&["--zones", "x,x"]).contains("x twice"));
+        assert!(parse(&["--weights", "1,0"]).contains("0.01 to 100"));
         assert!(parse(&["--control", "0.0.0.0:1"]).contains("loopback"));
         assert!(parse(&["--base", "10.0.0.1"]).contains("127.0.0.0/8"));
         assert!(Command::try_parse_from(["sfu-mock", "--regions", "a b"]).is_err());

@@ -9,7 +9,7 @@ use futures_util::future::try_join_all;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use serde::Serialize;
-use sfu_api::{BootId, RegionId, RoomState, SfuId};
+use sfu_api::{BootId, RegionId, RoomState, SfuId, ZoneId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -40,6 +40,8 @@ pub struct NodeView {
     pub id: SfuId,
     /// Its region.
     pub region: RegionId,
+    /// Its zone there, if there are any.
+    pub zone: Option<ZoneId>,
     /// Its base URL, for example `https://127.1.0.1:7443`.
     pub url: String,
     /// The worst of its faults: `up`, `killed`, `restarting`, `black_holed`, `hung`, `garbled`,
@@ -126,12 +128,15 @@ impl Cluster {
     pub fn catalogue_toml(&self) -> String {
         let mut toml = String::new();
         for node in &self.fleet.nodes {
-            // Ids and URLs are made of characters that need no escape; regions may hold any.
-            let region = toml::Value::from(node.region.as_str());
+            // Ids and URLs are made of characters that need no escape; regions and zones may hold any.
+            let region = toml::Value::from(node.spot.region.as_str());
             let (id, url, capacity) = (&node.id, node.url(), self.fleet.world.capacity);
+            let zone = node.spot.zone.as_ref().map(|zone| format!("zone = {}\n", toml::Value::from(zone.as_str())));
+            let weight = node.spot.weight.map(|weight| format!("weight = {}\n", toml::Value::from(weight)));
+            let (zone, weight) = (zone.unwrap_or_default(), weight.unwrap_or_default());
             writeln!(
                 toml,
-                "[[sfus]]\nid = \"{id}\"\nurl = \"{url}\"\nregion = {region}\ndriver = \"native\"\ncapacity = {capacity}\n"
+                "[[sfus]]\nid = \"{id}\"\nurl = \"{url}\"\nregion = {region}\n{zone}driver = \"native\"\ncapacity = {capacity}\n{weight}"
             )
             .expect("writing to a string cannot fail");
         }
@@ -256,15 +261,13 @@ impl Fleet {
             .map(|i| {
                 let id = format!("{}-{}", config.name, config.first_node + i);
                 let region = i % config.regions.len();
-                (
-                    SfuId::new(id).expect("a validated name and a number are an id"),
-                    config.regions[region].clone(),
-                    region,
-                )
+                (SfuId::new(id).expect("a validated name and a number are an id"), config.spot(i), region)
             })
             .collect();
         let world = Arc::new(World {
-            meter: Mutex::new(Meter::new(names.iter().cloned())),
+            meter: Mutex::new(Meter::new(
+                names.iter().map(|(id, spot, region)| (id.clone(), spot.region.clone(), *region)),
+            )),
             keys: RwLock::new(None),
             capacity: config.capacity,
             latency: config.latency,
@@ -276,10 +279,10 @@ impl Fleet {
         let base = pki::base_config()?;
         let mut nodes = Vec::with_capacity(names.len());
         let mut by_id = FxHashMap::default();
-        for (index, ((id, region, _), (_, address))) in names.into_iter().zip(listeners).enumerate() {
+        for (index, ((id, spot, _), (_, address))) in names.into_iter().zip(listeners).enumerate() {
             let tls = pki::for_node(&base, authority, &id, address.ip());
             by_id.insert(id.clone(), index);
-            nodes.push(Node::new((index, id, region), *address, tls, config.seed, Arc::clone(&world)));
+            nodes.push(Node::new((index, id, spot), *address, tls, config.seed, Arc::clone(&world)));
         }
         Ok(Self { nodes, by_id, world })
     }
@@ -303,7 +306,7 @@ impl Fleet {
 
     pub(crate) async fn fault(&self, target: &Target, fault: &Fault) -> Result<Vec<SfuId>, Error> {
         fault.validate()?;
-        let seen: Vec<_> = self.nodes.iter().map(|node| (&node.id, &node.region, !node.is_down())).collect();
+        let seen: Vec<_> = self.nodes.iter().map(|node| (&node.id, &node.spot, !node.is_down())).collect();
         let picked = target.pick(&seen)?;
         try_join_all(picked.iter().map(|&i| self.nodes[i].fault(fault))).await?;
         tracing::info!(?fault, nodes = picked.len(), "fault injected");

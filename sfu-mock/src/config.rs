@@ -1,10 +1,11 @@
 //! What a cluster is made of.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sfu_api::RegionId;
+use sfu_api::{RegionId, ZoneId};
 
 use crate::Error;
 use crate::address;
@@ -17,6 +18,9 @@ const NAME_BYTES_MAX: usize = 40;
 /// Longest added latency: beyond every deadline a client uses, short enough to end a test.
 pub(crate) const LATENCY_MAX: Duration = Duration::from_secs(120);
 
+/// What a syncer takes for a weight.
+const WEIGHTS: RangeInclusive<f64> = 0.01..=100.0;
+
 /// How to start a [`crate::Cluster`].
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
@@ -24,6 +28,10 @@ pub struct ClusterConfig {
     pub nodes: usize,
     /// Regions, given to the nodes round robin; at least one.
     pub regions: Vec<RegionId>,
+    /// Zones of each region, given to its nodes round robin; none names no zones.
+    pub zones: Vec<ZoneId>,
+    /// Weights, given to the nodes of each zone round robin; none names no weights.
+    pub weights: Vec<f64>,
     /// Seeds error rates and the choice of nodes by share. Not incarnations: those are always new.
     pub seed: u64,
     /// First part of every node's id: `sfu` makes `sfu-1`, `sfu-2`…
@@ -51,6 +59,14 @@ pub struct ClusterConfig {
     pub ca_dir: Option<PathBuf>,
 }
 
+/// Where a node stands, and how much of the work it shall have.
+#[derive(Clone, Debug)]
+pub(crate) struct Spot {
+    pub(crate) region: RegionId,
+    pub(crate) zone: Option<ZoneId>,
+    pub(crate) weight: Option<f64>,
+}
+
 // === impl ClusterConfig ===
 
 impl Default for ClusterConfig {
@@ -58,6 +74,8 @@ impl Default for ClusterConfig {
         Self {
             nodes: 3,
             regions: vec![RegionId::new("a").expect("a valid id")],
+            zones: Vec::new(),
+            weights: Vec::new(),
             seed: 0,
             name: "sfu".to_owned(),
             first_node: 1,
@@ -74,6 +92,18 @@ impl Default for ClusterConfig {
 }
 
 impl ClusterConfig {
+    /// Where node `i` stands: neighbours are in different regions, those of one region in different zones, and each zone
+    /// has every weight.
+    pub(crate) fn spot(&self, i: usize) -> Spot {
+        let nth_of_region = i / self.regions.len();
+        let nth_of_zone = nth_of_region / self.zones.len().max(1);
+        Spot {
+            region: self.regions[i % self.regions.len()].clone(),
+            zone: self.zones.get(nth_of_region % self.zones.len().max(1)).cloned(),
+            weight: self.weights.get(nth_of_zone % self.weights.len().max(1)).copied(),
+        }
+    }
+
     /// Checks what can be checked without touching the system.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         if self.nodes == 0 || self.nodes > NODES_MAX {
@@ -81,6 +111,13 @@ impl ClusterConfig {
         }
         if self.regions.is_empty() {
             return Err(Error::config("regions must name at least one region, for example a,b,c"));
+        }
+        if let Some(twice) = self.zones.iter().enumerate().find(|(i, z)| self.zones[..*i].contains(z)) {
+            return Err(Error::config(format!("zones name {} twice", twice.1)));
+        }
+        if let Some(weight) = self.weights.iter().find(|weight| !WEIGHTS.contains(weight)) {
+            let (min, max) = (WEIGHTS.start(), WEIGHTS.end());
+            return Err(Error::config(format!("weights must be numbers from {min} to {max}, got {weight}")));
         }
         if let Some(twice) = self.regions.iter().enumerate().find(|(i, r)| self.regions[..*i].contains(r)) {
             return Err(Error::config(format!("regions name {} twice", twice.1)));

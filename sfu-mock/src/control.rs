@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `GET /control/nodes` | all nodes with state and faults |
 //! | `GET /control/nodes/{id}/rooms` | the rooms a node holds |
-//! | `POST /control/faults` | break: `{"nodes": […]}` or `{"share": 0.2, "region": "a", "seed": 7}`, and `"fault"` |
+//! | `POST /control/faults` | break: `{"nodes": […]}` or `{"share": 0.2, "region": "a", "zone": "x", "seed": 7}`, and `"fault"` |
 //! | `DELETE /control/faults`, `/control/faults/{id}` | heal all, or one |
 //! | `GET /control/stats` | what was counted |
 //! | `GET`, `PUT /control/budgets` | check creations from now on |
@@ -27,7 +27,7 @@ use hyper_util::service::TowerToHyperService;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sfu_api::{RegionId, SfuId};
+use sfu_api::{RegionId, SfuId, ZoneId};
 
 use crate::cluster::Fleet;
 use crate::node::serve_plain;
@@ -45,6 +45,7 @@ struct FaultRequest {
     nodes: Option<Vec<SfuId>>,
     share: Option<f64>,
     region: Option<RegionId>,
+    zone: Option<ZoneId>,
     seed: Option<u64>,
     fault: Fault,
 }
@@ -108,12 +109,13 @@ async fn rooms(State(fleet): State<Arc<Fleet>>, Path(id): Path<String>) -> Resul
 }
 
 async fn fault(State(fleet): State<Arc<Fleet>>, body: Bytes) -> Result<Response, Refused> {
-    let FaultRequest { nodes, share, region, seed, fault } = parse(&body)?;
-    let target = match (nodes, share, region) {
-        (Some(nodes), None, None) => Target::Nodes(nodes),
-        (None, Some(share), region) => Target::Share { share, region, seed: seed.unwrap_or(0) },
-        (None, None, Some(region)) => Target::Share { share: 1.0, region: Some(region), seed: 0 },
-        _ => return Err(Error::request("give either nodes, or share and/or region").into()),
+    let FaultRequest { nodes, share, region, zone, seed, fault } = parse(&body)?;
+    let within = region.is_some() || zone.is_some();
+    let target = match (nodes, share) {
+        (Some(nodes), None) if !within => Target::Nodes(nodes),
+        (None, Some(share)) => Target::Share { share, region, zone, seed: seed.unwrap_or(0) },
+        (None, None) if within => Target::Share { share: 1.0, region, zone, seed: 0 },
+        _ => return Err(Error::request("give either nodes, or any of share, region and zone").into()),
     };
     Ok(ok(&json!({ "nodes": fleet.fault(&target, &fault).await? })))
 }

@@ -6,10 +6,10 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
-use sfu_api::{RegionId, SfuId};
+use sfu_api::{RegionId, SfuId, ZoneId};
 
 use crate::Error;
-use crate::config::LATENCY_MAX;
+use crate::config::{LATENCY_MAX, Spot};
 
 /// Longest down time of a restart.
 const DOWN_MS_MAX: u64 = 3_600_000;
@@ -82,10 +82,12 @@ pub enum Target {
     Nodes(Vec<SfuId>),
     /// A share of those that are up, chosen by a seed.
     Share {
-        /// 0 to 1, of all nodes (of the region), rounded; not 0 is at least one node.
+        /// 0 to 1, of all nodes (of the region and zone), rounded; not 0 is at least one node.
         share: f64,
         /// Only from this region.
         region: Option<RegionId>,
+        /// Only from zones of this name.
+        zone: Option<ZoneId>,
         /// Same seed, same choice among the same nodes.
         seed: u64,
     },
@@ -145,7 +147,7 @@ impl Target {
     /// A share of all nodes, chosen by seed 0.
     #[must_use]
     pub fn share(share: f64) -> Self {
-        Self::Share { share, region: None, seed: 0 }
+        Self::Share { share, region: None, zone: None, seed: 0 }
     }
 
     /// One node.
@@ -154,8 +156,8 @@ impl Target {
         Self::Nodes(vec![id])
     }
 
-    /// The indices of the nodes meant, among `(id, region, up)` in order.
-    pub(crate) fn pick(&self, nodes: &[(&SfuId, &RegionId, bool)]) -> Result<Vec<usize>, Error> {
+    /// The indices of the nodes meant, among `(id, spot, up)` in order.
+    pub(crate) fn pick(&self, nodes: &[(&SfuId, &Spot, bool)]) -> Result<Vec<usize>, Error> {
         match self {
             Self::Nodes(ids) => {
                 let find = |id: &SfuId| nodes.iter().position(|(of, ..)| *of == id);
@@ -167,23 +169,27 @@ impl Target {
                 picked.dedup();
                 Ok(picked)
             }
-            Self::Share { share, region, seed } => pick_share(nodes, *share, region.as_ref(), *seed),
+            Self::Share { share, region, zone, seed } => {
+                pick_share(nodes, *share, (region.as_ref(), zone.as_ref()), *seed)
+            }
         }
     }
 }
 
 fn pick_share(
-    nodes: &[(&SfuId, &RegionId, bool)],
+    nodes: &[(&SfuId, &Spot, bool)],
     share: f64,
-    region: Option<&RegionId>,
+    (region, zone): (Option<&RegionId>, Option<&ZoneId>),
     seed: u64,
 ) -> Result<Vec<usize>, Error> {
     if !(0.0..=1.0).contains(&share) {
         return Err(Error::request(format!("share must be 0 to 1, got {share}")));
     }
-    let within: Vec<_> = (0..nodes.len()).filter(|&i| region.is_none_or(|r| nodes[i].1 == r)).collect();
-    if let (true, Some(region)) = (within.is_empty(), region) {
-        return Err(Error::request(format!("no node is in region {region}")));
+    let is_meant =
+        |spot: &Spot| region.is_none_or(|r| spot.region == *r) && zone.is_none_or(|z| spot.zone.as_ref() == Some(z));
+    let within: Vec<_> = (0..nodes.len()).filter(|&i| is_meant(nodes[i].1)).collect();
+    if within.is_empty() {
+        return Err(Error::request("no node is in that region and zone"));
     }
     #[expect(clippy::cast_precision_loss, reason = "at most 20,000 nodes")]
     let wanted = (within.len() as f64 * share).round();
@@ -248,16 +254,19 @@ impl FaultSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ClusterConfig;
 
-    fn ids(n: usize) -> Vec<(SfuId, RegionId)> {
-        let one = |i: usize| {
-            let region = RegionId::new(["a", "b"][i % 2]).expect("valid id");
-            (SfuId::new(format!("sfu-{}", i + 1)).expect("valid id"), region)
+    fn ids(n: usize) -> Vec<(SfuId, Spot)> {
+        let config = ClusterConfig {
+            regions: ["a", "b"].map(|r| RegionId::new(r).expect("valid id")).into(),
+            zones: ["x", "y"].map(|z| ZoneId::new(z).expect("valid id")).into(),
+            weights: vec![1.0, 0.5],
+            ..ClusterConfig::default()
         };
-        (0..n).map(one).collect()
+        (0..n).map(|i| (SfuId::new(format!("sfu-{}", i + 1)).expect("valid id"), config.spot(i))).collect()
     }
 
-    fn pick(target: &Target, ids: &[(SfuId, RegionId)], down: &[usize]) -> Result<Vec<usize>, Error> {
+    fn pick(target: &Target, ids: &[(SfuId, Spot)], down: &[usize]) -> Result<Vec<usize>, Error> {
         let nodes: Vec<_> = ids.iter().enumerate().map(|(i, (id, r))| (id, r, !down.contains(&i))).collect();
         target.pick(&nodes)
     }
@@ -265,7 +274,7 @@ mod tests {
     #[test]
     fn a_share_is_seeded_rounded_and_spares_the_dead() {
         let ids = ids(50);
-        let share = |share, seed| Target::Share { share, region: None, seed };
+        let share = |share, seed| Target::Share { share, region: None, zone: None, seed };
         let first = pick(&share(0.2, 7), &ids, &[]).expect("picks");
         assert_eq!(first.len(), 10);
         assert_eq!(first, pick(&share(0.2, 7), &ids, &[]).expect("picks"));
@@ -278,11 +287,20 @@ mod tests {
     }
 
     #[test]
-    fn a_region_bounds_the_choice() {
+    fn a_region_and_a_zone_bound_the_choice() {
         let ids = ids(10);
-        let of = |r: &str| Target::Share { share: 1.0, region: Some(RegionId::new(r).expect("valid id")), seed: 1 };
-        assert_eq!(pick(&of("a"), &ids, &[]).expect("picks"), [0, 2, 4, 6, 8]);
-        assert!(pick(&of("nowhere"), &ids, &[]).is_err_and(|e| e.is_bad_request()));
+        let of = |region: Option<&str>, zone: Option<&str>| {
+            let region = region.map(|r| RegionId::new(r).expect("valid id"));
+            let zone = zone.map(|z| ZoneId::new(z).expect("valid id"));
+            pick(&Target::Share { share: 1.0, region, zone, seed: 1 }, &ids, &[])
+        };
+        assert_eq!(of(Some("a"), None).expect("picks"), [0, 2, 4, 6, 8]);
+        assert_eq!(of(Some("a"), Some("x")).expect("picks"), [0, 4, 8]);
+        assert_eq!(of(None, Some("y")).expect("picks"), [2, 3, 6, 7]);
+        assert!(of(Some("nowhere"), None).is_err_and(|e| e.is_bad_request()));
+        assert!(of(Some("a"), Some("nowhere")).is_err_and(|e| e.is_bad_request()));
+        let weights: Vec<_> = ids.iter().map(|(_, spot)| spot.weight.expect("one")).collect();
+        assert_eq!(weights, [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0], "each zone has both");
     }
 
     #[test]

@@ -34,6 +34,7 @@ fn table(output: &Output, answer: &Value) -> Table {
         table.add_row(row(name, syncers, |syncer| Cell::new(plain(&syncer[name]))));
     }
     table.add_row(row("sfus", syncers, |syncer| Cell::new(nonzero(&syncer["sfus"]))));
+    table.add_row(row("zones failing", syncers, |syncer| Cell::new(zones(syncer))));
     for name in ["placements_total", "attempts_total", "moves_total", "notices_total", "invariant_violations"] {
         table.add_row(row(name, syncers, |syncer| Cell::new(plain(&syncer[name]))));
     }
@@ -54,6 +55,14 @@ fn nonzero(counts: &Value) -> String {
     if shown.is_empty() { "-".to_owned() } else { shown }
 }
 
+/// The zones that fail: `a/a-1, b/b-2`.
+fn zones(syncer: &Value) -> String {
+    let zones =
+        items(syncer, "zones_failing").iter().map(|at| format!("{}/{}", plain(&at["region"]), plain(&at["zone"])));
+    let shown = zones.collect::<Vec<_>>().join(", ");
+    if shown.is_empty() { "-".to_owned() } else { shown }
+}
+
 fn uptime(ms: &Value) -> String {
     let s = ms.as_u64().unwrap_or(0) / 1_000;
     match s {
@@ -71,6 +80,8 @@ mod tests {
     fn counts_of_zero_are_noise() {
         assert_eq!(nonzero(&json!({"healthy": 40, "slow": 0, "dead": 10})), "10 dead, 40 healthy");
         assert_eq!(nonzero(&json!({})), "-");
+        assert_eq!(zones(&json!({"zones_failing": [{"region": "a", "zone": "a-1"}]})), "a/a-1");
+        assert_eq!(zones(&json!({"zones_failing": []})), "-");
         assert_eq!(uptime(&json!(3_725_000)), "1 h 2 min");
         assert_eq!(uptime(&json!(61_000)), "1 min 1 s");
     }

@@ -17,13 +17,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::{Mutex, RwLock};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use sfu_api::{BootId, RegionId, RoomState, SfuId};
+use sfu_api::{BootId, RoomState, SfuId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::Error;
+use crate::config::Spot;
 use crate::fault::{Fault, FaultSet, Garbage, InjectedError};
 use crate::meter::Meter;
 use crate::rooms::{Now, Profile, Rooms, Tally};
@@ -48,7 +49,7 @@ pub(crate) struct World {
 /// One SFU of the cluster.
 pub(crate) struct Node {
     pub(crate) id: SfuId,
-    pub(crate) region: RegionId,
+    pub(crate) spot: Spot,
     pub(crate) address: SocketAddr,
     index: usize,
     tls: Arc<rustls::ServerConfig>,
@@ -119,7 +120,7 @@ impl World {
 impl Node {
     /// A node that listens already; [`Node::open`] starts serving.
     pub(crate) fn new(
-        (index, id, region): (usize, SfuId, RegionId),
+        (index, id, spot): (usize, SfuId, Spot),
         address: SocketAddr,
         tls: Arc<rustls::ServerConfig>,
         seed: u64,
@@ -130,7 +131,7 @@ impl Node {
         let rng = StdRng::seed_from_u64(node_seed);
         Arc::new(Self {
             id,
-            region,
+            spot,
             address,
             index,
             tls,
@@ -255,7 +256,8 @@ impl Node {
         let load = core.rooms.load(now);
         crate::NodeView {
             id: self.id.clone(),
-            region: self.region.clone(),
+            region: self.spot.region.clone(),
+            zone: self.spot.zone.clone(),
             url: self.url(),
             state: core.faults.state().to_owned(),
             boot_id: core.rooms.boot_id().clone(),

@@ -1,4 +1,4 @@
-//! A recovery as metrics, read when they are scraped.
+//! A recovery, and the zones that fail, as metrics, read when they are scraped.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -21,7 +21,7 @@ struct ClassLabel {
     class: &'static str,
 }
 
-/// Reads the recovery of a context.
+/// Reads a context.
 #[derive(Debug)]
 pub(super) struct Gauges {
     ctx: Weak<Context>,
@@ -57,6 +57,9 @@ impl Collector for Gauges {
                 ConstGauge::new(read(class)).encode(family.encode_family(&labels)?)?;
             }
         }
-        Ok(())
+        let failing = ctx.catalogue.now().zones.values().filter(|zone| zone.is_failing()).count();
+        let help = "Zones of which so many SFUs fail that new calls go elsewhere if they can";
+        let family = encoder.encode_descriptor("zones_failing", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::try_from(failing).unwrap_or(i64::MAX)).encode(family)
     }
 }

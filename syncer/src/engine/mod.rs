@@ -44,7 +44,7 @@ pub use self::recovery::{BlockedCalls, ClassRecovery, Recovery};
 pub(crate) use self::sfus::DRAIN_MAX;
 pub use self::types::{
     CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
-    EngineStatus, Explanation, GatewayCounts, LookView, NewsCursor, Refusal, ReplayView, SfuCounts, SfuView,
+    EngineStatus, Explanation, GatewayCounts, LookView, NewsCursor, Refusal, ReplayView, SfuCounts, SfuView, ZoneView,
 };
 pub use self::writes::{What, Write};
 pub use crate::context::{Announcement, Announcer, Shortage};

@@ -294,6 +294,8 @@ pub struct EngineStatus {
     pub participants: u64,
     /// SFUs by verdict.
     pub sfus: SfuCounts,
+    /// Zones of which so many SFUs fail that new calls go elsewhere if they can: see `placement.zone_failing_share`.
+    pub zones_failing: Vec<ZoneView>,
     /// Placements committed.
     pub placements_total: u64,
     /// Attempts sent to SFUs.
@@ -328,6 +330,15 @@ pub struct EngineStatus {
     pub invariant_violations: u64,
     /// Who may come in, and who was turned away.
     pub admission: AdmissionView,
+}
+
+/// A zone of a region.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
+pub struct ZoneView {
+    /// Its region.
+    pub region: RegionId,
+    /// Its name there.
+    pub zone: ZoneId,
 }
 
 /// Gateways by what is known of them.

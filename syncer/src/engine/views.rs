@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::sfus::drain_view;
 use super::{
     Announcement, CallFilter, CallPage, CallState, CallView, Engine, EngineStatus, NewsCursor, SfuCounts, SfuView,
+    ZoneView,
 };
 use crate::health::Verdict;
 use crate::ownership::slot_of;
@@ -109,6 +110,7 @@ impl Engine {
         let metrics = &self.ctx.metrics;
         let mut status = EngineStatus {
             sfus: self.sfu_counts(),
+            zones_failing: self.zones_failing(),
             placements_total: metrics.placements.get(),
             attempts_total: metrics.attempts.get(),
             first_attempts_total: metrics.first_attempts.get(),
@@ -138,6 +140,15 @@ impl Engine {
         }
         status.calls = status.placed + status.awaiting;
         status
+    }
+
+    fn zones_failing(&self) -> Vec<ZoneView> {
+        let snapshot = self.ctx.catalogue.now();
+        let failing = snapshot.zones.values().filter(|zone| zone.is_failing());
+        let mut failing: Vec<_> =
+            failing.map(|zone| ZoneView { region: zone.region.clone(), zone: zone.id.clone() }).collect();
+        failing.sort_unstable();
+        failing
     }
 
     fn sfu_counts(&self) -> SfuCounts {

@@ -2,27 +2,17 @@
 
 use std::time::Duration;
 
-use reqwest::{Client, Method, StatusCode};
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
-use syncer::config::TlsConfig;
+use sfu_mock::ClusterConfig;
 use tokio::time::{Instant, sleep};
 
-use crate::support::{Fleet, PATIENCE, answer, certificates, until};
+use crate::support::{Fleet, PATIENCE, answer, until};
 
 /// A fleet behind TLS, with these levers at every syncer.
 pub(crate) async fn fleet(syncers: usize, sfus: usize, levers: &Value) -> Fleet {
-    let mut fleet = Fleet::start_with(syncers, sfus, |config| {
-        let dir = config.sfus_file.as_deref().and_then(std::path::Path::parent).expect("a directory").to_owned();
-        if !dir.join("api.pem").exists() {
-            certificates(&dir);
-        }
-        config.tls = Some(TlsConfig { cert: dir.join("api.pem"), key: dir.join("api-key.pem") });
-        config.peer_ca_file = Some(dir.join("api-ca.pem"));
-    })
-    .await;
-    let ca = std::fs::read(fleet.dir.path().join("api-ca.pem")).expect("written");
-    let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
-    fleet.client = Client::builder().tls_certs_only([ca]).timeout(PATIENCE).build().expect("a client");
+    let cluster = ClusterConfig { nodes: sfus, ..ClusterConfig::default() };
+    let fleet = Fleet::start_tls(syncers, cluster, |_| {}).await;
     for n in 0..syncers {
         set(&fleet, n, levers).await;
     }

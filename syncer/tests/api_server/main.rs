@@ -17,3 +17,4 @@ mod verdicts;
 mod watch;
 mod watches;
 mod wire;
+mod zones;

@@ -9,6 +9,7 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::Value;
 use sfu_api::{GuildId, SyncerId};
 use sfu_mock::{Cluster, ClusterConfig};
+use syncer::config::TlsConfig;
 use syncer::ownership::slot_of;
 use syncer::registry::{Embedded, Member, Registry};
 use syncer::token::Signer;
@@ -74,9 +75,25 @@ impl Fleet {
     }
 
     pub(crate) async fn start_with(syncers: usize, nodes: usize, change: impl Fn(&mut Config)) -> Self {
+        Self::start_over(syncers, ClusterConfig { nodes, ..ClusterConfig::default() }, change).await
+    }
+
+    /// Behind TLS; clients and peers verify whom they speak to.
+    pub(crate) async fn start_tls(syncers: usize, cluster: ClusterConfig, change: impl Fn(&mut Config)) -> Self {
+        let mut fleet = Self::start_over(syncers, cluster, |config| {
+            behind_tls(config);
+            change(config);
+        })
+        .await;
+        fleet.client = verifying(fleet.dir.path(), PATIENCE);
+        fleet
+    }
+
+    async fn start_over(syncers: usize, cluster: ClusterConfig, change: impl Fn(&mut Config)) -> Self {
         install_provider();
         let dir = tempfile::tempdir().expect("a directory");
-        let sfus = sfus(nodes, dir.path()).await;
+        let cluster = ClusterConfig { dir: Some(dir.path().to_owned()), ..cluster };
+        let sfus = Cluster::start(cluster).await.expect("mock SFUs");
         let registry = Embedded::in_memory();
         let names: Vec<String> = (1..=syncers).map(|n| format!("syncer-{n}")).collect();
         let listed = names.iter().map(|n| Member::new(SyncerId::new(n).expect("an id"), "http://127.0.0.1:1", "z1"));
@@ -182,6 +199,23 @@ pub(crate) fn certificates(dir: &Path) -> Authority {
         std::fs::write(dir.join(name), text).expect("written");
     }
     authority
+}
+
+/// Puts a syncer's API behind TLS, with a certificate of the authority that all syncers of its directory share.
+pub(crate) fn behind_tls(config: &mut Config) {
+    let dir = config.sfus_file.as_deref().and_then(Path::parent).expect("a directory").to_owned();
+    if !dir.join("api.pem").exists() {
+        certificates(&dir);
+    }
+    config.tls = Some(TlsConfig { cert: dir.join("api.pem"), key: dir.join("api-key.pem") });
+    config.peer_ca_file = Some(dir.join("api-ca.pem"));
+}
+
+/// A client that trusts the authority of the syncers of this directory, and no other.
+pub(crate) fn verifying(dir: &Path, timeout: Duration) -> Client {
+    let ca = std::fs::read(dir.join("api-ca.pem")).expect("written");
+    let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
+    Client::builder().tls_certs_only([ca]).timeout(timeout).build().expect("a client")
 }
 
 /// A certificate for 127.0.0.1 and its key.
