@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sfu_api::SfuId;
-use sfu_mock::{Fault, Target};
+use sfu_mock::{ClusterConfig, Fault, Target};
 
 use crate::support::{Fleet, answer, until};
 
@@ -18,6 +18,10 @@ async fn witnesses(fleet: &Fleet, each: u32) {
     for n in 0..fleet.syncers.len() {
         until("witnesses", || async { fleet.syncers[n].engine().status().witnesses == each }).await;
     }
+}
+
+fn nodes(nodes: usize) -> ClusterConfig {
+    ClusterConfig { nodes, ..ClusterConfig::default() }
 }
 
 fn node(id: &str) -> Target {
@@ -38,7 +42,7 @@ async fn calls(fleet: &Fleet, sfu: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r13_r17_syncers_confirm_each_other_and_the_calls_move() {
-    let fleet = Fleet::start(3, 4).await;
+    let fleet = Fleet::start_tls(3, nodes(4), |_| {}).await;
     witnesses(&fleet, 2).await;
     assert!(calls(&fleet, "sfu-1").await > 0);
     fleet.sfus.fault(&node("sfu-1"), &Fault::Kill).await.expect("killed");
@@ -52,7 +56,7 @@ async fn r13_r17_syncers_confirm_each_other_and_the_calls_move() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r13_whoever_is_left_alone_decides_alone() {
-    let mut fleet = Fleet::start(2, 3).await;
+    let mut fleet = Fleet::start_tls(2, nodes(3), |_| {}).await;
     witnesses(&fleet, 1).await;
     drop(fleet.syncers.pop()); // as if killed: its lease goes on, and nobody answers there
     fleet.sfus.fault(&node("sfu-1"), &Fault::Kill).await.expect("killed");
@@ -61,7 +65,7 @@ async fn r13_whoever_is_left_alone_decides_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r17_a_black_hole_moves_when_two_gateways_lost_their_media() {
-    let fleet = Fleet::start_with(1, 2, |config| {
+    let fleet = Fleet::start_tls(1, nodes(2), |config| {
         config.limits.insert("health.probe_timeout".to_owned(), "300ms".into());
         config.limits.insert("health.probe_interval".to_owned(), "300ms".into());
     })

@@ -14,7 +14,7 @@ use syncer::registry::{Embedded, Member, Registry};
 use syncer::token::Signer;
 use syncer::{Options, Running, Syncer};
 
-use super::support::{Events, answer, config, install_provider, until};
+use super::support::{Events, answer, behind_tls, config, install_provider, until, verifying};
 
 /// The gateway that is away while it happens.
 const LAGGARD: usize = 3;
@@ -118,9 +118,11 @@ impl Rig {
             signer: Some(Arc::new(Signer::generate().expect("keys"))),
             ..Options::default()
         };
-        let syncer = Syncer::start(config("syncer-1", dir.path()), options).await.expect("starts");
+        let mut config = config("syncer-1", dir.path());
+        behind_tls(&mut config);
+        let syncer = Syncer::start(config, options).await.expect("starts");
         until("ready", || async { syncer.is_ready() }).await;
-        let client = Client::builder().timeout(Duration::from_secs(120)).build().expect("a client");
+        let client = verifying(dir.path(), Duration::from_secs(120));
         let victim = sfus.nodes()[0].id.clone();
         let rig = Self { scale, sfus, syncer, client, victim, _dir: dir };
         rig.fill().await;
