@@ -2,7 +2,8 @@
 //!
 //! `cargo xtask test` runs the same tests at sizes that a debug build on two cores can carry: seconds of overload
 //! and sixty SFUs. Here they run one after the other in a release build, with nothing beside them: a minute of
-//! ten times the load, and a thousand SFUs of which one holds a hundred thousand participants.
+//! ten times the load, a thousand SFUs of which one holds a hundred thousand participants, and two million sessions on
+//! twenty-one gateways.
 
 use crate::process::tests;
 use crate::stages::{Stage, cargo};
@@ -11,7 +12,7 @@ use crate::stages::{Stage, cargo};
 const VARIABLE: &str = "TRUNKLINE_FULL";
 
 /// Name, what it shows, the test's target and its path in it.
-const TESTS: [(&str, &str, &str, &str); 2] = [
+const TESTS: [(&str, &str, &str, &str); 3] = [
     (
         "overload",
         "a minute of ten times the load costs the rest nothing",
@@ -23,6 +24,12 @@ const TESTS: [(&str, &str, &str, &str); 2] = [
         "one of 1,000 SFUs dies with 100,000 participants",
         "one_sfu_dies",
         "r13_one_sfu_with_most_participants_dies_and_the_rest_does_not_notice",
+    ),
+    (
+        "gateways",
+        "21 gateways of 100,000 sessions each hear of an SFU that dies, one of them too slowly",
+        "many_gateways",
+        "r16_i07_every_gateway_hears_of_its_own_sessions_once_and_a_laggard_costs_nobody",
     ),
 ];
 
