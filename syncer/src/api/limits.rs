@@ -2,7 +2,8 @@
 //!
 //! A connection takes those that concern it when it is accepted, a body when it is begun, a stream of the bulk road
 //! when it is opened: they are plain values from then on, and nothing on the way of a line reads a lever. What is open
-//! when a lever is turned keeps what it has; to have all follow at once, have them leave ([`HttpLevers::age`]).
+//! when a lever is turned keeps what it came with, which it does for twice its age at most ([`HttpLevers::age`]). How
+//! many connections there may be is read whenever one comes, and how long a request may take when its head is here.
 
 use std::time::Duration;
 
