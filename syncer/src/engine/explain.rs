@@ -12,7 +12,7 @@ use super::{CallState, CallView, CandidateView, Engine, Explanation, LookView, R
 use crate::ownership::slot_of;
 use crate::reconcile::Estimate;
 use crate::select::{Descent, Fate, Ladder, Look, Sfu, Step, descend, replay};
-use crate::state::{Class, How, Place, Rung, Seed, Why};
+use crate::state::{Class, How, Place, Placement, Rung, Seed, Why};
 
 /// Candidates shown by an explanation.
 const CANDIDATES_MAX: usize = 10;
@@ -21,14 +21,23 @@ impl Engine {
     /// Why the call is where it is, what it waits for, and what would happen if its SFU died now.
     #[must_use]
     pub fn explain(&self, guild: &GuildId, call: &CallId, now: Instant) -> Option<Explanation> {
-        let (view, decision, place, demand) = {
+        let (view, decision, placed, place, demand) = {
             let shard = self.ctx.shard(slot_of(guild)).lock();
             let found = find(&shard, guild, call)?;
-            (self.view(found, now), found.decision.as_deref().copied(), found.place().clone(), found.demand())
+            let decision = found.decision.as_deref().copied();
+            let on = match &found.placement {
+                Placement::Lost { last, .. } => Some(last.sfu),
+                placement => placement.seated().map(|(sfu, ..)| sfu),
+            };
+            let placed = decision.is_some_and(|why| Some(why.sfu) == on);
+            (self.view(found, now), decision, placed, found.place().clone(), found.demand())
         };
         let eta = demand.map(|class| self.eta(class, now));
         Some(Explanation {
-            decision: decision.map(|why| self.words(why, view.region.as_ref())),
+            decision: decision.map(|why| {
+                let words = self.words(why, view.region.as_ref());
+                if placed { words } else { format!("the last attempt, which has not placed it: {words}") }
+            }),
             replay: decision.and_then(|why| self.replay(&why, view.region.as_ref())),
             waiting_for: self.waiting_for(&view, &place, demand, eta.as_ref(), now),
             eta_s: eta.and_then(|eta| eta.seconds),

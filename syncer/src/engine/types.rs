@@ -134,7 +134,7 @@ pub struct NewsCursor {
 pub struct Explanation {
     /// The call as it stands.
     pub call: CallView,
-    /// The last decision that placed it, in words with its figures.
+    /// The last decision about it, in words with its figures: the one that placed it, unless it says otherwise.
     pub decision: Option<String>,
     /// That decision made again, draw by draw; null where nothing was drawn: it has none, or its room is made again in place.
     pub replay: Option<ReplayView>,
@@ -188,7 +188,7 @@ pub struct LookView {
     pub sfu: SfuId,
     /// The chance with which a draw of it stood: its weight over the highest.
     pub chance: f64,
-    /// `light`: its chance went against it; `unfit`: something stood against it; `again`: it had been drawn; `compared`.
+    /// `light`: its chance went against it; `unfit`: something stood against it; `again`: it was already the first of the two; `compared`.
     pub fate: Fate,
     /// Its score, if it was compared.
     pub score: Option<f32>,

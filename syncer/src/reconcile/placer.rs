@@ -27,6 +27,9 @@ pub(super) struct SelectPlacer<'a> {
     taken: Option<Reservation>,
 }
 
+/// What is waited for, for a while, where people are in the room: they talk meanwhile.
+const MAY_COME_BACK: [Excluded; 2] = [Excluded::Verdict(Verdict::Suspect), Excluded::Silent];
+
 // === impl SelectPlacer ===
 
 impl<'a> SelectPlacer<'a> {
@@ -51,9 +54,7 @@ impl<'a> SelectPlacer<'a> {
                 return Some(decision);
             }
             // Somebody else was first, or a limit is behind it: what stands against it now passes.
-        } else if !against
-            .is_some_and(|why| why.is_passing() || work.found && why == Excluded::Verdict(Verdict::Suspect))
-        {
+        } else if !against.is_some_and(|why| why.is_passing() || work.found && MAY_COME_BACK.contains(&why)) {
             return None;
         }
         // People who are in the room lose more by moving than by waiting for a token: they talk meanwhile.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{Budget, Entry, Sfu, Zone};
 use crate::config::RegionGroups;
 use crate::drivers::{SfuDriver, SfuSpec};
-use crate::state::{Revision, SfuIdx};
+use crate::state::{Revision, Rung, SfuIdx};
 
 /// Snapshots kept beside the one in force, for decisions to be made again from. An SFU takes ~100 bytes in each, so
 /// they are 16 MB with ten thousand SFUs; and a roll-out that changes a fleet in more steps than this is watched while
@@ -33,9 +33,10 @@ pub struct Snapshot {
     pub by_group: HashMap<RegionId, Arc<Group>>,
     /// The groups of regions.
     pub groups: Arc<RegionGroups>,
-    /// The chance with which a draw of an SFU stands, by its number: its weight over the highest. Empty while weights do
-    /// not differ. Kept here since an entry changes under the snapshots it is in.
-    pub chances: Vec<f64>,
+    /// For each rung of a call's ladder, the chance with which a draw of an SFU stands, by its number: its weight over the
+    /// highest of those it is drawn among. Empty while weights do not differ. Kept here since an entry changes under the
+    /// snapshots it is in.
+    pub chances: [Vec<f64>; Rung::ALL.len()],
     /// Every zone that was ever in the catalogue, by region and name.
     pub zones: HashMap<(RegionId, ZoneId), Arc<Zone>>,
     /// Every SFU that was ever in the catalogue, by number: calls may still be on it.
@@ -103,12 +104,21 @@ impl Snapshot {
         self.all.push(sfu);
     }
 
+    /// Sets the chances, once all are gathered.
     fn weigh(&mut self) {
-        let weights = || self.all.iter().map(|sfu| sfu.weight().get());
-        let most = weights().fold(0.0, f64::max);
-        let differ = weights().any(|weight| weight < most);
-        let chance = |sfu: &Arc<Sfu>| sfu.weight().get() / most;
-        self.chances = if differ { self.by_idx.iter().map(chance).collect() } else { Vec::new() };
+        let weight = |sfu: &Arc<Sfu>| sfu.weight().get();
+        let regions = self.by_region.values().map(|sfus| (Rung::Region, sfus));
+        let groups = self.by_group.values().map(|group| (Rung::Group, &group.sfus));
+        let mut chances = Rung::ALL.map(|_| Vec::new());
+        for (rung, sfus) in regions.chain(groups).chain([(Rung::Any, &self.all)]) {
+            let most = sfus.iter().map(weight).fold(0.0, f64::max);
+            for sfu in sfus.iter().filter(|sfu| weight(sfu) < most) {
+                let chances: &mut Vec<f64> = &mut chances[rung as usize];
+                chances.resize(self.by_idx.len(), 1.0);
+                chances[sfu.idx.0 as usize] = weight(sfu) / most;
+            }
+        }
+        self.chances = chances;
     }
 
     /// Gathers the SFUs of each group, once all are listed.
@@ -152,6 +162,7 @@ impl Catalogue {
         let _writing = self.write.lock();
         let mut next = Snapshot { groups: Arc::new(groups), ..Snapshot::clone(&self.now()) };
         next.gather();
+        next.weigh();
         self.publish(next);
     }
 

@@ -26,7 +26,7 @@ pub enum Fate {
     Light,
     /// It was not fit.
     Unfit,
-    /// It was the first fit one already.
+    /// It was already the first of the two.
     Again,
     /// It is one of those that were compared.
     Compared,

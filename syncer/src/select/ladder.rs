@@ -3,9 +3,10 @@
 //! A call goes down only when a rung has nobody left, not while those there are merely busy: a recovery must
 //! not spill over to the other side of the world to save a second. The same holds for those whose [zone](super::Zone)
 //! is failing, one rung at a time: they are taken once nobody else of the rung is left, and not while others are
-//! merely busy, or a recovery, in which everybody is, would fill them as if nothing were. One that served nothing of
-//! late is not busy but silent, and nobody waits for it while there is anybody else. Whoever falls
-//! again and again is better than none, but only once there is nobody further down either.
+//! merely busy, or a recovery, in which everybody is, would fill them as if nothing were. One that asked for patience is
+//! not busy: it keeps calls on its rung, but not from those of a failing zone there. One that has served nothing for a
+//! while, though its probes be fine, keeps them from nothing. Whoever falls again and again is better than none, but only once nobody further down
+//! is fit now.
 //!
 //! Pure: what stands against an SFU is asked of the caller.
 
@@ -59,8 +60,10 @@ pub enum Descent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Left {
     Nobody,
-    /// They asked for patience, or served nothing of late.
+    /// They have served nothing for a while.
     Silent,
+    /// They asked for patience, or served nothing just now.
+    Patience,
     /// Their zones are failing.
     OfFailingZones,
     /// Limits hold them back.
@@ -81,7 +84,7 @@ impl Snapshot {
     #[must_use]
     pub fn ladder(&self, region: Option<&RegionId>, any_region: bool) -> Ladder<'_> {
         let mut ladder = Ladder::new();
-        let step = |rung, sfus| Step { rung, sfus, chances: &self.chances, revision: self.revision };
+        let step = |rung, sfus| Step { rung, sfus, chances: &self.chances[rung as usize], revision: self.revision };
         if let Some(region) = region {
             let sfus = self.by_region.get(region).map_or(&[][..], Vec::as_slice);
             ladder.push(step(Rung::Region, sfus));
@@ -145,7 +148,8 @@ impl Step<'_> {
                 Ok(_) => Left::Busy, // it has become so just now
                 Err(why) if why.is_busy() => Left::Busy,
                 Err(Excluded::ZoneFailing) => Left::OfFailingZones,
-                Err(why) if why.is_passing() => Left::Silent,
+                Err(why) if why.is_passing() => Left::Patience,
+                Err(Excluded::Silent) => Left::Silent,
                 Err(_) => Left::Nobody,
             });
             if left == Left::Busy {
@@ -159,7 +163,7 @@ impl Step<'_> {
 /// Goes down a ladder. `fit` says of an SFU whether it can be chosen with that care: its score, or why not. Each step draws
 /// from the same seed: only the last one's draws come to anything.
 pub fn descend(ladder: &[Step<'_>], seed: Seed, fit: impl Fn(&Sfu, Care) -> Result<f64, Excluded>) -> Descent {
-    let mut busy = None;
+    let (mut busy, mut silent) = (None, None);
     for (n, step) in ladder.iter().enumerate() {
         if let Some(choice) = step.choose(Care::Full, seed, &fit) {
             return Descent::Chosen(Footing { step: n, care: Care::Full }, choice);
@@ -170,9 +174,13 @@ pub fn descend(ladder: &[Step<'_>], seed: Seed, fit: impl Fn(&Sfu, Care) -> Resu
         {
             return Descent::Chosen(Footing { step: n, care: Care::AnyZone }, choice);
         }
-        if left != Left::Nobody {
-            busy = Some(n);
-            break;
+        match left {
+            Left::Nobody => {}
+            Left::Silent => silent = silent.or(Some(n)),
+            Left::Patience | Left::OfFailingZones | Left::Busy => {
+                busy = Some(n);
+                break;
+            }
         }
     }
     for (n, step) in ladder.iter().enumerate().take(busy.unwrap_or(ladder.len())) {
@@ -180,5 +188,5 @@ pub fn descend(ladder: &[Step<'_>], seed: Seed, fit: impl Fn(&Sfu, Care) -> Resu
             return Descent::Chosen(Footing { step: n, care: Care::AtLast }, choice);
         }
     }
-    busy.map_or(Descent::Nobody, Descent::Busy)
+    busy.or(silent).map_or(Descent::Nobody, Descent::Busy)
 }

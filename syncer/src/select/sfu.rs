@@ -32,6 +32,10 @@ use crate::state::{Care, SfuIdx};
 /// once is more than any SFU we measured gained from, and a lever.
 pub(crate) const SFU_WINDOW: WindowLimits = WindowLimits { floor: 1, start: 16, max: 64 };
 
+/// Steps in a row in which nothing was served, after which nobody waits for it: its pauses have taken a second, or four
+/// times what it asked for.
+const SILENT_AFTER: u32 = 4;
+
 /// Longest time by which an older load report may overtake a newer one: above every time-out.
 const REORDER_MAX: Duration = Duration::from_secs(10);
 
@@ -299,6 +303,19 @@ impl Sfu {
         *held = (*held).max(Some(until));
     }
 
+    /// Why it is left alone, if it is: in a pause, or while one attempt finds out whether it serves again.
+    fn is_left_alone(&self, now: Instant) -> Option<Excluded> {
+        let failures = self.failures.load(Ordering::Relaxed);
+        let why = if self.is_held(now) {
+            Excluded::Held
+        } else if failures > 0 && self.window.in_flight() > 0 {
+            Excluded::OnTrial
+        } else {
+            return None;
+        };
+        Some(if failures >= SILENT_AFTER { Excluded::Silent } else { why })
+    }
+
     fn is_held(&self, now: Instant) -> bool {
         self.held_until.lock().is_some_and(|until| now < until)
     }
@@ -403,10 +420,8 @@ impl Sfu {
             Err(Excluded::Draining)
         } else if !self.is_accepting() {
             Err(Excluded::NotAccepting)
-        } else if self.is_held(now) {
-            Err(Excluded::Held)
-        } else if self.failures.load(Ordering::Relaxed) > 0 && self.window.in_flight() > 0 {
-            Err(Excluded::OnTrial)
+        } else if let Some(why) = self.is_left_alone(now) {
+            Err(why)
         } else if carried >= capacity {
             Err(Excluded::Full)
         } else if self.window.in_flight() >= self.window.limit() {

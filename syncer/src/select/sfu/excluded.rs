@@ -25,6 +25,8 @@ pub enum Excluded {
     Held,
     /// It served nothing of late, and the one attempt that finds out is under way.
     OnTrial,
+    /// It has served nothing for so many steps that it is not worth waiting for, whatever its probes say.
+    Silent,
     /// It carries all that it can.
     Full,
     /// Its window is full.
@@ -69,6 +71,7 @@ impl fmt::Display for Excluded {
             Self::NotAccepting => f.write_str("it takes no new rooms"),
             Self::Held => f.write_str("it asked to be left alone for now, or served nothing of late"),
             Self::OnTrial => f.write_str("it served nothing of late, and one attempt is finding out"),
+            Self::Silent => f.write_str("it answers, and has served nothing for a while"),
             Self::Full => f.write_str("it is full"),
             Self::Window => f.write_str("its window of operations in flight is full"),
             Self::SfuBucket => f.write_str("its bucket of creations is empty"),

@@ -314,6 +314,26 @@ fn r14_nobody_takes_a_place_in_a_pause() {
     assert!(sfu.reserve(start + ms(100)).is_some());
 }
 
+/// Who is held up by it for a moment waits for it; after four steps in which it served nothing, nobody does.
+#[test]
+fn r14_an_sfu_that_serves_nothing_for_four_steps_is_silent() {
+    let start = Instant::now();
+    let sfu = sfus(1, 1, quotas(1e6, 1_000), start).remove(0);
+    for step in 0..6 {
+        let now = start + S(step);
+        let trial = sfu.reserve(now).expect("one finds out");
+        let silent = step >= 4;
+        let on_trial = if silent { Excluded::Silent } else { Excluded::OnTrial };
+        assert_eq!(sfu.fit(now).err(), (step > 0).then_some(on_trial), "{step} steps");
+        sfu.leave_alone(now, now, |_| ms(500));
+        trial.unused(Outcome::Neutral, now);
+        let held = if step >= 3 { Excluded::Silent } else { Excluded::Held };
+        assert_eq!(sfu.fit(now), Err(held), "{} steps", step + 1);
+    }
+    sfu.clear_failures();
+    assert!(sfu.fit(start + S(6)).is_ok());
+}
+
 const S: fn(u64) -> Duration = Duration::from_secs;
 
 fn ms(n: u64) -> Duration {

@@ -15,6 +15,8 @@ enum Is {
     Fit,
     /// In order, and held back by a limit.
     Busy,
+    /// It has served nothing for a while.
+    Silent,
     Gone,
     /// Taken at last.
     Flapping,
@@ -39,6 +41,7 @@ fn stands(is: Is, care: Care) -> Result<f64, Excluded> {
     match is {
         Is::Fit => Ok(0.5),
         Is::Busy => Err(Excluded::SfuBucket),
+        Is::Silent => Err(Excluded::Silent),
         Is::Gone => Err(Excluded::Cordoned),
         Is::Flapping if care == Care::AtLast => Ok(0.5),
         Is::Flapping => Err(Excluded::Flapping),
@@ -64,11 +67,12 @@ fn allowed(region: Option<usize>, any_region: bool) -> Vec<(Rung, Vec<usize>)> {
 proptest! {
     /// The first rung on which anybody is in order is the call's: there it is placed, or waits. Never is it placed
     /// further away than its region and group unless it may go anywhere, and whoever falls again and again is
-    /// taken only on rungs where nobody is in order.
+    /// taken only on rungs where nobody is in order. Who serves nothing keeps nobody from going down, and is waited for
+    /// when there is nobody at all.
     #[test]
     fn r07_a_call_goes_down_only_when_a_rung_has_nobody_left(
         each in prop::collection::vec(
-            (0usize..5, prop_oneof![1 => Just(Is::Fit), 1 => Just(Is::Busy), 3 => Just(Is::Gone), 1 => Just(Is::Flapping)]), 0..12),
+            (0usize..5, prop_oneof![1 => Just(Is::Fit), 1 => Just(Is::Busy), 1 => Just(Is::Silent), 3 => Just(Is::Gone), 1 => Just(Is::Flapping)]), 0..12),
         own in prop::option::of(0usize..6), any_region: bool, seed: u32,
     ) {
         let now = Instant::now();
@@ -85,6 +89,7 @@ proptest! {
         let on = |regions: &[usize], what: Is| each.iter().any(|(at, is)| regions.contains(at) && *is == what);
         let stop = rungs.iter().position(|(_, regions)| on(regions, Is::Fit) || on(regions, Is::Busy));
         let at_last = rungs[..stop.unwrap_or(rungs.len())].iter().position(|(_, regions)| on(regions, Is::Flapping));
+        let silent = rungs.iter().position(|(_, regions)| on(regions, Is::Silent));
         match got {
             Descent::Chosen(at, choice) => {
                 let sfu = &ladder[at.step].sfus[choice.index];
@@ -94,10 +99,10 @@ proptest! {
                 if due == Is::Fit { prop_assert_eq!(Some(at.step), stop) } else { prop_assert_eq!(Some(at.step), at_last) }
             }
             Descent::Busy(step) => {
-                prop_assert_eq!((Some(step), at_last), (stop, None));
+                prop_assert_eq!((Some(step), at_last), (stop.or(silent), None));
                 prop_assert!(!on(&rungs[step].1, Is::Fit));
             }
-            Descent::Nobody => prop_assert_eq!((stop, at_last), (None, None)),
+            Descent::Nobody => prop_assert_eq!((stop, at_last, silent), (None, None, None)),
         }
     }
 

@@ -6,7 +6,7 @@ use sfu_api::RegionId;
 
 use super::fleet::{Fleet, entry};
 use super::*;
-use crate::state::{How, Seed, Why};
+use crate::state::{How, Rung, Seed, Why};
 
 /// Beyond, the first snapshot is not kept.
 const KEPT: usize = 16;
@@ -67,12 +67,13 @@ proptest! {
         let compared = of(&[Fate::Compared]);
         prop_assert_eq!(&compared, &asked.iter().copied().filter(|i| each[*i].2.is_some()).collect::<Vec<_>>());
         for i in of(&[Fate::Again]) { prop_assert_eq!(i, compared[0]); }
+        let How::Drawn(draw) = why.how else { panic!("it was drawn") };
         for look in &again.looks {
-            let heaviest = each.iter().map(|(_, weight, _)| *weight).max().expect("not empty");
+            let among = each.iter().filter(|(region, ..)| draw.rung == Rung::Any || Some(*region) == own);
+            let heaviest = among.map(|(_, weight, _)| *weight).max().expect("not empty");
             prop_assert_eq!(look.chance, f64::from(each[number(look)].1) / f64::from(heaviest));
             prop_assert!(look.fate != Fate::Light || look.chance < 1.0);
         }
-        let How::Drawn(draw) = why.how else { panic!("it was drawn") };
         let drawn = 16.min(2 * draw.among as usize);
         let shown = of(&[Fate::Unfit, Fate::Compared]);
         if again.in_turn == 0 {

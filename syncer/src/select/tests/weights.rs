@@ -7,7 +7,7 @@ use rate_limit::Outcome;
 
 use super::fleet::{Fleet, entry};
 use super::*;
-use crate::state::Seed;
+use crate::state::{Rung, Seed};
 
 /// SFUs of these weights and capacities.
 fn sfus(each: &[(f64, u32)], now: Instant) -> Arc<Snapshot> {
@@ -81,10 +81,30 @@ fn chances_are_known_while_weights_differ() {
     let of = |weights: &[f64]| {
         let entry = |(i, weight): (usize, &f64)| entry(i, "r", &format!("capacity = 1\nweight = {weight:?}"));
         let entries: Vec<_> = weights.iter().enumerate().map(entry).collect();
-        Fleet::new(&entries, quotas(1.0, 1), now).catalogue.now().chances.clone()
+        Fleet::new(&entries, quotas(1.0, 1), now).catalogue.now().chances[Rung::Any as usize].clone()
     };
     assert_eq!([of(&[]), of(&[2.0, 2.0])], [[0.0; 0]; 2]);
     assert_eq!([of(&[1.0, 0.5]), of(&[1.0, 4.0])], [[1.0, 0.5], [0.25, 1.0]]);
+}
+
+/// A heavy SFU on the other side of the world makes nobody lighter who is not drawn together with it.
+#[test]
+fn chances_are_among_those_of_a_rung() {
+    let now = Instant::now();
+    let of = |i: usize, region: &str, weight: f64| entry(i, region, &format!("capacity = 1\nweight = {weight:?}"));
+    let entries = [of(0, "near", 1.0), of(1, "near", 0.5), of(2, "next", 2.0), of(3, "far", 100.0)];
+    let fleet = Fleet::new(&entries, quotas(1.0, 1), now);
+    let region = |name: &str| sfu_api::RegionId::new(name).expect("valid");
+    let groups = [("both".to_owned(), vec![region("near"), region("next")])].into();
+    fleet.catalogue.set_groups(crate::config::RegionGroups::new(groups).expect("valid"));
+    let snapshot = fleet.catalogue.now();
+    let chances: Vec<Vec<f64>> = snapshot
+        .ladder(Some(&region("near")), true)
+        .iter()
+        .map(|step| (0..step.sfus.len()).map(|i| step.chance(i)).collect())
+        .collect();
+    let by_rung = [vec![1.0, 0.5], vec![0.5, 0.25, 1.0], vec![0.01, 0.005, 0.02, 1.0]];
+    assert_eq!(chances, by_rung);
 }
 
 #[test]

@@ -100,11 +100,13 @@ pub struct Draw {
 /// with 64 what is kept with each call would take half as much again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(transparent)]
+#[schema(value_type = u64)] // it would be told as int32, which half of them are not
 pub struct Seed(pub u32);
 
 /// Which of the catalogue's snapshots: counted from the start of this process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 #[serde(transparent)]
+#[schema(value_type = u64)]
 pub struct Revision(pub u32);
 
 /// Whom a choice takes. Each takes more than the one before.
@@ -141,6 +143,13 @@ pub enum Rung {
     Group,
     /// Anywhere.
     Any,
+}
+
+// === impl Rung ===
+
+impl Rung {
+    /// Every rung, the nearest first.
+    pub const ALL: [Self; 3] = [Self::Region, Self::Group, Self::Any];
 }
 
 /// Decides where a call goes. Called under the shard's lock: no I/O, no waiting.
