@@ -204,7 +204,8 @@ async fn r16_i07_every_gateway_hears_of_its_own_sessions_once_and_a_laggard_cost
         told[0].iter().filter(|(_, at)| at.starts_with(&victim.url)).map(|(call, _)| *call).collect();
     assert!(lost.len() > calls / SFUS / 2 && told.iter().all(|other| *other == told[0]), "{} lost", lost.len());
     let kept_max = 2 * (READERS + 1) * lost.len();
-    levers(&fleet, &json!({ "watch.events_max": kept_max, "placement.paused": true })).await;
+    let kept = json!({ "watch.events_max": kept_max, "watch.resume_window": "1h", "placement.paused": true });
+    levers(&fleet, &kept).await;
 
     // While nothing is placed, no null can be overtaken by its endpoint.
     fleet.sfus.fault(&Target::node(victim.id.clone()), &Fault::Kill).await.expect("killed");

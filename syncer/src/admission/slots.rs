@@ -13,6 +13,9 @@ use tokio::time::Instant;
 /// through.
 const SECONDS: usize = 30;
 
+/// What is kept of a span that lies behind the farthest slot, in seconds.
+const SPAN_KEPT_S: u64 = 4;
+
 /// The seconds to come, and how many callers each was promised to.
 #[derive(Debug)]
 pub struct Slots {
@@ -49,7 +52,8 @@ impl Slots {
         let last = SECONDS as u64;
         let span_min_s = span_min.as_secs().clamp(1, last);
         let wait_s = ready_at.saturating_duration_since(now).as_secs();
-        let from = (1 + wait_s).min(last + 1 - span_min_s);
+        // A wide span ends with the last slot: it brings nobody back before his time.
+        let from = (1 + wait_s).min(last + 1 - span_min_s.min(SPAN_KEPT_S));
         let to = (from + span_min_s.max(crowd_s + 1)).min(last + 1);
         let slot = (from..to).min_by_key(|s| self.promised[*s as usize]).unwrap_or(last);
         let count = &mut self.promised[slot as usize];

@@ -316,9 +316,16 @@ mod tests {
         let cases: [(Turned<'_>, String, bool, _, _); 6] = [
             (&[("http.first_request_timeout", "1s")], String::new(), true, 1_000..=1_500, Some("silent")),
             (&[("http.head_timeout", "1s")], "GET /small HT".into(), true, 1_000..=1_500, Some("slow_head")),
-            (&[("http.idle_timeout", "1s")], get("/small"), true, 1_000..=1_500, None),
+            (&[("http.idle_timeout", "1s"), ("http.head_timeout", "1s")], get("/small"), true, 1_000..=1_500, None),
             (&[("http.write_timeout", "1s")], get("/large"), false, 1_000..=1_500, Some("slow_reader")),
-            (&[("http.answer_timeout", "1s")], get("/large"), false, 1_000..=1_500, Some("slow_reader")),
+            // Five seconds later than a request is given up, and found at the next look.
+            (
+                &[("http.answer_timeout", "1s"), ("http.request_timeout", "1s")],
+                get("/large"),
+                false,
+                6_000..=8_500,
+                Some("slow_reader"),
+            ),
             (
                 &[("http.age", "4s"), ("http.leave_timeout", "2s")],
                 get("/endless"),
@@ -337,7 +344,11 @@ mod tests {
         // Until buffers are full, a stream that is not read is not told from one that is.
         let mut lived = Vec::new();
         for limit in ["15s", "75s"] {
-            let turned = [("http.stream_idle_timeout", limit), ("http.write_timeout", "600s")];
+            let turned = [
+                ("http.stream_idle_timeout", limit),
+                ("http.bulk_idle_timeout", "200ms"),
+                ("http.write_timeout", "600s"),
+            ];
             let (time, metrics) = lives(&turned, &get("/endless"), false).await;
             assert_eq!(metrics.refusals("unread_stream"), 1);
             lived.push(time.as_secs());

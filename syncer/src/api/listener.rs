@@ -71,12 +71,8 @@ impl Listener {
     /// The next connection, and its place.
     async fn next(&mut self) -> io::Result<(tokio::net::TcpStream, Place)> {
         let (stream, _) = self.tcp.accept().await?;
-        loop {
-            tokio::select! {
-                place = self.places.take(&self.serving.metrics) => return Ok((stream, place)),
-                Ok(()) = self.turned.changed() => {}
-            }
-        }
+        let place = self.places.take(&mut self.turned, &self.serving.metrics).await;
+        Ok((stream, place))
     }
 }
 

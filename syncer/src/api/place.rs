@@ -19,7 +19,9 @@
 //! only where they are the crowd. To close an idle connection is any server's right (RFC 9112, 9.8; over HTTP/2 a GOAWAY
 //! is sent); who is cut in half a body or an answer has not been told that anything was done.
 //!
-//! Where nobody waits, all work, and who comes next waits for the first to end, or to wait.
+//! Where nobody waits, the stream that has stood longest makes room: its caller opens it anew and goes on where it was, and
+//! whoever turned the cap down too far can still turn it up. Where there is none either, all work, and who comes next waits
+//! for the first to end, or to wait.
 //!
 //! Moves between groups are a lock and two steps in ordered maps of at most `http.connections_max` entries.
 
@@ -33,7 +35,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use parking_lot::Mutex;
 use rate_limit::Lever;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::HttpMetrics;
@@ -51,16 +53,18 @@ pub(super) struct Places {
     freed: Notify,
 }
 
-/// Who waits for its client, each group in the order in which they came to wait.
+/// Who waits for its client, and who streams, each group in the order in which they came to it.
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    groups: [BTreeMap<u64, CancellationToken>; 4],
+    groups: [BTreeMap<u64, CancellationToken>; Group::ALL.len()],
 }
 
 /// What a connection waits for; of groups of one size the last makes room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Group {
+    /// Nothing: it streams, and makes room when nobody waits.
+    Streaming,
     Known,
     Stranger,
     Slow,
@@ -86,8 +90,10 @@ pub(super) struct Seat {
 struct State {
     asked: bool,
     under_way: usize,
-    /// Of those, the ones that something is done for.
+    /// Of those, the ones that something is done for,
     at_work: usize,
+    /// and those whose answer is a stream for somebody known.
+    streaming: usize,
     /// Where it stands among those who wait.
     waits: Option<(Group, u64)>,
     /// It was told to leave, or has ended.
@@ -139,12 +145,13 @@ impl Places {
         })
     }
 
-    /// A place, once there is one; somebody who waits makes room.
+    /// A place, once there is one; somebody who waits makes room. Looks again when levers have `turned`.
     ///
     /// # Cancel safety
     ///
     /// Safe; a place that was made and not taken is free.
-    pub(super) async fn take(self: &Arc<Self>, metrics: &HttpMetrics) -> Place {
+    pub(super) async fn take(self: &Arc<Self>, turned: &mut watch::Receiver<u64>, metrics: &HttpMetrics) -> Place {
+        turned.mark_unchanged(); // the limit is read below
         loop {
             let freed = self.freed.notified(); // hears of what is given back from here on
             if let Some(place) = self.try_take() {
@@ -158,6 +165,7 @@ impl Places {
             tokio::select! {
                 () = freed => {}
                 () = self.came.notified() => {}
+                Ok(()) = turned.changed() => {}
             }
         }
     }
@@ -180,8 +188,9 @@ impl Places {
     /// Asks the one that waits longest in the largest group to leave.
     fn crowd_out(&self) -> Option<Group> {
         let mut waiting = self.waiting.lock();
-        let group =
-            Group::ALL.into_iter().max_by_key(|group| waiting.groups[*group as usize].len() * group.weight())?;
+        let len = |group: &Group| waiting.groups[*group as usize].len();
+        let some = Group::ALL.into_iter().filter(|group| len(group) > 0);
+        let group = some.max_by_key(|group| len(group) * group.weight())?;
         let (_, leave) = waiting.groups[group as usize].pop_first()?;
         drop(waiting);
         leave.cancel(); // outside of the lock: this wakes its task
@@ -213,12 +222,13 @@ impl Places {
 // === impl Group ===
 
 impl Group {
-    const ALL: [Self; 4] = [Self::Known, Self::Stranger, Self::Slow, Self::Silent];
+    const ALL: [Self; 5] = [Self::Streaming, Self::Known, Self::Stranger, Self::Slow, Self::Silent];
 
     /// What each in it counts for when groups are compared. Those who were known have shown who they are, which no crowd
     /// can: while they are less than four times any other group, they stay.
     const fn weight(self) -> usize {
         match self {
+            Self::Streaming => 0,
             Self::Known => 1,
             Self::Stranger | Self::Slow | Self::Silent => 4,
         }
@@ -227,6 +237,7 @@ impl Group {
     /// How those who made room are counted.
     const fn why(self) -> &'static str {
         match self {
+            Self::Streaming => "crowded_out_stream",
             Self::Known | Self::Stranger => "crowded_out_idle",
             Self::Slow => "crowded_out_slow",
             Self::Silent => "crowded_out",
@@ -270,7 +281,7 @@ impl Seat {
         self.change(|state| {
             state.asked = true;
             state.under_way += 1;
-            state.at_work += usize::from(stage.is_at_work());
+            state.at_work += usize::from(stage == Stage::AtWork);
         });
         let visit = Arc::new(Visit { seat: Arc::clone(self), stage: Mutex::new(stage) });
         (Arriving { body, visit: sending.then(|| Arc::clone(&visit)) }, Attended(visit))
@@ -291,6 +302,8 @@ impl Seat {
     fn group(&self, state: &State) -> Option<Group> {
         if state.gone || state.at_work > 0 {
             None
+        } else if state.streaming > 0 {
+            Some(Group::Streaming)
         } else if state.under_way > 0 {
             Some(Group::Slow)
         } else if !state.asked {
@@ -300,14 +313,6 @@ impl Seat {
         } else {
             Some(Group::Stranger)
         }
-    }
-}
-
-// === impl Stage ===
-
-impl Stage {
-    const fn is_at_work(self) -> bool {
-        matches!(self, Self::AtWork | Self::Streaming)
     }
 }
 
@@ -322,8 +327,10 @@ impl Visit {
             return;
         }
         self.seat.change(|state| {
-            state.at_work -= usize::from(before.is_at_work());
-            state.at_work += usize::from(stage.is_at_work());
+            state.at_work -= usize::from(before == Stage::AtWork);
+            state.at_work += usize::from(*stage == Stage::AtWork);
+            state.streaming -= usize::from(before == Stage::Streaming);
+            state.streaming += usize::from(*stage == Stage::Streaming);
             state.under_way -= usize::from(*stage == Stage::Over);
         });
     }

@@ -158,8 +158,14 @@ pub(super) fn find(path: &str) -> Option<&'static Key> {
     })
 }
 
+/// Keys that are levers now: a start value of one stands among the limits.
+const MOVED: [(&str, &str); 1] = [("connections_max", "limits.\"http.connections_max\"")];
+
 /// The known key that looks most like `path`, when any does.
 pub(super) fn nearest(path: &str) -> Option<String> {
+    if let Some((_, now)) = MOVED.iter().find(|(moved, _)| *moved == path) {
+        return Some((*now).to_owned());
+    }
     let last = path.rsplit('.').next().unwrap_or(path);
     let tables = KEYS.iter().filter_map(|k| k.path.split_once('.').map(|(table, _)| table));
     KEYS.iter()

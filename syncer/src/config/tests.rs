@@ -65,6 +65,7 @@ fn unknown_key_names_line_and_nearest() {
 #[test]
 fn of_keys_equally_near_the_one_with_the_nearer_path_is_meant() {
     for (text, nearest) in [
+        ("connections_max = 5\n", "limits.\"http.connections_max\""),
         ("idd = \"a\"\n", "id"),
         ("[auth]\nmod = \"open\"\n", "auth.mode"),
         ("[auth]\ntokens = [{ token = \"t\", idd = \"o\", role = \"operator\" }]\n", "auth.tokens.id"),

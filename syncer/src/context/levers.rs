@@ -115,8 +115,8 @@ lever_set! {
         /// Resident memory at which every session is turned away; streams are from 90 % of it on, new calls
         /// from 95 %. 0: nine tenths of what the machine or the control group has.
         memory_max: u64 = "admission.memory_max" ["bytes"] 0, 0 => 1 << 50;
-        /// Narrowest span of `Retry-After`: callers that are turned away at one moment come back spread over so long.
-        /// The farthest moment is 30 s away, or twice what the answer asks for at least.
+        /// Narrowest span of `Retry-After`, in whole seconds: callers that are turned away at one moment come back spread
+        /// over so long, and none before it is his turn. Where a limit tells the turn, the farthest is 30 s away.
         retry_span_min: Duration = "admission.retry_span_min" ["duration"] S(4), S(1) => S(30);
         /// Calls that one guild may have.
         calls_per_guild_max: u64 = "admission.calls_per_guild_max" ["calls"] 10_000, 1 => 1_000_000;

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How much of the work an SFU shall have, beside others of the same capacity: 0.5 is half as much as 1.
 ///
 /// It skews the choice of SFUs and nothing else: an SFU is full at its capacity, whatever its weight. Up to a
-/// factor of ten between the lightest and the heaviest, shares are as the weights say; beyond it, less so.
+/// factor of ten between the lightest and the heaviest of a region, shares are as the weights say; beyond it, less so.
 ///
 /// [`Weight::MIN`] to [`Weight::MAX`]; 1 by default.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd, Deserialize, Serialize)]

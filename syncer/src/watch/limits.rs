@@ -13,11 +13,12 @@ lever_set! {
         // that comes later reads everything anew, which costs it less than it has missed.
         /// How long news of endpoints is kept, so that a gateway whose watch broke goes on where it stopped. Later it
         /// reads the state of all its calls anew.
-        resume_window: Duration = "watch.resume_window" ["duration"] S(120), S(1) => S(3_600);
+        resume_window: Duration = "watch.resume_window" ["duration"] S(120), super::SWEEP_EVERY => S(3_600);
         // A gateway of 100,000 sessions is in no more calls than that, and hears of two thirds of them when two zones
         // of three are lost at once.
-        /// News kept for one gateway, one for each call; one that falls further behind reads the state of all its calls.
-        events_per_gateway_max: u64 = "watch.events_per_gateway_max" ["events"] 65_536, 1 => 1 << 20;
+        /// News kept for one gateway, one for each call; one that falls further behind reads the state of all its calls. If
+        /// more news than this comes while it does, it has to begin again.
+        events_per_gateway_max: u64 = "watch.events_per_gateway_max" ["events"] 65_536, 64 => 1 << 20;
         // The largest syncer has 1 M calls with sessions on 2 to 3 gateways each, and losing one zone of three at once
         // leaves about that much after coalescing. At ~100 bytes (the entry, its index, a share of the note) 100 MiB at
         // worst, 0.4 % of a 24 GiB machine.

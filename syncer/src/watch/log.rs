@@ -9,7 +9,7 @@
 //!
 //! News that was let go takes its place in [`Log::push`]'s memory along: from then on the log would
 //! take that call's past for news. Nothing tells it: announcing follows the change at once, and what
-//! is let go is a minute old or one of a million behind.
+//! is let go is older than `watch.resume_window` or the oldest of as many as its limits allow.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{Hash, Hasher};

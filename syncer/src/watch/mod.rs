@@ -228,8 +228,12 @@ impl Hub {
             return;
         }
         let _one = self.making_room.lock();
-        let goal = all - (all / ROOM_DIVISOR).max(1);
+        if self.held.load(Ordering::Relaxed) <= all {
+            return; // somebody else made it
+        }
         let logs = self.all_logs();
+        // A look at all logs has to be worth it.
+        let goal = all.saturating_sub((all / ROOM_DIVISOR).max(logs.len()));
         while self.held.load(Ordering::Relaxed) > goal {
             let Some(oldest) = logs.iter().filter_map(|(_, l)| l.log.lock().oldest()).min() else { return };
             let range = self.seq.load(Ordering::Acquire).saturating_sub(oldest);

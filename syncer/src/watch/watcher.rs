@@ -239,7 +239,7 @@ impl Watcher {
     fn read_page(&mut self, at: NewsCursor, source: &dyn Source, now: Instant) {
         let (page, rest) = source.current(&self.gateway, at);
         self.rest = rest;
-        self.told_until = Some(now + self.hub.limits.resume_window.get());
+        self.told_until = Some(now + self.hub.limits.resume_window.get() + super::SWEEP_EVERY); // as long as news may be kept
         for news in page {
             self.told.insert((news.guild.clone(), news.call.clone()), (news.epoch, news.phase));
             self.work.push_back(Telling::new(Arc::new(news), None));

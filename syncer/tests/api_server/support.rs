@@ -250,6 +250,11 @@ impl Events {
         Self { response, text: String::new(), last_id: None }
     }
 
+    /// Waits until the server ends it, or cuts it off.
+    pub(crate) async fn ended(&mut self) {
+        while let Ok(Some(_)) = self.response.chunk().await {}
+    }
+
     pub(crate) async fn next(&mut self) -> Event {
         soon("an event", async {
             loop {

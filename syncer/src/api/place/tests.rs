@@ -58,9 +58,13 @@ async fn a_stream_keeps_its_place_if_its_caller_is_known() {
     assert_eq!(waits(&place), Some(Group::Slow), "of nobody");
     place.seat().know();
     attended.answered(true);
-    assert_eq!(waits(&place), None, "though its body has no end");
+    assert_eq!(waits(&place), Some(Group::Streaming), "though its body has no end");
     drop(body);
-    assert_eq!(waits(&place), None);
+    assert_eq!(waits(&place), Some(Group::Streaming));
+    let (_, at_work) = place.seat().request(Nothing::new());
+    assert_eq!(waits(&place), None, "beside it something is done");
+    drop(at_work);
+    assert_eq!(waits(&place), Some(Group::Streaming));
     drop(attended);
     assert_eq!(waits(&place), Some(Group::Known));
 }
@@ -101,16 +105,69 @@ fn the_oldest_of_the_largest_group_makes_room() {
 async fn where_all_work_the_first_to_wait_makes_room() {
     let places = Places::new(Lever::fixed(1));
     let metrics = HttpMetrics::default();
-    let place = places.take(&metrics).await;
+    let (_turn, mut turned) = watch::channel(0);
+    let mut turned_too = turned.clone();
+    let place = places.take(&mut turned, &metrics).await;
     let attended = place.seat().request(Nothing::new()).1;
     let leaves = place.leave().clone();
-    let mut next = std::pin::pin!(places.take(&metrics));
+    let mut next = std::pin::pin!(places.take(&mut turned_too, &metrics));
     assert!(futures_util::poll!(next.as_mut()).is_pending() && !leaves.is_cancelled());
     drop(attended);
     assert!(futures_util::poll!(next.as_mut()).is_pending() && leaves.is_cancelled());
     assert_eq!(metrics.refusals("crowded_out_idle"), 1);
     drop(place);
     assert!(futures_util::poll!(next).is_ready());
+}
+
+/// The first of them, and only where nobody waits.
+#[tokio::test]
+async fn a_stream_makes_room_where_nobody_waits() {
+    let (places, enter) = room(3);
+    let all: Vec<(Place, Attended)> = (0..2)
+        .map(|_| {
+            let place = enter();
+            place.seat().know();
+            let attended = place.seat().request(Nothing::new()).1;
+            attended.answered(true);
+            (place, attended)
+        })
+        .collect();
+    let silent = enter();
+    let left = || [all[0].0.leave(), all[1].0.leave(), silent.leave()].map(CancellationToken::is_cancelled);
+    assert_eq!((places.crowd_out(), left()), (Some(Group::Silent), [false, false, true]));
+    assert_eq!((places.crowd_out(), left()), (Some(Group::Streaming), [true, false, true]));
+    assert_eq!((places.crowd_out(), left()), (Some(Group::Streaming), [true, true, true]));
+    assert_eq!(places.crowd_out(), None);
+}
+
+/// A limit that is raised lets in who waits, and a lever that turns meanwhile has nobody else leave for the same one.
+#[tokio::test]
+async fn r20_levers_turn_while_somebody_waits_for_a_place() {
+    let levers = rate_limit::Levers::new();
+    let limits = crate::api::limits::HttpLevers::register(&levers);
+    let set = |max: u64| levers.set("http.connections_max", &max.into(), "test", None, 0).expect("in range");
+    set(2);
+    let places = Places::new(limits.connections_max.clone());
+    let (metrics, mut turned) = (HttpMetrics::default(), levers.changed());
+    let idle = [places.take(&mut turned.clone(), &metrics).await, places.take(&mut turned.clone(), &metrics).await];
+    let mut next = std::pin::pin!(places.take(&mut turned, &metrics));
+    assert!(futures_util::poll!(next.as_mut()).is_pending());
+    levers.set("http.age", &"1h".into(), "test", None, 0).expect("in range");
+    assert!(futures_util::poll!(next.as_mut()).is_pending());
+    assert_eq!(idle.each_ref().map(|place| place.leave().is_cancelled()), [true, false], "one for one");
+    let [first, second] = idle;
+    drop(first);
+    let third = next.await;
+    let working = [second, third].map(|place| {
+        let attended = place.seat().request(Nothing::new()).1;
+        (place, attended)
+    });
+    let mut turned = levers.changed();
+    let mut next = std::pin::pin!(places.take(&mut turned, &metrics));
+    assert!(futures_util::poll!(next.as_mut()).is_pending(), "both work");
+    set(3);
+    assert!(futures_util::poll!(next.as_mut()).is_ready());
+    drop(working);
 }
 
 /// A request under way, and its body while that is on its way.

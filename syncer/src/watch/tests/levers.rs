@@ -13,11 +13,11 @@ fn r20_what_is_kept_follows_the_levers_at_the_next_news_or_sweep() {
     tell(&hub, 0..200);
     assert_eq!(counted(&hub), 200);
     let cursor = watch(&hub, 0, None).expect("watches").now();
-    set("watch.events_per_gateway_max", 60.into());
+    set("watch.events_per_gateway_max", 64.into());
     tell(&hub, 200..201);
-    assert_eq!(counted(&hub), 60 + 100, "the log with news is trimmed");
+    assert_eq!(counted(&hub), 64 + 100, "the log with news is trimmed");
     hub.sweep(start);
-    assert_eq!(counted(&hub), 60 + 60, "and then the other");
+    assert_eq!(counted(&hub), 64 + 64, "and then the other");
     set("watch.events_max", 64.into());
     tell(&hub, 201..202);
     assert!(counted(&hub) <= 64, "{}", counted(&hub));

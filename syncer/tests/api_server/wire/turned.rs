@@ -48,7 +48,7 @@ async fn r20_time_outs_of_connections_turn_while_it_runs() {
     }
     let mut half_hello = target.tcp().await;
     half_hello.write_all(&[22, 3, 1, 2, 0, 1]).await.expect("written");
-    let soon = |lever: &str| turn(&target.fleet, &json!({ lever: "300ms" }));
+    let soon = |lever: &str| turn(&target.fleet, &json!({ lever: "1s" }));
     soon("http.handshake_timeout");
     let hello = read_out(&mut target.tcp().await).await;
     turn(&target.fleet, &json!({"http.handshake_timeout": "60s"}));
@@ -57,8 +57,10 @@ async fn r20_time_outs_of_connections_turn_while_it_runs() {
     let (head, body) = tokio::join!(stalls(&target, HALF_HEAD), stalls(&target, HALF_BODY));
     soon("http.first_request_timeout");
     let silent = stalls(&target, "").await;
+    turn(&target.fleet, &json!({"http.first_request_timeout": "60s"}));
     soon("http.idle_timeout");
     let asked = stalls(&target, ASK).await;
+    turn(&target.fleet, &json!({"http.head_timeout": "60s", "http.idle_timeout": "60s"}));
     assert!(hello.is_empty() && silent.is_empty() && head.is_empty(), "no answer to what is no request");
     assert!(asked.starts_with(b"HTTP/1.1 200") && body.starts_with(b"HTTP/1.1 408"));
     for (why, count) in [("tls_timeout", 1), ("silent", 1), ("slow_head", 1)] {
@@ -108,21 +110,19 @@ async fn is_answered(stream: &mut TcpStream) {
     assert!(answer[..read].starts_with(b"HTTP/1.1 200"));
 }
 
-/// Where all work a newcomer waits; a higher limit lets it in at once, a lower one has the idle make room for the next.
+/// Where nobody idles a stream makes room, so that nobody is locked out by a limit that is too low; a higher one has room
+/// for all, and under one that is lowered again the idle make room for the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn r20_places_turn_while_it_runs() {
     let fleet = Fleet::start(1, 1).await;
     turn(&fleet, &json!({"http.connections_max": 2}));
-    let _watches = [
-        Events::open(fleet.request(0, Method::GET, "/v1/watch")).await,
-        Events::open(fleet.request(0, Method::GET, "/v1/watch")).await,
-    ];
+    let mut first = Events::open(fleet.request(0, Method::GET, "/v1/watch")).await;
+    let _second = Events::open(fleet.request(0, Method::GET, "/v1/watch")).await;
     let mut newcomer = ask(&fleet).await;
-    let mut answer = [0; 1];
-    let early = tokio::time::timeout(Duration::from_millis(200), newcomer.read(&mut answer)).await;
-    assert!(early.is_err(), "both places are taken by who works");
-    turn(&fleet, &json!({"http.connections_max": 8}));
     is_answered(&mut newcomer).await;
+    soon("the first watch ends", first.ended()).await;
+    turn(&fleet, &json!({"http.connections_max": 8}));
+    let _again = Events::open(fleet.request(0, Method::GET, "/v1/watch")).await;
 
     let mut idle = vec![newcomer];
     for _ in 0..5 {
@@ -158,7 +158,7 @@ async fn r20_the_span_of_retry_after_turns_while_it_runs() {
     let (here, there) = (path(fleet.guild_of(0)), path(fleet.guild_of(1)));
     drop(fleet.syncers.remove(1));
     // Without a slot of its own: after a second at least.
-    for (span, seen) in [("1s", 1..=2), ("30s", 8..=31)] {
+    for (span, seen) in [("1s", 1..=7), ("30s", 8..=31)] {
         turn(&fleet, &json!({"admission.retry_span_min": span}));
         let longest = waits(&fleet, &there).await.into_iter().max().expect("some");
         assert!(seen.contains(&longest), "{span}: {longest}");
@@ -172,7 +172,7 @@ async fn r20_the_span_of_retry_after_turns_while_it_runs() {
         async { answer(request).await.0 == 429 }
     })
     .await;
-    for (span, seen) in [("1s", 30..=31), ("20s", 1..=20)] {
+    for (span, seen) in [("1s", 30..=31), ("20s", 27..=29)] {
         turn(&fleet, &json!({"admission.retry_span_min": span}));
         until(span, || async { seen.contains(waits(&fleet, &here).await.iter().min().expect("some")) }).await;
     }
