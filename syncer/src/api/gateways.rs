@@ -72,7 +72,8 @@ pub(crate) struct GatewayItem {
     heard_ms_ago: u64,
     /// For how long it has been found silent, in milliseconds.
     vanished_ms: Option<u64>,
-    /// Sessions of it that are kept beyond `gateways.resume_window`, since SFUs say that people still talk in their calls.
+    /// Sessions of it that are kept beyond `gateways.resume_window`, since people may still talk in their calls: as of the
+    /// last answers of SFUs. They are asked every `digest.interval`, `digest.paused` or not, unless `gateways.kept_max` is 0.
     kept: u64,
     /// It has told everything since it started, and nothing has expired since.
     synced: bool,

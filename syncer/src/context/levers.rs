@@ -130,8 +130,8 @@ lever_set! {
         /// How long the sessions of a vanished gateway are kept, and those that a gateway did not tell
         /// again.
         resume_window: Duration = "gateways.resume_window" ["duration"] S(120), MS(0) => S(86_400);
-        /// How much longer sessions of a vanished gateway are kept at most while the SFU says that people talk in their
-        /// calls; 0: never. It is a bound for SFUs that count somebody for ever.
+        /// How much longer sessions of a vanished gateway are kept at most while people may talk in their calls; 0:
+        /// never, and SFUs are not asked. It is a bound for SFUs that count somebody for ever.
         kept_max: Duration = "gateways.kept_max" ["duration"] S(3_600), MS(0) => S(86_400);
         /// Share of the gateways that may be gone at once before their sessions stop expiring: then it is
         /// probably us. Two or fewer never stop it.

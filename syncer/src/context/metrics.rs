@@ -160,7 +160,7 @@ impl Metrics {
             &self.sessions_expired,
         );
         counter("task_restarts", "Tasks that ended unexpectedly and were started again", &self.restarts);
-        let help = "Sessions of vanished gateways kept since people may still talk";
+        let help = "Sessions of vanished gateways kept since people may still talk, as of the last answers of SFUs";
         registry.register("sessions_kept", help, self.sessions_kept.clone());
         registry.register("attempt_ends", "Attempts by how they ended", self.ends.clone());
         let help = "Signs that this syncer is short of something, by what";

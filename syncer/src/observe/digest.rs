@@ -39,7 +39,7 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) {
 }
 
 /// What was asked at `asked` came to nothing, which may say something of the SFU.
-pub(super) fn no_sign(ctx: &Context, sfu: &Arc<Sfu>, error: &DriverError, asked: Instant) {
+fn no_sign(ctx: &Context, sfu: &Arc<Sfu>, error: &DriverError, asked: Instant) {
     let now = Instant::now();
     ctx.metrics.no_sign(error.kind().as_str());
     tracing::debug!(sfu = %sfu.id, %error, "no comparison with the sfu");
@@ -49,7 +49,7 @@ pub(super) fn no_sign(ctx: &Context, sfu: &Arc<Sfu>, error: &DriverError, asked:
 }
 
 /// Every room of ours on the SFU, which is a sign of life too.
-pub(super) async fn list(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<RoomList, DriverError> {
+async fn list(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<RoomList, DriverError> {
     let asked = Instant::now();
     let list = sfu.driver().list_rooms(deadline).await?;
     let now = Instant::now();

@@ -3,7 +3,7 @@
 //! What is due is decided by [`presence`](crate::presence); here are the clock, the locks, the questions to SFUs and the
 //! pace. The pace is that of releases to come: whoever was alone in a call leaves a room behind.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::people::{self, Talking};
 use crate::context::Context;
 use crate::presence::Due;
+use crate::state::{SfuIdx, Walk};
 
 /// How often due work is looked for: a look walks at most 4,096 gateways.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -22,7 +23,8 @@ const PERIOD: Duration = Duration::from_millis(100);
 /// Sessions taken out under one lock: ~200 µs.
 const STEP_MAX: u32 = 256;
 
-/// From one question to SFUs to the next: gateways that vanish one after the other are asked about together.
+/// From one question to SFUs to the next: gateways that vanish one after the other are asked about together, and a count
+/// that may mean either is another one by then.
 const ASK_PERIOD: Duration = Duration::from_secs(1);
 
 /// The loop.
@@ -30,8 +32,7 @@ const ASK_PERIOD: Duration = Duration::from_secs(1);
 pub struct Expiry {
     ctx: Arc<Context>,
     pace: Bucket,
-    /// Where people talk whose gateways are gone, as SFUs said when they were asked last.
-    talking: Talking,
+    talking: Arc<Talking>,
     /// The question under way.
     question: Option<Question>,
     /// When SFUs may be asked next.
@@ -41,10 +42,19 @@ pub struct Expiry {
 /// SFUs are asked who is there.
 #[derive(Debug)]
 struct Question {
-    /// Of the people of these gateways.
-    of: Vec<GatewayId>,
+    whom: Whom,
     asked: Instant,
-    answer: JoinHandle<Talking>,
+    /// None, when the context stopped before all had answered.
+    answer: JoinHandle<Option<Talking>>,
+}
+
+/// Which SFUs are asked.
+#[derive(Clone, Debug)]
+enum Whom {
+    /// All that may have people of these gateways.
+    Of(Vec<GatewayId>),
+    /// Those whose last answer may mean either.
+    Doubtful(BTreeSet<SfuIdx>),
 }
 
 // === impl Expiry ===
@@ -55,15 +65,16 @@ impl Expiry {
     pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
         let pace = Bucket::new(ctx.levers.expire(), now);
         ctx.presence.lock().forget_people();
-        Self { ctx, pace, talking: people::nobody(), question: None, ask_at: now }
+        Self { ctx, pace, talking: Arc::new(Talking::nobody()), question: None, ask_at: now }
     }
 
     /// Runs until the context stops.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future lets no more sessions expire; what is due stays due. A question under way ends by its own
-    /// time-out.
+    /// Dropping the future lets no more sessions expire; what is due stays due. A question under way goes on without
+    /// anybody to hear the answer, until it has it, its deadline is over or the context stops. Whoever takes over asks
+    /// anew.
     pub async fn run(mut self) {
         let mut ticks = tokio::time::interval(PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -95,6 +106,9 @@ impl Expiry {
             None => {}
         }
         ctx.metrics.sessions_kept.set(i64::try_from(look.kept).unwrap_or(i64::MAX));
+        if !self.talking.is_empty() && ctx.presence.lock().counts().vanished == 0 {
+            self.talking = Arc::new(Talking::nobody()); // all are back, or forgotten
+        }
         self.ask(look.ask, now);
         for due in &look.due {
             if !self.expire(due).await {
@@ -103,16 +117,39 @@ impl Expiry {
         }
     }
 
-    /// Asks SFUs of the people of these gateways, unless they are being asked or were a moment ago.
+    /// Asks SFUs of the people of these gateways, or else those in doubt, unless some are being asked or were a moment ago.
     fn ask(&mut self, of: Vec<GatewayId>, now: Instant) {
-        if of.is_empty() || self.question.is_some() || now < self.ask_at {
+        if self.question.is_some() || now < self.ask_at {
             return;
         }
+        let whom = if !of.is_empty() {
+            Whom::Of(of)
+        } else if self.is_in_doubt() {
+            Whom::Doubtful(self.talking.doubtful().clone())
+        } else {
+            return;
+        };
         self.ask_at = now + ASK_PERIOD;
-        let (ctx, gone) = (self.ctx.clone(), self.ctx.presence.lock().gone());
-        let these = of.clone();
-        let answer = self.ctx.tracker.spawn(async move { people::ask(&ctx, &these, &gone).await });
-        self.question = Some(Question { of, asked: now, answer });
+        let (ctx, before, gone) = (self.ctx.clone(), self.talking.clone(), self.ctx.presence.lock().gone());
+        let asked = whom.clone();
+        let answer = self.ctx.tracker.spawn(async move {
+            let answers = async {
+                let sfus = match asked {
+                    Whom::Of(gateways) => people::sfus_of(&ctx, &gateways).await,
+                    Whom::Doubtful(sfus) => sfus,
+                };
+                people::ask(&ctx, sfus, &gone, &before).await
+            };
+            ctx.stop.run_until_cancelled(answers).await
+        });
+        self.question = Some(Question { whom, asked: now, answer });
+    }
+
+    /// Whether some SFUs are to be asked again at once.
+    fn is_in_doubt(&self) -> bool {
+        let presence = self.ctx.presence.lock();
+        let kept = !self.ctx.levers.kept_max.get().is_zero() && presence.counts().vanished > 0;
+        kept && !presence.is_frozen() && !self.talking.doubtful().is_empty()
     }
 
     /// Takes over what SFUs answered, once all have.
@@ -120,19 +157,36 @@ impl Expiry {
         if !self.question.as_ref().is_some_and(|question| question.answer.is_finished()) {
             return;
         }
-        let Some(Question { of, asked, answer }) = self.question.take() else { return };
-        let Ok(talking) = answer.await else { return }; // it panicked, and is asked again
-        self.talking = talking;
-        self.ctx.presence.lock().told(&of, asked, now);
+        let Some(Question { whom, asked, answer }) = self.question.take() else { return };
+        let told = match answer.await {
+            Ok(Some(told)) => told,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%error, "a question to sfus was lost and is asked again");
+                self.ctx.metrics.restarts.inc();
+                return;
+            }
+        };
+        match whom {
+            Whom::Of(gateways) => {
+                self.talking = Arc::new(told);
+                self.ctx.presence.lock().told(&gateways, asked, now);
+            }
+            Whom::Doubtful(sfus) => {
+                Arc::make_mut(&mut self.talking).take(&sfus, told);
+                self.ctx.presence.lock().told_again();
+            }
+        }
     }
 
     /// Takes out what is due; `false` when the pace allows no more for now.
     async fn expire(&self, due: &Due) -> bool {
         let ctx = &self.ctx;
         let limits = ctx.levers.limits();
-        let (nobody, mut left) = (HashSet::new(), 0);
-        for (shard, talking) in ctx.shards.iter().zip(&self.talking) {
-            let kept = if due.but_talking { talking } else { &nobody };
+        let mut left = 0;
+        for (i, shard) in ctx.shards.iter().enumerate() {
+            let keeps = |call| due.but_talking && self.talking.keeps(i, call);
+            let mut walk = Walk::over(due.gateway.clone(), due.before);
             loop {
                 let now = Instant::now();
                 if !ctx.presence.lock().is_due(due) {
@@ -142,7 +196,7 @@ impl Expiry {
                 if may == 0 {
                     return false;
                 }
-                let expired = shard.lock().expire(&due.gateway, due.before, kept, may as usize, &limits, now);
+                let expired = shard.lock().expire(&mut walk, keeps, may as usize, &limits, now);
                 if expired.sessions > 0 {
                     // Only this task takes from the bucket, so what was available is.
                     let taken = self.pace.try_take(u32::try_from(expired.sessions).unwrap_or(may), now);
@@ -151,11 +205,11 @@ impl Expiry {
                     ctx.presence.lock().expired(due);
                 }
                 if !expired.more {
-                    left += expired.kept as u64;
                     break;
                 }
                 tokio::task::yield_now().await;
             }
+            left += walk.kept as u64;
         }
         ctx.presence.lock().finished(due, left, Instant::now());
         let vanished = due.before.is_none();

@@ -46,8 +46,8 @@ pub(super) struct Gateway {
 /// What SFUs said of a vanished gateway's people.
 #[derive(Clone, Copy, Debug)]
 enum People {
-    /// Nothing yet.
-    Unknown,
+    /// Nothing that is still known. So many were kept when it was.
+    Unknown(u64),
     /// Who is there. Sessions of others may be left; the last time it was so many that were kept.
     Told(Instant, u64),
     /// Who is there. So many sessions are left, and no others.
@@ -77,7 +77,7 @@ impl Gateway {
             own_streams: 0,
             spoke: None,
             vanished: None,
-            people: People::Unknown,
+            people: People::Unknown(0),
             begun: VecDeque::new(),
             ended: VecDeque::new(),
             last: None,
@@ -116,7 +116,7 @@ impl Gateway {
     fn hear(&mut self, via: Via, now: Instant) {
         self.heard = now;
         self.vanished = None;
-        self.people = People::Unknown;
+        self.people = People::Unknown(0);
         if via == Via::Own {
             self.spoke = Some(now);
         }
@@ -144,7 +144,7 @@ impl Gateway {
         let again = |told: Instant| now.saturating_duration_since(told) >= rules.ask_every;
         Some(match self.people {
             _ if over >= rules.kept_max => Absence::Expires { but_talking: false },
-            People::Unknown => Absence::Ask,
+            People::Unknown(_) => Absence::Ask,
             People::Told(told, _) | People::Kept(told, _) if again(told) => Absence::Ask,
             People::Told(..) => Absence::Expires { but_talking: true },
             People::Kept(..) => Absence::Kept,
@@ -153,7 +153,14 @@ impl Gateway {
 
     /// What SFUs told is not known any more.
     pub(super) const fn forget_people(&mut self) {
-        self.people = People::Unknown;
+        self.people = People::Unknown(self.kept());
+    }
+
+    /// SFUs in doubt have told again; when all are asked again is as before.
+    pub(super) const fn told_again(&mut self) {
+        if let People::Kept(at, sessions) = self.people {
+            self.people = People::Told(at, sessions);
+        }
     }
 
     /// SFUs have told who is there, as they were asked to at `asked`.
@@ -173,8 +180,7 @@ impl Gateway {
     /// Sessions that are left since people may still talk.
     pub(super) const fn kept(&self) -> u64 {
         match self.people {
-            People::Told(_, sessions) | People::Kept(_, sessions) => sessions,
-            People::Unknown => 0,
+            People::Unknown(sessions) | People::Told(_, sessions) | People::Kept(_, sessions) => sessions,
         }
     }
 

@@ -22,12 +22,13 @@
 //!   replaced and does not know it): the end of each counts for what was told before its own beginning.
 //! - **Who talks is still there**, whatever became of his gateway: once the window is over SFUs are asked, and say of
 //!   each room how many are in it. A call with more people than sessions of gateways that are here [has some whose
-//!   gateway is gone](is_talking), and keeps the sessions of such, until its SFU says otherwise, cannot say, or they have
-//!   been kept for a lever's longest time.
+//!   gateway is gone](Sight::next), and keeps the sessions of such, until its SFU says otherwise a few times in a row, has not
+//!   said for long, or is dead, or they have been kept for a lever's longest time.
 //! - Expiry **freezes** while more than a lever's share of the gateways is gone at once. Then it is
 //!   probably this syncer that is cut off, and there is nothing to gain from hurry.
 
 mod gateway;
+mod sight;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,7 @@ use sfu_api::GatewayId;
 use tokio::time::Instant;
 
 use self::gateway::{Absence, Gateway};
+pub use self::sight::{Failures, Sight};
 use crate::state::Round;
 
 /// Gateways that are looked after: 2.6 M users on 650 per gateway.
@@ -159,15 +161,6 @@ pub struct Seen {
     pub synced: bool,
 }
 
-/// Whether people talk in a room whose gateway is gone: there are more of them than sessions of gateways that are here.
-///
-/// Counts are all that every SFU can say. Somebody here who has not connected yet hides one who talks; nobody is ever
-/// made up.
-#[must_use]
-pub const fn is_talking(people: u32, here: usize) -> bool {
-    people as usize > here
-}
-
 // === impl Presence ===
 
 impl Presence {
@@ -265,9 +258,14 @@ impl Presence {
         self.gateways.iter().filter(|(_, g)| g.vanished().is_some()).map(|(id, _)| id.clone()).collect()
     }
 
-    /// What SFUs told is not known any more: they are asked again.
+    /// What SFUs told is not known any more: they are asked again. What was kept is, until they have answered.
     pub fn forget_people(&mut self) {
         self.gateways.values_mut().for_each(Gateway::forget_people);
+    }
+
+    /// SFUs in doubt were asked again: what is kept may not be any more.
+    pub fn told_again(&mut self) {
+        self.gateways.values_mut().for_each(Gateway::told_again);
     }
 
     /// SFUs have told who is there, as they were asked to at `asked`: those of these gateways' sessions whose people are

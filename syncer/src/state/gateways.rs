@@ -37,6 +37,8 @@ pub(super) struct Gateways {
     asked: Option<(GatewayId, Numbers)>,
     /// The last round that any gateway began.
     round: Round,
+    /// Numbers that were given up, and may name other gateways since.
+    given_up: u64,
 }
 
 #[derive(Debug)]
@@ -134,6 +136,7 @@ impl Gateways {
         all.retain(|idx| {
             let keep = last == Some(*idx) || entries.get(idx.0 as usize).is_some_and(|e| !e.calls.is_empty());
             if !keep {
+                self.given_up += 1;
                 id = entries.try_remove(idx.0 as usize).map(|e| e.id);
             }
             keep
@@ -143,6 +146,16 @@ impl Gateways {
         {
             self.by_id.remove(&id);
         }
+    }
+
+    /// How many numbers were given up: while it stays the same, each names whom it named.
+    pub(super) const fn given_up(&self) -> u64 {
+        self.given_up
+    }
+
+    /// The set of calls with sessions under this number.
+    pub(super) fn set(&self, idx: GatewayIdx) -> Option<&RoaringBitmap> {
+        self.entry(idx).map(|e| &e.calls)
     }
 
     /// How many calls are indexed, once for each of their gateways' numbers.

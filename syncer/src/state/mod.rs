@@ -33,7 +33,7 @@ pub use self::members::Members;
 pub use self::placement::{Cause, Last, Move, Placement, Reserved, SfuIdx};
 pub use self::seat::Seat;
 pub use self::shard::{
-    Adds, CallKey, Care, Committed, Decision, Demand, Draw, Expired, How, Join, Joined, Leave, Left, Limits, Loss,
-    Moved, Named, News, NewsPage, Next, PlaceWork, Placer, Release, Revision, RoomOn, Row, Rung, Seed, Shard,
-    ShardCounts, Terms, Why,
+    Absent, Adds, CallKey, Care, Committed, Decision, Demand, Draw, Expired, How, Join, Joined, Leave, Left, Limits,
+    Loss, Moved, Named, News, NewsPage, Next, PlaceWork, Placer, Release, Revision, RoomOn, Row, Rung, Seed, Shard,
+    ShardCounts, Terms, Walk, Why,
 };

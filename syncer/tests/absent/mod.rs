@@ -102,26 +102,103 @@ async fn r16_a_gateway_that_is_silent_itself_does_not_account_for_who_talks() {
     assert_eq!(world.engine.status().gateways.sessions_kept, 2, "the window of one is not over");
 }
 
+/// Tasks that were started again.
+fn restarts(world: &World) -> u32 {
+    let mut registry = prometheus_client::registry::Registry::default();
+    world.engine.register_metrics(&mut registry);
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("it is text");
+    let count = text.lines().find_map(|line| line.strip_prefix("task_restarts_total "));
+    count.and_then(|count| count.parse().ok()).expect("it is counted")
+}
+
+/// Calls on an SFU.
+fn on(world: &World, sfu: &str) -> u64 {
+    (0..12).filter(|c| world.sfu_of(*c).is_some_and(|s| s.as_str() == sfu)).count() as u64
+}
+
+fn lists(world: &World, sfu: &str, mode: Option<Mode>) {
+    world.fleet.with(sfu, |n| n.lists = mode);
+}
+
 #[tokio::test(start_paused = true)]
-async fn r16_nobody_is_kept_where_the_sfu_does_not_say() {
+async fn r16_where_the_sfu_does_not_say_nobody_goes_for_a_while_and_where_it_is_dead_everybody() {
     let world = world().await;
     for call in 0..12 {
         people(&world, call, 2);
     }
-    let on = |world: &World, sfu: &str| (0..12).filter(|c| world.sfu_of(*c).is_some_and(|s| s.as_str() == sfu)).count();
-    let (hangs, dies) = (on(&world, "sfu-0") as u64, on(&world, "sfu-1") as u64);
-    assert!(hangs > 0 && dies > 0 && hangs + dies < 12);
+    let (silent, dies) = (on(&world, "sfu-0"), on(&world, "sfu-1"));
+    assert!(silent > 0 && dies > 0 && silent + dies < 12);
+
+    // One does not say, from the first question on, and is healthy otherwise; another when it has said once.
+    lists(&world, "sfu-0", Some(Mode::Hangs));
     tokio::time::sleep(WINDOWS + S(10)).await;
     assert_eq!(world.engine.status().participants, 24);
-
-    // One answers no more, and is asked again: its people cannot be seen.
-    world.fleet.with("sfu-0", |n| n.mode = Mode::Hangs);
-    world.wait("those on it", S(90), |s| s.participants == 24 - 2 * hangs).await;
-    // Another is dead, and its calls begin anew elsewhere, where nobody of the gateway's can have come.
+    lists(&world, "sfu-1", Some(Mode::Rejects));
+    for _ in 0..5_000 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(world.engine.status().sfus.healthy, 3, "no list is held against an SFU");
+    }
+    assert_eq!((world.engine.status().participants, world.engine.status().gateways.sessions_kept), (24, 24));
+    world.wait("those where nothing was ever said", S(110), |s| s.participants == 24 - 2 * silent).await;
+    // The other says so again, is full of our own requests for long, and dies.
+    lists(&world, "sfu-1", None);
+    tokio::time::sleep(S(61)).await;
+    lists(&world, "sfu-1", Some(Mode::Saturated));
+    tokio::time::sleep(S(900)).await;
+    assert_eq!(world.engine.status().participants, 24 - 2 * silent, "what we are short of is nobody's word");
+    // Its calls begin anew elsewhere, where nobody of the gateway's can have come, and that is said.
+    lists(&world, "sfu-0", None);
     world.fleet.with("sfu-1", |n| n.mode = Mode::Refuses);
-    world.wait("those on that", S(90), |s| s.participants == 24 - 2 * hangs - 2 * dies).await;
+    world.wait("those on that", S(90), |s| s.participants == 24 - 2 * silent - 2 * dies).await;
     tokio::time::sleep(S(300)).await;
-    assert_eq!(world.engine.status().participants, 24 - 2 * hangs - 2 * dies, "the others stay");
+    assert_eq!(world.engine.status().participants, 24 - 2 * silent - 2 * dies, "the others stay");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r16_one_who_has_joined_and_is_not_there_yet_takes_nobody_out() {
+    let world = world().await;
+    join_by(&world, "here", 0, "t");
+    people(&world, 0, 2);
+    tokio::time::sleep(WINDOWS).await;
+    world.wait("the others", S(5), |s| s.participants == 3).await;
+    for _ in 0..100 {
+        people(&world, 0, 1);
+        tokio::time::sleep(S(2)).await;
+        people(&world, 0, 2);
+        tokio::time::sleep(S(1)).await;
+        assert_eq!(sessions(&world, 0), 3);
+    }
+    people(&world, 0, 1);
+    world.wait("whoever left", S(65), |s| s.participants == 1).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn r16_a_question_is_over_when_the_next_is_due_and_when_we_stop() {
+    let world = World::new(40, 1);
+    world.set("placement.attempt_timeout", &json!("30s"));
+    world.place(40, 2).await;
+    world.engine.beat(&gateway("gw"), "i", Via::Own, Instant::now()).expect("taken");
+    world.fleet.each(|_, n| n.lists = Some(Mode::Hangs));
+    tokio::time::sleep(WINDOWS).await;
+    // One list may take as long as a question: 40 of them eight at a time would take five times as long.
+    world.wait("the answers", S(65), |s| s.gateways.sessions_kept == 80).await;
+    tokio::time::sleep(S(65)).await;
+    let stopped = Instant::now();
+    let report = world.engine.drain(stopped + S(50)).await;
+    assert!(report.attempts_left == 0 && Instant::now() < stopped + S(5), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_is_lost_is_counted_and_asked_again() {
+    let world = world().await;
+    world.fleet.each(|_, n| n.lists = Some(Mode::Panics));
+    let restarts = || restarts(&world);
+    tokio::time::sleep(WINDOWS + S(5)).await;
+    assert!((3..=6).contains(&restarts()), "once a second: {}", restarts());
+    assert_eq!(world.engine.status().participants, 24);
+    world.fleet.each(|_, n| n.lists = None);
+    world.wait("all of them", S(5), |s| s.participants == 0).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -39,6 +39,8 @@ pub(crate) enum Mode {
     Draining,
     /// The driver panics.
     Panics,
+    /// There is no room for the request on our side.
+    Saturated,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub(crate) struct Room {
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) mode: Mode,
+    /// How it behaves when it is asked for a list, if otherwise.
+    pub(crate) lists: Option<Mode>,
     pub(crate) boot: u32,
     pub(crate) rooms: BTreeMap<RoomId, Room>,
     /// When rooms were made here.
@@ -131,11 +135,21 @@ impl FakeSfu {
         deadline: Instant,
         serve: impl FnOnce(&mut Node) -> Result<R, DriverError> + Send + 'a,
     ) -> BoxFuture<'a, Result<R, DriverError>> {
+        self.exchange_in(|n| n.mode, fresh, deadline, serve)
+    }
+
+    fn exchange_in<'a, R: Send + 'a>(
+        &'a self,
+        mode: impl FnOnce(&Node) -> Mode + Send + 'a,
+        fresh: bool,
+        deadline: Instant,
+        serve: impl FnOnce(&mut Node) -> Result<R, DriverError> + Send + 'a,
+    ) -> BoxFuture<'a, Result<R, DriverError>> {
         async move {
             tokio::time::sleep(Duration::from_millis(5)).await;
             let mode = self.fleet.with(self.id.as_str(), |n| {
                 n.asked += 1;
-                n.mode
+                mode(n)
             });
             match mode {
                 Mode::Well => self.fleet.with(self.id.as_str(), serve),
@@ -156,6 +170,7 @@ impl FakeSfu {
                     Err(DriverError::new(ErrorKind::Draining, "503").with_retry_after(Some(Duration::from_secs(30))))
                 }
                 Mode::Panics => panic!("a driver with a bug"),
+                Mode::Saturated => Err(DriverError::new(ErrorKind::Saturated, "no room")),
             }
         }
         .boxed()
@@ -260,17 +275,22 @@ impl SfuDriver for FakeSfu {
     }
 
     fn list_rooms(&self, deadline: Instant) -> BoxFuture<'_, Result<RoomList, DriverError>> {
-        self.exchange(false, deadline, |n| {
-            let rooms = n.rooms.iter().map(|(room, r)| ListedRoom {
-                room: room.clone(),
-                slot: Some(r.slot),
-                epoch: Some(r.epoch),
-                guild: None,
-                call: None,
-                participants: r.participants,
-            });
-            Ok(RoomList { rooms: rooms.collect(), boot_id: Some(boot(n)), load: Some(load(n)) })
-        })
+        self.exchange_in(
+            |n| n.lists.unwrap_or(n.mode),
+            false,
+            deadline,
+            |n| {
+                let rooms = n.rooms.iter().map(|(room, r)| ListedRoom {
+                    room: room.clone(),
+                    slot: Some(r.slot),
+                    epoch: Some(r.epoch),
+                    guild: None,
+                    call: None,
+                    participants: r.participants,
+                });
+                Ok(RoomList { rooms: rooms.collect(), boot_id: Some(boot(n)), load: Some(load(n)) })
+            },
+        )
     }
 
     fn digest(&self, digest: DigestSpec, deadline: Instant) -> BoxFuture<'_, Result<DigestOutcome, DriverError>> {
@@ -409,6 +429,7 @@ impl World {
         for spec in &specs {
             let node = Node {
                 mode: Mode::Well,
+                lists: None,
                 boot: 1,
                 rooms: BTreeMap::new(),
                 made: Vec::new(),

@@ -1,19 +1,52 @@
 //! Sessions whose gateway is gone, or that it did not tell again.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 
 use super::people::empty;
 use super::*;
+
+/// Calls that keep their sessions that are walked under one lock: ~50 µs.
+const KEPT_STEP_MAX: usize = 256;
 
 /// What [`Shard::expire`] did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
     /// Sessions taken out of their calls.
     pub sessions: usize,
-    /// Sessions left since their calls are among those that keep them.
-    pub kept: usize,
-    /// Whether others are left.
+    /// Whether others are left that were not looked at.
     pub more: bool,
+}
+
+/// A walk over the sessions of a gateway, in steps.
+#[derive(Clone, Debug)]
+pub struct Walk {
+    gateway: GatewayId,
+    before: Option<Round>,
+    /// The last call that kept its sessions, and under which number.
+    at: Option<(GatewayIdx, u32)>,
+    /// Sessions left in calls that keep them.
+    pub kept: usize,
+}
+
+/// The sessions of some gateways in a shard.
+#[derive(Clone, Debug)]
+pub struct Absent {
+    gateways: Arc<[GatewayId]>,
+    numbers: BTreeSet<GatewayIdx>,
+    /// Calls with any of them.
+    calls: RoaringBitmap,
+    /// Numbers were given up so many times.
+    given_up: u64,
+}
+
+// === impl Walk ===
+
+impl Walk {
+    /// Over all sessions of the gateway, or over those told last before a round.
+    #[must_use]
+    pub const fn over(gateway: GatewayId, before: Option<Round>) -> Self {
+        Self { gateway, before, at: None, kept: 0 }
+    }
 }
 
 impl Shard {
@@ -22,59 +55,80 @@ impl Shard {
         self.gateways.begin(gateway, round);
     }
 
-    /// The SFUs on which people of the gateway may be.
-    pub fn sfus_of(&self, gateway: &GatewayId, sfus: &mut BTreeSet<SfuIdx>) {
-        let calls = self.gateways.of(gateway, None).flat_map(|idx| self.gateways.calls(idx, None));
-        let on = |number| Some(self.get(self.key(number)?)?.placement.seated()?.0);
-        sfus.extend(calls.filter_map(on));
+    /// The sessions of these gateways, to be looked at in steps. O(gateways).
+    #[must_use]
+    pub fn absent(&self, gateways: &Arc<[GatewayId]>) -> Absent {
+        let numbers: BTreeSet<GatewayIdx> = gateways.iter().flat_map(|id| self.gateways.of(id, None)).collect();
+        let mut calls = RoaringBitmap::new();
+        numbers.iter().filter_map(|idx| self.gateways.set(*idx)).for_each(|of| calls |= of);
+        Absent { gateways: gateways.clone(), numbers, calls, given_up: self.gateways.given_up() }
     }
 
-    /// The calls on `sfu` with sessions of gateways that are `gone`, of which `keeps` says so of their room and how many
-    /// sessions of other gateways they have. O(calls on it).
+    /// The SFUs on which people of these gateways are, or are about to be.
+    pub fn sfus_with(&self, gateways: &Arc<[GatewayId]>, sfus: &mut BTreeSet<SfuIdx>) {
+        let of = self.absent(gateways).calls;
+        sfus.extend(self.by_sfu.iter().filter(|(_, calls)| !calls.is_disjoint(&of)).map(|(sfu, _)| *sfu));
+    }
+
+    /// Shows `each` the calls placed on `sfu` with absent sessions, behind `after` and at most `max` of them: their rooms,
+    /// and how many other sessions they have. Returns behind which to go on, if there are more.
     pub fn calls_with_absent(
         &self,
         sfu: SfuIdx,
-        gone: &[GatewayId],
-        keeps: impl Fn(&RoomId, usize) -> bool,
-    ) -> Vec<CallKey> {
-        let gone: BTreeSet<GatewayIdx> = gone.iter().flat_map(|id| self.gateways.of(id, None)).collect();
-        let keeps = |(key, call): (CallKey, &Call)| {
-            let (_, _, seat) = call.placement.seated().filter(|(on, ..)| *on == sfu)?;
-            let absent = call.participants.count(|idx| gone.contains(&idx));
-            let here = call.participants.len() - absent;
-            (absent > 0 && keeps(&seat.room(&call.guild, &call.id), here)).then_some(key)
-        };
-        if gone.is_empty() { Vec::new() } else { self.on(sfu, None).filter_map(keeps).collect() }
+        absent: &mut Absent,
+        after: Option<CallKey>,
+        max: usize,
+        mut each: impl FnMut(CallKey, &RoomId, usize),
+    ) -> Option<CallKey> {
+        if absent.given_up != self.gateways.given_up() {
+            *absent = self.absent(&absent.gateways); // a number may be another's by now
+        }
+        let both = self.by_sfu.get(&sfu)? & &absent.calls;
+        let (mut numbers, mut last) = (behind(&both, after.map(|key| key.index)), None);
+        for key in numbers.by_ref().take(max).filter_map(|number| self.key(number)) {
+            last = Some(key);
+            let Some(call) = self.get(key) else { continue };
+            let Some((_, _, seat)) = call.placement.seated().filter(|(on, ..)| *on == sfu) else { continue };
+            let gone = call.participants.count(|idx| absent.numbers.contains(&idx));
+            if gone > 0 {
+                each(key, &seat.room(&call.guild, &call.id), call.participants.len() - gone);
+            }
+        }
+        last.filter(|_| numbers.next().is_some())
     }
 
-    /// Takes out at most `max` sessions of the gateway: all, or those told last before a round, but none of the calls
-    /// in `kept`. An empty call keeps its place for the empty grace, as after a leave.
+    /// Takes the next sessions of the walk out, at most `max`, but none of the calls of which `keeps` says so. An empty
+    /// call keeps its place for the empty grace, as after a leave.
     pub fn expire(
         &mut self,
-        gateway: &GatewayId,
-        before: Option<Round>,
-        kept: &HashSet<CallKey>,
+        walk: &mut Walk,
+        keeps: impl Fn(CallKey) -> bool,
         max: usize,
         limits: &Limits,
         now: Instant,
     ) -> Expired {
-        let mut expired = Expired::default();
-        let numbers: Vec<GatewayIdx> = self.gateways.of(gateway, before).collect();
-        for idx in numbers {
-            let mut after = None;
+        let (mut expired, mut passed) = (Expired::default(), 0);
+        let numbers: Vec<GatewayIdx> = self.gateways.of(&walk.gateway, walk.before).collect();
+        if walk.at.is_some_and(|(on, _)| !numbers.contains(&on)) {
+            (walk.at, walk.kept) = (None, 0); // whoever was kept there has left: it begins again
+        }
+        let from = walk.at.map(|(on, _)| on);
+        for idx in numbers.into_iter().skip_while(|idx| from.is_some_and(|from| *idx != from)) {
             loop {
+                let after = walk.at.filter(|(on, _)| *on == idx).map(|(_, call)| call);
                 let next = self.gateways.calls(idx, after).find_map(|number| self.key(number));
                 let Some(key) = next else { break };
-                if kept.contains(&key) {
-                    expired.kept += self.get(key).map_or(0, |call| call.participants.count(|on| on == idx));
-                    after = Some(key.index);
-                    continue;
-                }
-                if expired.sessions >= max {
+                if expired.sessions >= max || passed >= KEPT_STEP_MAX {
                     expired.more = true;
                     return expired;
                 }
-                expired.sessions += self.expire_in(key, idx, max - expired.sessions, limits, now);
+                if keeps(key) {
+                    walk.kept += self.get(key).map_or(0, |call| call.participants.count(|on| on == idx));
+                    walk.at = Some((idx, key.index));
+                    passed += 1;
+                } else {
+                    expired.sessions += self.expire_in(key, idx, max - expired.sessions, limits, now);
+                }
             }
         }
         expired

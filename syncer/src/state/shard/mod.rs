@@ -34,7 +34,7 @@ use super::{
 
 pub use super::guilds::Named;
 
-pub use self::absent::Expired;
+pub use self::absent::{Absent, Expired, Walk};
 use self::found::Found;
 pub use self::moving::Moved;
 pub use self::people::{Adds, Join, Joined, Leave, Left, Row};

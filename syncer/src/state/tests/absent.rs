@@ -109,14 +109,14 @@ impl Pair {
             self.model.sessions.remove(who);
         }
         let kept: HashSet<CallKey> = (0..5).filter(|c| kept >> c & 1 == 1).filter_map(|c| self.key(c)).collect();
-        let mut done = 0;
+        let (mut done, mut walk) = (0, Walk::over(named(g), before.map(Round)));
         loop {
-            let expired = self.shard.expire(&named(g), before.map(Round), &kept, max, &ALL, self.now);
+            let expired = self.shard.expire(&mut walk, |call| kept.contains(&call), max, &ALL, self.now);
             assert!(expired.sessions <= max, "no step is larger than it may be");
             done += expired.sessions;
             assert_eq!(invariants::of_shard(&self.shard), None);
             if !expired.more {
-                assert_eq!(expired.kept, left.len());
+                assert_eq!(walk.kept, left.len());
                 break;
             }
         }
@@ -133,28 +133,35 @@ impl Pair {
                 let (here, absent) = want.entry(*c).or_insert((0, 0));
                 *if is_gone(*g) { absent } else { here } += 1;
             }
-            let (mut sfus, mut due) = (BTreeSet::new(), BTreeSet::new());
-            ids.iter().for_each(|id| self.shard.sfus_of(id, &mut sfus));
-            for (c, (here, absent)) in want {
-                let key = self.key(c).expect("a live call");
-                let Some((sfu, ..)) = self.shard.get(key).and_then(|call| call.placement.seated()) else { continue };
-                let asked = std::cell::Cell::new(None);
-                let with = |keeps: bool| {
-                    self.shard.calls_with_absent(sfu, &ids, |room, here| {
-                        if room.as_str().contains(join_of(c, 0, None).call.as_str()) {
-                            asked.set(Some(here));
-                        }
-                        keeps
-                    })
+            let ids: Arc<[GatewayId]> = Arc::from(ids);
+            let (mut sfus, mut absent) = (BTreeSet::new(), self.shard.absent(&ids));
+            self.shard.sfus_with(&ids, &mut sfus);
+            for sfu in (0..3).map(SfuIdx) {
+                let on = |(c, (here, gone)): (&u8, &(usize, usize))| {
+                    let key = self.key(*c).expect("a live call");
+                    let (on, ..) = self.shard.get(key)?.placement.seated()?;
+                    (on == sfu && *gone > 0).then_some((key, *here))
                 };
-                assert_eq!(with(true).contains(&key), absent > 0);
-                assert_eq!(asked.get(), (absent > 0).then_some(here), "call {c}");
-                assert_eq!(with(false), []);
-                if absent > 0 {
-                    due.insert(sfu);
+                let on: BTreeMap<CallKey, usize> = want.iter().filter_map(on).collect();
+                assert!(on.is_empty() || sfus.contains(&sfu), "every SFU with such calls is asked");
+                for max in [1, 2, 100] {
+                    let (mut seen, mut after) = (BTreeMap::new(), None);
+                    loop {
+                        let mut step = 0;
+                        after = self.shard.calls_with_absent(sfu, &mut absent, after, max, |key, room, here| {
+                            step += 1;
+                            let call = self.shard.get(key).expect("it is there");
+                            assert!(room.as_str().contains(call.id.as_str()));
+                            assert!(seen.insert(key, here).is_none(), "each once");
+                        });
+                        assert!(step <= max, "no step is larger than it may be");
+                        if after.is_none() {
+                            break;
+                        }
+                    }
+                    assert_eq!(seen, on, "all of them, with how many are here");
                 }
             }
-            assert_eq!(sfus, due);
         }
     }
 
@@ -277,4 +284,38 @@ fn a_stream_is_a_child_of_its_own_and_outlives_the_call_beside_it() {
     leave(&mut pair.shard, 2, pair.now);
     pair.shard.tick(pair.now + ALL.empty_grace, 10, &mut releases);
     assert_eq!((releases.len(), pair.shard.counts()), (2, ShardCounts::default()));
+}
+
+#[test]
+fn calls_that_keep_their_sessions_are_passed_once_however_small_the_steps() {
+    let mut pair = Pair::new();
+    for c in 0..5 {
+        (0..3).for_each(|s| pair.join((c, s), 0, 1));
+    }
+    let kept: HashSet<CallKey> = (0..4).filter_map(|c| pair.key(c)).collect();
+    let (passed, mut walk, mut steps) = (std::cell::Cell::new(0), Walk::over(named(0), None), 1);
+    let keeps = |call| {
+        passed.set(passed.get() + usize::from(kept.contains(&call)));
+        kept.contains(&call)
+    };
+    while pair.shard.expire(&mut walk, keeps, 1, &ALL, pair.now).more {
+        steps += 1;
+    }
+    assert_eq!((steps, passed.get(), walk.kept), (3, 4, 12));
+}
+
+#[test]
+fn r16_a_number_that_is_anothers_by_now_is_not_taken_for_one_who_is_gone() {
+    let mut pair = Pair::new();
+    pair.join((0, 0), 0, 1);
+    pair.join((0, 1), 1, 1);
+    place(&mut pair.shard, 0, pair.now).expect("ready");
+    pair.join((2, 0), 2, 1);
+    let mut absent = pair.shard.absent(&Arc::from([named(0), named(2)]));
+    pair.expire(2, None, 10, 0); // its number is free
+    let join = Join { gateway: gateway("new"), ..join_of(0, 2, None) };
+    take(&mut pair.shard, &join, &ALL, pair.now).expect("there is room");
+    let mut seen = Vec::new();
+    pair.shard.calls_with_absent(SfuIdx(0), &mut absent, None, 10, |_, _, here| seen.push(here));
+    assert_eq!(seen, [2], "one who was here, and the new one");
 }
