@@ -350,7 +350,8 @@ pub struct GatewayCounts {
     pub vanished: u32,
     /// In the middle of telling everything again.
     pub syncing: u32,
-    /// Sessions of vanished ones that are kept for longer, since SFUs say that people still talk in their calls.
+    /// Sessions of vanished ones that are kept for longer, since people may still talk in their calls, as of the last
+    /// answers of SFUs.
     pub sessions_kept: u64,
 }
 
