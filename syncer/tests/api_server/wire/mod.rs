@@ -67,13 +67,17 @@ impl Target {
 
     /// How often connections were closed for this cause.
     async fn refused(&self, why: &str) -> u64 {
+        self.metric(&format!("trunkline_http_connections_refused_total{{why=\"{why}\"}}")).await
+    }
+
+    /// A metric of the syncer; 0 when it has not told it yet.
+    async fn metric(&self, name: &str) -> u64 {
         let ca = std::fs::read(self.fleet.dir.path().join("api-ca.pem")).expect("written");
         let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
         let client = reqwest::Client::builder().tls_certs_only([ca]).build().expect("a client");
         let text =
             client.get(self.fleet.url(0, "/metrics")).send().await.expect("an answer").text().await.expect("text");
-        let line = format!("trunkline_http_connections_refused_total{{why=\"{why}\"}} ");
-        text.lines().find_map(|l| l.strip_prefix(&line)?.parse().ok()).unwrap_or(0)
+        text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()).unwrap_or(0)
     }
 }
 

@@ -48,6 +48,8 @@ async fn r20_time_outs_of_connections_turn_while_it_runs() {
     }
     let mut half_hello = target.tcp().await;
     half_hello.write_all(&[22, 3, 1, 2, 0, 1]).await.expect("written");
+    // Connected is not accepted yet. Whoever asks is the fifth.
+    until("all are accepted", || async { target.metric("trunkline_http_connections").await >= 5 }).await;
     let soon = |lever: &str| turn(&target.fleet, &json!({ lever: "1s" }));
     soon("http.handshake_timeout");
     let hello = read_out(&mut target.tcp().await).await;
