@@ -189,7 +189,9 @@ fn pick_share(
         |spot: &Spot| region.is_none_or(|r| spot.region == *r) && zone.is_none_or(|z| spot.zone.as_ref() == Some(z));
     let within: Vec<_> = (0..nodes.len()).filter(|&i| is_meant(nodes[i].1)).collect();
     if within.is_empty() {
-        return Err(Error::request("no node is in that region and zone"));
+        let asked = [region.map(|r| format!("region {r}")), zone.map(|z| format!("zone {z}"))];
+        let asked = asked.into_iter().flatten().collect::<Vec<_>>().join(" and ");
+        return Err(Error::request(format!("no node is in {asked}")));
     }
     #[expect(clippy::cast_precision_loss, reason = "at most 20,000 nodes")]
     let wanted = (within.len() as f64 * share).round();
@@ -298,7 +300,8 @@ mod tests {
         assert_eq!(of(Some("a"), Some("x")).expect("picks"), [0, 4, 8]);
         assert_eq!(of(None, Some("y")).expect("picks"), [2, 3, 6, 7]);
         assert!(of(Some("nowhere"), None).is_err_and(|e| e.is_bad_request()));
-        assert!(of(Some("a"), Some("nowhere")).is_err_and(|e| e.is_bad_request()));
+        let error = of(Some("a"), Some("nowhere")).expect_err("nobody is there");
+        assert!(error.is_bad_request() && error.to_string().contains("region a and zone nowhere"), "{error}");
         let weights: Vec<_> = ids.iter().map(|(_, spot)| spot.weight.expect("one")).collect();
         assert_eq!(weights, [1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 1.0, 1.0], "each zone has both");
     }

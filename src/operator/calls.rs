@@ -186,7 +186,7 @@ fn looks(output: &Output, looks: &[Value]) -> Table {
         let fate = match (look["fate"].as_str(), look["taken"].as_bool()) {
             (Some("light"), _) => "its weight's chance went against it",
             (Some("unfit"), _) => "it was not fit",
-            (Some("again"), _) => "it had been drawn",
+            (Some("again"), _) => "it was already the first of the two",
             (_, Some(true)) => "compared, and taken",
             _ => "compared",
         };

@@ -12,7 +12,7 @@ use sfu_api::{DIGEST_ROOMS_MAX, Epoch, OwnerTerm, RoomId, RoomRef, Slot, SlotTer
 use tokio::time::Instant;
 
 use crate::context::Context;
-use crate::drivers::{DigestOutcome, DigestSpec, DriverError, ErrorKind, ListedRoom, RoomList};
+use crate::drivers::{DigestOutcome, DigestSpec, DriverError, ErrorKind, ListedRoom};
 use crate::health::Evidence;
 use crate::ownership::slot_of;
 use crate::reconcile::evidence;
@@ -25,8 +25,10 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) {
     let asked = Instant::now();
     let deadline = asked + ctx.levers.attempt_timeout.get() * 2;
     let result = compare(ctx, sfu, first, deadline).await;
+    let now = Instant::now();
     if let Err(error) = result {
-        no_sign(ctx, sfu, &error, asked);
+        ctx.metrics.no_sign(error.kind().as_str());
+        tracing::debug!(sfu = %sfu.id, %error, "digest failed");
         if error.kind() == ErrorKind::Fenced
             && let Some(term) = error.highest_term()
         {
@@ -35,30 +37,10 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) {
                 ctx.fenced_by(slot, term);
             }
         }
+        if let Some(evidence) = evidence(&error, asked, now) {
+            ctx.observe(sfu, &evidence, now);
+        }
     }
-}
-
-/// What was asked at `asked` came to nothing, which may say something of the SFU.
-fn no_sign(ctx: &Context, sfu: &Arc<Sfu>, error: &DriverError, asked: Instant) {
-    let now = Instant::now();
-    ctx.metrics.no_sign(error.kind().as_str());
-    tracing::debug!(sfu = %sfu.id, %error, "no comparison with the sfu");
-    if let Some(evidence) = evidence(error, asked, now) {
-        ctx.observe(sfu, &evidence, now);
-    }
-}
-
-/// Every room of ours on the SFU, which is a sign of life too.
-async fn list(ctx: &Context, sfu: &Arc<Sfu>, deadline: Instant) -> Result<RoomList, DriverError> {
-    let asked = Instant::now();
-    let list = sfu.driver().list_rooms(deadline).await?;
-    let now = Instant::now();
-    let took = now.saturating_duration_since(asked);
-    ctx.observe(sfu, &Evidence::Answered { boot_id: list.boot_id.clone(), asked, took }, now);
-    if let Some(load) = list.load {
-        sfu.report(load, now);
-    }
-    Ok(list)
 }
 
 fn ours(ctx: &Context, sfu: &Sfu) -> Vec<RoomOn> {
@@ -118,8 +100,15 @@ fn spec(sfu: &Sfu, named: &[RoomOn], all: Option<Vec<(Slot, OwnerTerm)>>) -> Dig
 
 /// For SFUs without digests, and for those with more rooms than a digest names: the whole list of rooms that carry our names.
 async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[RoomOn], deadline: Instant) -> Result<(), DriverError> {
-    let list = list(ctx, sfu, deadline).await?;
+    let asked = Instant::now();
+    let list = sfu.driver().list_rooms(deadline).await?;
     let now = Instant::now();
+    let took = now.saturating_duration_since(asked);
+    let boot_id = list.boot_id.clone();
+    ctx.observe(sfu, &Evidence::Answered { boot_id, asked, took }, now);
+    if let Some(load) = list.load {
+        sfu.report(load, now);
+    }
     let there: HashMap<&RoomId, Option<Epoch>> = list.rooms.iter().map(|r| (&r.room, r.epoch)).collect();
     let is_there = |o: &&RoomOn| there.get(&o.room).is_some_and(|epoch| epoch.is_none_or(|epoch| epoch == o.epoch));
     forgotten(ctx, sfu, named.iter().filter(|o| !is_there(o)), now);
