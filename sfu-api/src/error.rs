@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{BootId, Epoch, Load, OwnerTerm};
+use crate::{BootId, Epoch, Load, OwnerTerm, SlotTerm};
 
 /// Why an SFU refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -59,9 +59,13 @@ pub struct ErrorAnswer {
     pub error_code: ErrorCode,
     /// What happened and what to do, for a human.
     pub message: String,
-    /// With `fenced`: the highest term seen for the slot.
+    /// With `fenced`: the highest term seen for the slot; of a digest, for one of its slots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub highest_term: Option<OwnerTerm>,
+    /// With `fenced`, of a digest: each of its slots for which a higher term was seen, and that term. What is sent again
+    /// without these is not refused for the same reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fenced_slots: Vec<SlotTerm>,
     /// With `fenced`: the highest epoch seen for the room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub highest_epoch: Option<Epoch>,

@@ -5,7 +5,8 @@ mod fake;
 
 use std::time::Duration;
 
-use fake::{Mode, World, call_id, overdrawn};
+use fake::sfu::{Mode, overdrawn};
+use fake::{World, call_id};
 use serde_json::json;
 use sfu_api::SfuId;
 use syncer::engine::SfuView;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use driver_support::{built, end, epoch, room, soon};
 use pool::Lane;
-use sfu_api::{RoomRef, SessionId, SfuId, SlotTerm, room_set_hash};
+use sfu_api::{RoomRef, SessionId, SfuId, Slot, SlotTerm, room_set_hash};
 use sfu_mock::{Cluster, ClusterConfig, Fault, Garbage, Target};
 use syncer::drivers::{CredentialRequest, DigestOutcome, DigestSpec, DriverError, Ended, ErrorKind, SfuDriver};
 use syncer::token::Signer;
@@ -145,8 +145,15 @@ async fn r07_a_lower_term_is_fenced_and_learns_the_higher() {
     newer.owner_term.revision = 9;
     newer.epoch.term = newer.owner_term;
     rig.driver.ensure_room(newer.clone(), soon()).await.expect("made");
-    let error = rig.driver.ensure_room(room(&*rig.driver, "c", 2, None), soon()).await.expect_err("stale");
+    let older = room(&*rig.driver, "c", 2, None);
+    let error = rig.driver.ensure_room(older.clone(), soon()).await.expect_err("stale");
     assert_eq!((error.kind(), error.highest_term()), (ErrorKind::Fenced, Some(newer.owner_term)));
+    // A digest is refused whole, and learns for which of its slots.
+    let other = Slot::new((older.slot.get() + 1) % 4096).expect("a slot");
+    let terms = [older.slot, other].map(|slot| SlotTerm { slot, term: older.owner_term }).to_vec();
+    let digest = DigestSpec { boot_id: None, terms, rooms: 0, hash: 0, named: None };
+    let error = rig.driver.digest(digest, soon()).await.expect_err("stale");
+    assert_eq!(error.fenced_slots(), [SlotTerm { slot: newer.slot, term: newer.owner_term }]);
 }
 
 #[tokio::test]

@@ -12,7 +12,8 @@ mod zones;
 
 use std::time::Duration;
 
-use fake::{Mode, World, call_id, overdrawn};
+use fake::sfu::{Mode, overdrawn};
+use fake::{World, call_id};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -231,7 +232,7 @@ async fn i06_an_orphan_is_ended_only_when_empty() {
     let epoch = sfu_api::Epoch { term: sfu_api::OwnerTerm { generation: 1, revision: 0 }, n: 1 };
     for (room, participants) in [("left~behind", 0), ("someone~inside", 2)] {
         let guild = sfu_api::GuildId::new("left").expect("valid");
-        let room = (sfu_api::RoomId::new(room).expect("valid"), fake::Room { epoch, slot, guild, participants });
+        let room = (sfu_api::RoomId::new(room).expect("valid"), fake::sfu::Room { epoch, slot, guild, participants });
         world.fleet.with("sfu-0", |n| n.rooms.insert(room.0, room.1));
     }
     world

@@ -5,7 +5,8 @@ mod fake;
 
 use std::time::Duration;
 
-use fake::{Mode, World};
+use fake::World;
+use fake::sfu::Mode;
 use serde_json::json;
 use sfu_api::{CallId, GatewayId, GuildId, SfuId, SyncerId};
 use syncer::health::{EvidenceMessage, SfuSight, Sight, Verdict, WIRE};

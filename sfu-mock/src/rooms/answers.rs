@@ -2,6 +2,7 @@
 
 use sfu_api::{
     Batch, BatchAnswer, BatchOperation, BatchResult, BootId, Epoch, ErrorAnswer, ErrorCode, OwnerTerm, RoomId, Slot,
+    SlotTerm,
 };
 
 use super::{Now, Rooms};
@@ -24,6 +25,7 @@ pub(crate) struct Refusal {
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
     pub(crate) highest_term: Option<OwnerTerm>,
+    pub(crate) fenced_slots: Vec<SlotTerm>,
     pub(crate) highest_epoch: Option<Epoch>,
     pub(crate) retry_after_s: Option<u32>,
 }
@@ -32,7 +34,14 @@ pub(crate) struct Refusal {
 
 impl Refusal {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), highest_term: None, highest_epoch: None, retry_after_s: None }
+        Self {
+            code,
+            message: message.into(),
+            highest_term: None,
+            fenced_slots: Vec::new(),
+            highest_epoch: None,
+            retry_after_s: None,
+        }
     }
 
     pub(super) fn with_epoch(self, highest: Epoch) -> Self {
@@ -42,6 +51,12 @@ impl Refusal {
     pub(super) fn fenced_term(slot: Slot, highest: OwnerTerm) -> Self {
         let message = format!("slot {} has an owner of term {highest}", slot.get());
         Self { highest_term: Some(highest), ..Self::new(ErrorCode::Fenced, message) }
+    }
+
+    /// Of a digest, some of whose slots have owners of higher terms.
+    pub(super) fn fenced_slots(slots: Vec<SlotTerm>) -> Option<Self> {
+        let SlotTerm { slot, term } = *slots.first()?;
+        Some(Self { fenced_slots: slots, ..Self::fenced_term(slot, term) })
     }
 
     pub(super) fn fenced_epoch(room: &RoomId, highest: Epoch) -> Self {
@@ -106,6 +121,7 @@ impl Rooms {
             error_code: refusal.code,
             message: refusal.message.clone(),
             highest_term: refusal.highest_term,
+            fenced_slots: refusal.fenced_slots.clone(),
             highest_epoch: refusal.highest_epoch,
             boot_id: self.boot_id().clone(),
             load: self.load(now),

@@ -1,7 +1,7 @@
 //! Digests: what a syncer believes, compared with what is here.
 
 use rustc_hash::FxHashMap;
-use sfu_api::{DIGEST_ROOMS_MAX, Differences, Digest, DigestAnswer, ErrorCode, room_set_hash};
+use sfu_api::{DIGEST_ROOMS_MAX, Differences, Digest, DigestAnswer, ErrorCode, SlotTerm, room_set_hash};
 
 use super::{Now, Refusal, Rooms};
 
@@ -12,8 +12,10 @@ impl Rooms {
     /// wanted from now on; a matching count and hash names all rooms of the syncer.
     pub(crate) fn digest(&mut self, digest: &Digest, now: Now) -> Result<DigestAnswer, Refusal> {
         self.check_boot(digest.boot_id.as_ref())?;
-        for claim in &digest.terms {
-            self.check_term(claim.slot, claim.term)?;
+        let higher = |claim: &SlotTerm| self.holders.get(&claim.slot).filter(|holder| claim.term < holder.term);
+        let fenced = digest.terms.iter().filter_map(|claim| Some(SlotTerm { term: higher(claim)?.term, ..*claim }));
+        if let Some(refusal) = Refusal::fenced_slots(fenced.collect()) {
+            return Err(refusal);
         }
         let expected =
             digest.set_hash().ok_or_else(|| Refusal::new(ErrorCode::Invalid, "hash must be 1 to 16 hex digits"))?;

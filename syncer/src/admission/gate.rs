@@ -29,7 +29,7 @@ use rate_limit::{Bucket, Quota};
 use tokio::time::Instant;
 
 use super::{Class, Reason};
-use crate::state::{Class as Placement, share_of_turns};
+use crate::state::{Class as Placement, Turns};
 
 /// Smallest window: a syncer whose share of the pace is tiny still takes a call at all.
 const WINDOW_MIN: f64 = 16.0;
@@ -88,11 +88,14 @@ pub struct Rules {
     pub lag_max: Duration,
     /// This syncer's share of the pace of placements, per second.
     pub pace_per_s: f64,
+    /// How the classes share that.
+    pub turns: Turns,
 }
 
 /// The gate. Pure: signals and time are arguments.
 #[derive(Debug)]
 pub struct Gate {
+    turns: Turns,
     window: f64,
     window_max: f64,
     window_cut: Option<Instant>,
@@ -112,6 +115,7 @@ impl Gate {
         let window_max = window_max(rules);
         let trickle = || Bucket::new(trickle(rules), now);
         Self {
+            turns: rules.turns,
             window: window_max,
             window_max,
             window_cut: None,
@@ -128,6 +132,7 @@ impl Gate {
         let since = now.saturating_duration_since(self.ticked).min(TICK_MAX).as_secs_f64();
         self.ticked = now;
         self.memory = signals.memory;
+        self.turns = rules.turns;
         self.set_pace(rules, now);
         self.follow_age(signals, rules, since, now);
         self.follow_lag(signals.lag, rules.lag_max, since, now);
@@ -148,7 +153,7 @@ impl Gate {
     fn follow_age(&mut self, signals: &Signals, rules: &Rules, since_s: f64, now: Instant) {
         let Waiting { all, new_calls, streams } = signals.waiting;
         let fills_half = |calls: u64, share: f64| calls as f64 * 2.0 >= self.window * share;
-        let half_used = fills_half(all, 1.0) && fills_half(new_calls + streams, turns(Class::NewCall));
+        let half_used = fills_half(all, 1.0) && fills_half(new_calls + streams, share_of(self.turns, Class::NewCall));
         if signals.oldest > rules.queue_age_max {
             // Few calls that are old wait for something else than their turn: a smaller window is no help.
             if half_used && is_due(self.window_cut, rules.queue_age_max, now) {
@@ -205,7 +210,7 @@ impl Gate {
             Class::Stream => waiting.new_calls + waiting.streams,
             _ => waiting.new_calls,
         };
-        fits(waiting.all, window_share(class)) || fits(line, turns(class))
+        fits(waiting.all, window_share(class)) || fits(line, share_of(self.turns, class))
     }
 
     /// Whether every join may come in.
@@ -244,10 +249,10 @@ const fn window_share(class: Class) -> f64 {
 }
 
 /// Part of the pace that `class` has whatever waits before it.
-fn turns(class: Class) -> f64 {
+fn share_of(turns: Turns, class: Class) -> f64 {
     match class {
-        Class::NewCall => share_of_turns(Placement::New),
-        Class::Stream => share_of_turns(Placement::Stream),
+        Class::NewCall => turns.share(Placement::New),
+        Class::Stream => turns.share(Placement::Stream),
         Class::Lease | Class::Leave | Class::Repair | Class::Join | Class::Sweep => 0.0,
     }
 }

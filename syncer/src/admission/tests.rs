@@ -5,6 +5,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::*;
+use crate::state::Turns;
 
 mod backlog;
 
@@ -12,7 +13,7 @@ const S: fn(u64) -> Duration = Duration::from_secs;
 const MS: fn(u64) -> Duration = Duration::from_millis;
 
 fn rules(pace_per_s: f64) -> Rules {
-    Rules { queue_age_max: S(5), lag_max: S(1), pace_per_s }
+    Rules { queue_age_max: S(5), lag_max: S(1), pace_per_s, turns: Turns::new(3, 1) }
 }
 
 fn settings(rate: f64, burst: u32) -> Settings {

@@ -5,8 +5,7 @@
 //! would turn, or cannot be turned alone: sizes that a protocol or the other end counts on (heads, lines, frames,
 //! windows, PINGs, pages), sizes that a layout of memory is made for (shards, the seconds of `admission::Slots`, a
 //! wheel), bounds of maps that hold one small entry for each name somebody could make up (gateways, guilds, blocks),
-//! how often loops look, the laws of the windows and verdicts, and the turns of the classes, on which ranks, admission
-//! and estimates count together.
+//! how often loops look, and the laws of ranks, windows and verdicts.
 
 use std::time::Duration;
 
@@ -16,7 +15,7 @@ use crate::admission;
 use crate::health::{FlapRules, Rules};
 use crate::presence;
 use crate::select::Quotas;
-use crate::state::Limits;
+use crate::state::{Limits, Turns};
 
 /// A struct of levers, and how it is registered.
 macro_rules! lever_set {
@@ -83,6 +82,11 @@ lever_set! {
         zone_failing_share: f64 = "placement.zone_failing_share" ["share"] 0.5, 0.0 => 1.0;
         /// Stops all placements: the global throttle at its lowest step.
         paused: bool = "placement.paused" [""] false, false => true;
+        /// Of every 20 placements, how many are the turn of new calls, whatever else waits. The others go to who is most
+        /// urgent, repairs before all; so it is also what a long repair leaves to new calls, at the door too.
+        turns_new_calls: u64 = "placement.turns.new_calls" ["of 20"] 3, 1 => Turns::NEW_CALLS_MAX;
+        /// Of every 20 placements, how many are the turn of streams, whatever else waits.
+        turns_streams: u64 = "placement.turns.streams" ["of 20"] 1, 1 => Turns::STREAMS_MAX;
         /// How long one attempt to create a room may take, connecting included.
         attempt_timeout: Duration = "placement.attempt_timeout" ["duration"] S(3), MS(100) => S(30);
         /// Rooms being ended at the same time, apart from the permits of placements.
@@ -190,6 +194,12 @@ impl EngineLevers {
         }
     }
 
+    /// How the classes share the pace.
+    #[must_use]
+    pub fn turns(&self) -> Turns {
+        Turns::new(self.turns_new_calls.get(), self.turns_streams.get())
+    }
+
     /// The budget of planned moves.
     #[must_use]
     pub fn moves(&self) -> Quota {
@@ -210,6 +220,7 @@ impl EngineLevers {
                 queue_age_max: self.queue_age_max.get(),
                 lag_max: self.lag_max.get(),
                 pace_per_s,
+                turns: self.turns(),
             },
         }
     }

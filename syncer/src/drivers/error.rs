@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use sfu_api::{BootId, Epoch, Load, OwnerTerm};
+use sfu_api::{BootId, Epoch, Load, OwnerTerm, SlotTerm};
 
 /// An operation on an SFU failed.
 ///
@@ -22,6 +22,7 @@ struct Inner {
     sent: bool,
     retry_after: Option<Duration>,
     highest_term: Option<OwnerTerm>,
+    fenced_slots: Vec<SlotTerm>,
     highest_epoch: Option<Epoch>,
     boot_id: Option<BootId>,
     load: Option<Load>,
@@ -122,6 +123,7 @@ impl DriverError {
             ),
             retry_after: None,
             highest_term: None,
+            fenced_slots: Vec::new(),
             highest_epoch: None,
             boot_id: None,
             load: None,
@@ -155,6 +157,13 @@ impl DriverError {
     pub fn with_fence(mut self, term: Option<OwnerTerm>, epoch: Option<Epoch>) -> Self {
         self.0.highest_term = term;
         self.0.highest_epoch = epoch;
+        self
+    }
+
+    /// Adds which slots of a digest fenced us.
+    #[must_use]
+    pub fn with_fenced_slots(mut self, slots: Vec<SlotTerm>) -> Self {
+        self.0.fenced_slots = slots;
         self
     }
 
@@ -226,6 +235,12 @@ impl DriverError {
     #[must_use]
     pub fn highest_term(&self) -> Option<OwnerTerm> {
         self.0.highest_term
+    }
+
+    /// With [`ErrorKind::Fenced`], of a digest: the slots for which a higher term was seen, where the answer tells.
+    #[must_use]
+    pub fn fenced_slots(&self) -> &[SlotTerm] {
+        &self.0.fenced_slots
     }
 
     /// With [`ErrorKind::Fenced`]: the highest epoch seen for the room.

@@ -204,6 +204,7 @@ fn supply(ctx: &Context, without: Option<SfuIdx>, now: Instant) -> Supply {
     });
     Supply {
         paused: ctx.levers.paused.get(),
+        turns: ctx.levers.turns(),
         overall: flow(ctx.budget.overall()),
         regions: regions.collect(),
         any_region: ctx.levers.any_region.get(),

@@ -30,6 +30,7 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) {
         ctx.metrics.no_sign(error.kind().as_str());
         tracing::debug!(sfu = %sfu.id, %error, "digest failed");
         if error.kind() == ErrorKind::Fenced
+            && error.fenced_slots().is_empty()
             && let Some(term) = error.highest_term()
         {
             // The answer does not say for which slot. Claiming one again costs its calls nothing.
@@ -48,10 +49,19 @@ fn ours(ctx: &Context, sfu: &Sfu) -> Vec<RoomOn> {
 }
 
 async fn compare(ctx: &Context, sfu: &Arc<Sfu>, first: bool, deadline: Instant) -> Result<(), DriverError> {
-    let asked = Instant::now();
-    let named: Vec<RoomOn> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).collect();
+    let mut asked = Instant::now();
+    let mut named: Vec<RoomOn> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).collect();
     let mut spec = spec(sfu, &named, first.then(|| ctx.terms()));
-    let answer = match sfu.driver().digest(spec.clone(), deadline).await? {
+    let mut answer = sfu.driver().digest(spec.clone(), deadline).await;
+    if let Some(fenced) = answer.as_ref().err().and_then(|error| fenced_slots(ctx, &spec, error)) {
+        // Theirs are to be claimed again; the others need not wait for that.
+        named.retain(|o| !fenced.contains(&o.slot));
+        let terms = spec.terms.into_iter().filter(|own| !fenced.contains(&own.slot)).collect();
+        spec = count(DigestSpec { terms, ..spec }, &named);
+        asked = Instant::now();
+        answer = sfu.driver().digest(spec.clone(), deadline).await;
+    }
+    let answer = match answer? {
         DigestOutcome::Unsupported => return compare_list(ctx, sfu, &named, deadline).await,
         DigestOutcome::Answer(answer) if answer.matches => answer,
         // Too many to name in one request: the list has pages.
@@ -86,15 +96,34 @@ async fn compare(ctx: &Context, sfu: &Arc<Sfu>, first: bool, deadline: Instant) 
     Ok(())
 }
 
+/// The slots without which a digest may be sent again, if it was refused for some of those that it has. Notes their terms.
+fn fenced_slots(ctx: &Context, spec: &DigestSpec, error: &DriverError) -> Option<HashSet<Slot>> {
+    let sent: HashMap<Slot, OwnerTerm> = spec.terms.iter().map(|own| (own.slot, own.term)).collect();
+    let higher = error.fenced_slots().iter().filter(|seen| sent.get(&seen.slot).is_some_and(|own| *own < seen.term));
+    let fenced: HashSet<Slot> =
+        higher.inspect(|seen| ctx.fenced_by(seen.slot, seen.term)).map(|seen| seen.slot).collect();
+    (!fenced.is_empty()).then_some(fenced)
+}
+
 fn spec(sfu: &Sfu, named: &[RoomOn], all: Option<Vec<(Slot, OwnerTerm)>>) -> DigestSpec {
     let terms: HashMap<Slot, OwnerTerm> =
         named.iter().map(|o| (o.slot, o.term)).chain(all.into_iter().flatten()).collect();
-    DigestSpec {
+    let spec = DigestSpec {
         boot_id: sfu.with_health(|h| h.boot_id().cloned()),
         terms: terms.into_iter().map(|(slot, term)| SlotTerm { slot, term }).collect(),
-        rooms: u32::try_from(named.len()).unwrap_or(u32::MAX),
-        hash: room_set_hash(named.iter().map(|o| (&o.room, o.epoch))),
+        rooms: 0,
+        hash: 0,
         named: None,
+    };
+    count(spec, named)
+}
+
+/// Has a digest say how many rooms there are, and which, in short.
+fn count(spec: DigestSpec, rooms: &[RoomOn]) -> DigestSpec {
+    DigestSpec {
+        rooms: u32::try_from(rooms.len()).unwrap_or(u32::MAX),
+        hash: room_set_hash(rooms.iter().map(|o| (&o.room, o.epoch))),
+        ..spec
     }
 }
 

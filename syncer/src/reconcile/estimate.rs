@@ -12,7 +12,7 @@ use serde::Serialize;
 use sfu_api::RegionId;
 
 use crate::config::RegionGroups;
-use crate::state::{Class, Demand, share_of_turns};
+use crate::state::{Class, Demand, Turns};
 
 /// What may leave per second, and what may leave at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -41,6 +41,8 @@ pub struct RegionSupply {
 pub struct Supply {
     /// A lever stops all placements.
     pub paused: bool,
+    /// How the classes share the pace.
+    pub turns: Turns,
     /// The bucket over all SFUs.
     pub overall: Flow,
     /// By region.
@@ -201,7 +203,7 @@ impl Supply {
     pub fn estimate_of(&self, class: Class, demand: &Demand) -> Estimate {
         let all = self.estimate(demand);
         let alone = self.estimate(&demand.only(class));
-        let beside = alone.seconds.map(|seconds| seconds / share_of_turns(class));
+        let beside = alone.seconds.map(|seconds| seconds / self.turns.share(class));
         match (beside, all.seconds) {
             (Some(beside), Some(all)) if all < beside => Estimate { seconds: Some(all), ..alone },
             _ => Estimate { seconds: beside, ..alone },
@@ -224,6 +226,7 @@ mod tests {
         let one = |n| RegionSupply { region: region(n), bucket: flow(200.0), sfus: flow(1_000.0), room: 1_000_000 };
         Supply {
             paused: false,
+            turns: Turns::new(3, 1),
             overall: flow(400.0),
             regions: (0..regions).map(one).collect(),
             any_region: true,

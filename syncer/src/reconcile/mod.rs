@@ -37,7 +37,7 @@ use crate::context::Context;
 use crate::drivers::{DriverError, ErrorKind};
 use crate::health::{Evidence, Failure};
 use crate::select::Sfu;
-use crate::state::{Blocker, Class, Demand, Next, SfuIdx, turn};
+use crate::state::{Blocker, Class, Demand, Next, SfuIdx, Turns};
 
 /// Longest sleep of the loop: levers are read again at least this often (R20 wants < 1 s).
 const NAP_MAX: Duration = Duration::from_millis(250);
@@ -51,7 +51,7 @@ const UNBLOCK_PERIOD: Duration = Duration::from_millis(100);
 
 /// Blocked calls that are looked at again at once, per blocker: a round of turns. If all of them find a
 /// place, the next round looks at as many again, so this bounds what is tried in vain and not what is placed.
-const UNBLOCK_MAX: u64 = 20;
+const UNBLOCK_MAX: u64 = Turns::ROUND;
 
 /// Calls whose moment has come that one lock of a shard handles: ~100 µs.
 const TICK_MAX: usize = 256;
@@ -193,7 +193,8 @@ impl Reconciler {
             let heads = self.ctx.shards.iter().enumerate();
             heads.filter_map(|(i, s)| s.lock().dirty().first_blocked(on, class).map(|(at, _)| (at, i))).min()
         };
-        for class in (0..UNBLOCK_MAX).map(turn) {
+        let turns = self.ctx.levers.turns();
+        for class in (0..UNBLOCK_MAX).map(|number| turns.whose(number)) {
             let favoured = class.and_then(|_| first(class)).map(|(_, shard)| (shard, class));
             let Some((shard, class)) = favoured.or_else(|| first(None).map(|(_, shard)| (shard, None))) else { return };
             self.ctx.shards[shard].lock().unblock(on, class, now);
@@ -270,7 +271,7 @@ fn start(ctx: &Context, attempts: Vec<Attempt>) {
 
 /// The shard of the next call, and its class if the call has that to thank.
 fn whose_turn(ctx: &Context, number: u64) -> Option<(usize, Option<Class>)> {
-    let class = turn(number);
+    let class = ctx.levers.turns().whose(number);
     let favoured = class.and_then(|_| most_urgent(ctx, class)).map(|(_, shard)| (shard, class));
     favoured.or_else(|| most_urgent(ctx, None).map(|(_, shard)| (shard, None)))
 }

@@ -4,7 +4,7 @@
 //! flight. Rank is a virtual deadline: the moment the need arose plus the handicap of its class plus
 //! that of its [size](smallness). So a repair overtakes a new call that came up to
 //! [`Class::handicap`] earlier, a large call a small one of its class, and nothing starves, because
-//! handicaps are finite (R10). Lines are kept by class, so that a class can have its [turn] while
+//! handicaps are finite (R10). Lines are kept by class, so that a class can have its [turn](super::Turns) while
 //! another has a backlog of minutes, ready or blocked. Ranks are kept to a [tick](Tick), since in a storm every join
 //! ranks a call.
 
@@ -55,27 +55,6 @@ impl Class {
             Self::Stream => "stream",
         }
     }
-}
-
-/// Placements until every class had its turns: 16 by urgency, 3 for new calls, 1 for a stream.
-const TURNS: u64 = 20;
-
-/// The class whose turn the placement of this number is; the most urgent call's otherwise. Where a class
-/// has nothing ready, its turn is the most urgent call's too.
-#[must_use]
-pub const fn turn(number: u64) -> Option<Class> {
-    match number % TURNS {
-        4 | 9 | 14 => Some(Class::New),
-        19 => Some(Class::Stream),
-        _ => None,
-    }
-}
-
-/// The part of all placements that a class gets at least while others wait too.
-#[must_use]
-pub fn share_of_turns(class: Class) -> f64 {
-    let turns = |class| (0..TURNS).filter(|n| turn(*n) == class).count() as f64;
-    turns(if class == Class::Repair { None } else { Some(class) }) / TURNS as f64
 }
 
 /// Calls of so many sessions, as a power of two, and larger ones are alike.
@@ -310,20 +289,6 @@ mod tests {
             let before = dirty.astray();
             dirty.put(key, Class::New, &mut astray.clone(), Place::Clean);
             assert_eq!(dirty.astray(), before + 1, "{astray:?}");
-        }
-    }
-
-    #[test]
-    fn r10_every_class_has_its_turns_and_urgency_most_of_them() {
-        let turns: Vec<Option<Class>> = (0..TURNS).map(turn).collect();
-        let of = |class| turns.iter().filter(|t| **t == class).count();
-        assert_eq!((of(None), of(Some(Class::New)), of(Some(Class::Stream))), (16, 3, 1));
-        assert!((Class::ALL.map(share_of_turns).iter().sum::<f64>() - 1.0).abs() < 1e-9);
-        // A new call waits for at most ten placements, a stream for twenty, whatever the backlog.
-        let doubled = [turns.clone(), turns].concat();
-        for (class, most) in [(Class::New, 10), (Class::Stream, 20)] {
-            let at: Vec<usize> = (0..doubled.len()).filter(|n| doubled[*n] == Some(class)).collect();
-            assert!(at.windows(2).all(|pair| pair[1] - pair[0] <= most), "{class:?}: {at:?}");
         }
     }
 }

@@ -23,9 +23,10 @@ mod seat;
 mod shard;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use self::call::{Call, SeqCheck};
-pub use self::dirty::{Blocker, Class, Dirty, Place, share_of_turns, smallness, turn};
+pub use self::dirty::{Blocker, Class, Dirty, Place, smallness};
 pub use self::gateways::{GatewayIdx, Round};
 pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
 pub use self::line::Tick;
@@ -37,3 +38,4 @@ pub use self::shard::{
     Loss, Moved, Named, News, NewsPage, Next, PlaceWork, Placer, Release, Revision, RoomOn, Row, Rung, Seed, Shard,
     ShardCounts, Terms, Walk, Why,
 };
+pub use self::turns::Turns;

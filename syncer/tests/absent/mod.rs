@@ -9,7 +9,8 @@ use syncer::presence::Via;
 use tokio::time::Instant;
 
 use crate::S;
-use crate::fake::{Mode, World, call_id};
+use crate::fake::sfu::Mode;
+use crate::fake::{World, call_id};
 
 /// Silence, and the resume window.
 const WINDOWS: Duration = Duration::from_secs(150);

@@ -1,11 +1,13 @@
 //! What comparing rooms with SFUs finds: people in rooms that nobody claims, and differences among many rooms.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde_json::json;
-use sfu_api::SfuId;
+use sfu_api::{OwnerTerm, SfuId, Slot, SyncerId};
 
-use crate::fake::{Mode, Room, World};
+use crate::fake::World;
+use crate::fake::sfu::{Mode, Room};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -134,8 +136,8 @@ async fn i06_differences_are_found_among_more_rooms_than_a_digest_names() {
         let all: Vec<_> = n.rooms.keys().cloned().collect();
         let some: Vec<_> = all.into_iter().step_by(50).collect();
         some.iter().for_each(|room| drop(n.rooms.remove(room)));
-        let slot = sfu_api::Slot::new(9).expect("below 4,096");
-        let epoch = sfu_api::Epoch { term: sfu_api::OwnerTerm { generation: 1, revision: 0 }, n: 1 };
+        let slot = Slot::new(9).expect("below 4,096");
+        let epoch = sfu_api::Epoch { term: OwnerTerm { generation: 1, revision: 0 }, n: 1 };
         let guild = sfu_api::GuildId::new("left").expect("valid");
         let room = sfu_api::RoomId::new("left~behind").expect("valid");
         n.rooms.insert(room, Room { epoch, slot, guild, participants: 0 });
@@ -146,4 +148,37 @@ async fn i06_differences_are_found_among_more_rooms_than_a_digest_names() {
     let ended = || world.fleet.with("sfu-0", |n| !n.rooms.contains_key("left~behind"));
     world.wait("the orphan's end", S(60), |_| ended()).await;
     assert_eq!(world.ear.totals().0, forgotten.len(), "no other call hears a null");
+}
+
+/// An SFU that has seen a higher term for some slot keeps nobody from finding the people of the others there, and that
+/// slot is known to be claimed again, though none of its rooms are there.
+#[tokio::test(start_paused = true)]
+async fn i01_a_higher_term_for_one_slot_hides_no_rooms_of_the_others() {
+    const CALLS: usize = 100;
+    let world = World::new(2, 1);
+    world.engine.cordon(&SfuId::new("sfu-1").expect("valid"), true).expect("known");
+    fill(&world, CALLS).await;
+    people_come(&world);
+    let before = places(&world, CALLS);
+    let made = world.fleet.made().len();
+    let mut seen = Vec::new();
+    world.fleet.with("sfu-0", |n| {
+        let taken: HashSet<Slot> = n.rooms.values().map(|room| room.slot).collect();
+        let other = (0..4096).filter_map(Slot::new).filter(|slot| !taken.contains(slot));
+        seen = other.take(3).zip([7, 9, 8].map(|revision| OwnerTerm { generation: 1, revision })).collect();
+        for (slot, term) in &seen {
+            n.holders.insert(*slot, (*term, SyncerId::new("before").expect("valid")));
+        }
+    });
+    let world = world.successor("another", 2);
+    let fenced = world.engine.fences();
+    tokio::time::sleep(S(3)).await; // rooms are compared within two
+    for call in 0..CALLS {
+        world.join(call, 0);
+    }
+    world.wait("all in their places", S(120), |s| s.placed == CALLS as u64 && s.awaiting == 0).await;
+    tokio::time::sleep(S(120)).await;
+    assert!(before == places(&world, CALLS), "some were moved to the SFU that has nothing to do");
+    assert_eq!((rooms(&world), world.fleet.made().len()), ((CALLS, 2 * CALLS as u32), made));
+    assert_eq!(*fenced.borrow(), seen.into_iter().collect());
 }

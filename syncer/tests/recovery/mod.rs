@@ -7,7 +7,8 @@ use sfu_api::{GuildId, SfuId};
 use syncer::engine::{Explanation, Recovery};
 use tokio::time::Instant;
 
-use crate::fake::{Mode, World, call_id, overdrawn};
+use crate::fake::sfu::{Mode, overdrawn};
+use crate::fake::{World, call_id};
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 
@@ -143,6 +144,31 @@ async fn r10_r13_new_calls_have_their_turns_while_a_repair_goes_on_at_its_pace()
         assert!((19.0..=23.0).contains(&took), "{limit}: 406 calls at 20 per second took {took:.1} s");
         let made = world.fleet.made().into_iter().filter(|at| *at > start).collect::<Vec<_>>();
         assert_eq!(overdrawn(&made, 20.0, 5.0 + 1.0), 0);
+    }
+}
+
+/// What a long repair leaves to new calls, in its turns and at the door, is what the lever says.
+#[tokio::test(start_paused = true)]
+async fn r10_r20_the_turns_of_new_calls_are_a_lever() {
+    for turns in [1, 8] {
+        let world = all_on_one(12, 2, 600).await;
+        world.set("placement.overall.rate", &json!(20.0));
+        world.set("placement.overall.burst", &json!(1));
+        world.set("placement.turns.new_calls", &json!(turns));
+        tokio::time::sleep(S(1)).await;
+        world.engine.declare_dead(&sfu(0), Instant::now()).expect("known");
+        world.wait("the pass", S(5), |s| s.awaiting >= 590).await;
+        tokio::time::sleep(S(1)).await; // the gate looks several times a second
+        let came_in: Vec<usize> = (600..800).filter(|call| world.may_begin(*call)).collect();
+        // As many as their turns serve within the 10 s that they may wait.
+        let served = turns * 20 * 10 / 20;
+        assert!((served - 2..=served + 4).contains(&came_in.len()), "{turns}: {} came in", came_in.len());
+        let (before, new_calls) = (world.engine.status().placed, turns * 4);
+        let placed = || came_in.iter().filter(|call| world.sfu_of(**call).is_some()).count();
+        world.wait("their turns", S(30), |_| placed() >= new_calls).await;
+        let all = usize::try_from(world.engine.status().placed - before).expect("few");
+        let of_20 = new_calls as f64 / all as f64 * 20.0;
+        assert!((of_20 / turns as f64 - 1.0).abs() < 0.35, "{turns}: {new_calls} new calls of {all} placements");
     }
 }
 

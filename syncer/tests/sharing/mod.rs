@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::fake::{World, overdrawn};
+use crate::fake::World;
+use crate::fake::sfu::overdrawn;
 
 const S: fn(u64) -> Duration = Duration::from_secs;
 

@@ -8,7 +8,7 @@ use syncer::state::Round;
 
 use super::model::Model;
 use super::*;
-use crate::fake::Mode;
+use crate::fake::sfu::Mode;
 
 /// How long a session stays that its gateway did not tell again.
 const WINDOW: Duration = Duration::from_secs(2);

@@ -4,7 +4,8 @@ use sfu_api::{GuildId, SfuId, ZoneId};
 use syncer::engine::Explanation;
 use tokio::time::Instant;
 
-use crate::fake::{Mode, World, call_id};
+use crate::fake::sfu::Mode;
+use crate::fake::{World, call_id};
 use crate::{Duration, S};
 
 /// Seven SFUs of one region, in turn in two zones: 0, 2, 4 and 6, and 1, 3 and 5.

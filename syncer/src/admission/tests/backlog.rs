@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::state::{Class as Placement, share_of_turns, turn};
+use crate::state::Class as Placement;
 
 /// A syncer in miniature: calls wait in order of rank, `pace` of them are placed a second, in turns.
 struct Model {
@@ -74,7 +74,12 @@ impl Model {
         self.room += self.rules.pace_per_s * STEP.as_secs_f64();
         while self.room >= 1.0 {
             self.room -= 1.0;
-            let own = turn(self.started).map(|class| class as usize).filter(|class| !self.lines[*class].is_empty());
+            let own = self
+                .rules
+                .turns
+                .whose(self.started)
+                .map(|class| class as usize)
+                .filter(|class| !self.lines[*class].is_empty());
             let urgent =
                 || (0..3).filter(|class| !self.lines[*class].is_empty()).min_by_key(|c| self.lines[*c].first());
             let Some(class) = own.or_else(urgent) else {
@@ -166,14 +171,18 @@ struct Beside {
     repair_s: u64,
     new_per_s: f64,
     streams_per_s: f64,
+    turns: Turns,
 }
 
 fn beside() -> impl Strategy<Value = Beside> {
-    (20.0..400.0f64, 12u64..120, 0.0..2.0f64, 0.0..2.0f64).prop_map(|(pace, repair_s, new, streams)| Beside {
+    let turns = (1..=Turns::NEW_CALLS_MAX, 1..=Turns::STREAMS_MAX);
+    let beside = (20.0..400.0f64, 12u64..120, 0.0..2.0f64, 0.0..2.0f64, turns);
+    beside.prop_map(|(pace, repair_s, new, streams, (of_new_calls, of_streams))| Beside {
         pace,
         repair_s,
         new_per_s: new * pace,
         streams_per_s: streams * pace,
+        turns: Turns::new(of_new_calls, of_streams),
     })
 }
 
@@ -184,27 +193,27 @@ proptest! {
     /// queue may be old, and takes no more from the repair than its turns.
     #[test]
     fn r09_r10_a_long_repair_sheds_only_what_its_turns_do_not_serve(case in beside()) {
-        let Beside { pace, repair_s, new_per_s, streams_per_s } = case;
-        let mut model = Model::new(rules(pace));
+        let Beside { pace, repair_s, new_per_s, streams_per_s, turns: shares } = case;
+        let mut model = Model::new(Rules { turns: shares, ..rules(pace) });
         model.add(0, (pace * repair_s as f64) as u64);
         let lasting = S(repair_s);
         model.run([0.0, new_per_s, streams_per_s], lasting);
         let seconds = lasting.as_secs_f64();
-        let turns = pace * share_of_turns(Placement::New);
+        let turns = pace * shares.share(Placement::New);
         // Beyond what is served, as many as wait at the end.
         let served = new_per_s.min(turns) * seconds;
         prop_assert!(model.admitted[1] as f64 >= 0.9 * served - 2.0, "{} of {served} new calls", model.admitted[1]);
         if new_per_s <= 0.9 * turns && turns * model.rules.queue_age_max.as_secs_f64() >= 20.0 {
             prop_assert!(model.share(1) > 0.99, "nobody had to be turned away: {}", model.share(1));
         }
-        let streams = streams_per_s.min(pace * share_of_turns(Placement::Stream)) * seconds;
-        if new_per_s * 5.0 <= pace * share_of_turns(Placement::Stream) {
+        let streams = streams_per_s.min(pace * shares.share(Placement::Stream)) * seconds;
+        if new_per_s * 5.0 <= pace * shares.share(Placement::Stream) {
             prop_assert!(model.admitted[2] as f64 >= 0.7 * streams - 2.0, "{} of {streams} streams", model.admitted[2]);
         }
         let late = |class: usize| model.placed[class].iter().max().copied().unwrap_or_default();
         let most = model.rules.queue_age_max * 3 / 2 + S(1);
         prop_assert!(late(1) <= most, "a new call waited for {:?}", late(1));
         let repaired = model.placed[0].len() as f64 / (pace * seconds);
-        prop_assert!(repaired >= share_of_turns(Placement::Repair) - 0.02, "the repair had {repaired} of the pace");
+        prop_assert!(repaired >= shares.share(Placement::Repair) - 0.02, "the repair had {repaired} of the pace");
     }
 }

@@ -379,7 +379,10 @@ proptest! {
     #[test]
     fn r10_each_class_has_its_turns_and_rank_decides_the_rest(
         calls in prop::collection::vec((0u8..3, 1u8..40, 0u64..40_000), 1..80),
+        of_new_calls in 1..=Turns::NEW_CALLS_MAX,
+        of_streams in 1..=Turns::STREAMS_MAX,
     ) {
+        let turns = Turns::new(of_new_calls, of_streams);
         let mut storm = Storm::new();
         let start = storm.now;
         let mut arrivals: Vec<_> = calls.iter().enumerate().collect();
@@ -402,10 +405,10 @@ proptest! {
         let (loss, mut from) = (storm.loss(1), None);
         storm.tell(&loss, &mut from, 1_000);
         let mut waiting = storm.shard.counts().awaiting;
-        let mut since_turn = [0_u32; 3];
+        let mut since_turn = [0_u64; 3];
         for number in 0.. {
             let heads = Class::ALL.map(|class| storm.shard.dirty().first_ready(Some(class)).map(|(at, _)| at));
-            let class = turn(number).filter(|class| heads[*class as usize].is_some());
+            let class = turns.whose(number).filter(|class| heads[*class as usize].is_some());
             let Next::Reserved { work, .. } = storm.shard.place_next(class, &mut On(Some(0))) else { break };
             waiting -= 1;
             let rank = heads[work.class as usize].expect("it was ready");
@@ -418,7 +421,8 @@ proptest! {
                 let waited = &mut since_turn[class as usize];
                 *waited = if work.class == class || heads[class as usize].is_none() { 0 } else { *waited + 1 };
             }
-            prop_assert!(since_turn[1] < 10 && since_turn[2] < 20, "starved: {since_turn:?}");
+            let most = [Turns::ROUND.div_ceil(of_new_calls), Turns::ROUND.div_ceil(of_streams) + of_new_calls];
+            prop_assert!(since_turn[1] < most[0] && since_turn[2] < most[1], "starved: {since_turn:?}, {turns:?}");
         }
         prop_assert_eq!(waiting, 0, "everybody had a turn");
     }
