@@ -62,10 +62,10 @@ pub struct ErrorAnswer {
     /// With `fenced`: the highest term seen for the slot; of a digest, for one of its slots.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub highest_term: Option<OwnerTerm>,
-    /// With `fenced`, of a digest: each of its slots for which a higher term was seen, and that term. What is sent again
-    /// without these is not refused for the same reason.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub fenced_slots: Vec<SlotTerm>,
+    /// With `fenced`, of a digest: each of its slots for which a higher term was seen, once, and that term. What is sent
+    /// again without these is not refused for the same reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fenced_slots: Option<Vec<SlotTerm>>,
     /// With `fenced`: the highest epoch seen for the room.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub highest_epoch: Option<Epoch>,

@@ -210,7 +210,8 @@ pub struct Digest {
     /// The incarnation the syncer believes it talks to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id: Option<BootId>,
-    /// The syncer's terms for the slots of its rooms here. A lower one than seen is `fenced`.
+    /// The syncer's terms for the slots of its rooms here, or for all of its slots: it becomes their holder here, and is
+    /// shown their rooms. A lower one than seen is `fenced`.
     pub terms: Vec<SlotTerm>,
     /// How many rooms the syncer has here.
     pub rooms: u32,

@@ -322,6 +322,31 @@ async fn r20_rooms_are_ended_while_placements_hang() {
     world.wait("the end of the rooms", S(3), |_| rooms() == 0).await;
 }
 
+/// An SFU that is overloaded and asks for patience is left alone with all rooms that end there, and one that drains is not.
+#[tokio::test(start_paused = true)]
+async fn r14_rooms_are_not_ended_before_an_overloaded_sfu_wants_to_hear_of_it() {
+    let world = World::new(1, 1);
+    world.set("calls.empty_grace", &json!("1s"));
+    for lever in ["placement.overall", "placement.region", "placement.sfu"] {
+        world.set(&format!("{lever}.rate"), &json!(5_000.0));
+        world.set(&format!("{lever}.burst"), &json!(5_000));
+    }
+    world.place(4_000, 1).await;
+    tokio::time::sleep(S(3)).await; // it was looked at once, and its rooms were compared
+    world.fleet.with("sfu-0", |n| n.mode = Mode::Overloaded);
+    for call in 0..4_000 {
+        world.leave(call, 0);
+    }
+    let asked = || world.fleet.with("sfu-0", |n| n.asked);
+    let before = asked();
+    world.wait("the first releases", S(3), |_| asked() >= before + 4).await;
+    tokio::time::sleep(Duration::from_millis(900)).await; // it asks for a second
+    // Four requests are under way when the first answer comes, and there are probes; 4,000 rooms are sixteen requests.
+    assert!(asked() - before <= 4 + 3, "{} requests to an SFU that asked to be left alone", asked() - before);
+    world.fleet.with("sfu-0", |n| n.mode = Mode::Well);
+    world.wait("the end of the rooms", S(30), |_| world.fleet.with("sfu-0", |n| n.rooms.is_empty())).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn r20_the_pause_lever_holds_and_releases_placements() {
     let world = World::new(4, 1);

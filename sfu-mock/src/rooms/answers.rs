@@ -25,7 +25,7 @@ pub(crate) struct Refusal {
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
     pub(crate) highest_term: Option<OwnerTerm>,
-    pub(crate) fenced_slots: Vec<SlotTerm>,
+    pub(crate) fenced_slots: Option<Vec<SlotTerm>>,
     pub(crate) highest_epoch: Option<Epoch>,
     pub(crate) retry_after_s: Option<u32>,
 }
@@ -38,7 +38,7 @@ impl Refusal {
             code,
             message: message.into(),
             highest_term: None,
-            fenced_slots: Vec::new(),
+            fenced_slots: None,
             highest_epoch: None,
             retry_after_s: None,
         }
@@ -53,10 +53,10 @@ impl Refusal {
         Self { highest_term: Some(highest), ..Self::new(ErrorCode::Fenced, message) }
     }
 
-    /// Of a digest, some of whose slots have owners of higher terms.
-    pub(super) fn fenced_slots(slots: Vec<SlotTerm>) -> Option<Self> {
+    /// Of a digest: these of its slots have owners of higher terms, if there are any.
+    pub(super) fn fenced_among(slots: Vec<SlotTerm>) -> Option<Self> {
         let SlotTerm { slot, term } = *slots.first()?;
-        Some(Self { fenced_slots: slots, ..Self::fenced_term(slot, term) })
+        Some(Self { fenced_slots: Some(slots), ..Self::fenced_term(slot, term) })
     }
 
     pub(super) fn fenced_epoch(room: &RoomId, highest: Epoch) -> Self {

@@ -14,7 +14,7 @@ impl Rooms {
         self.check_boot(digest.boot_id.as_ref())?;
         let higher = |claim: &SlotTerm| self.holders.get(&claim.slot).filter(|holder| claim.term < holder.term);
         let fenced = digest.terms.iter().filter_map(|claim| Some(SlotTerm { term: higher(claim)?.term, ..*claim }));
-        if let Some(refusal) = Refusal::fenced_slots(fenced.collect()) {
+        if let Some(refusal) = Refusal::fenced_among(fenced.collect()) {
             return Err(refusal);
         }
         let expected =

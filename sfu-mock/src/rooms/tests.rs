@@ -237,7 +237,7 @@ fn i01_a_digest_with_one_stale_term_raises_none() {
     mixed.terms.push(SlotTerm { slot: slot(1), term: term(4) });
     let refused = sfu.digest(&mixed, now).expect_err("refused");
     assert_eq!((refused.code, refused.highest_term), (ErrorCode::Fenced, Some(term(5))));
-    assert_eq!(refused.fenced_slots, [SlotTerm { slot: slot(1), term: term(5) }]);
+    assert_eq!(refused.fenced_slots, Some(vec![SlotTerm { slot: slot(1), term: term(5) }]));
     assert!(sfu.digest(&digest(0, 1, None), now).is_ok(), "slot 0 was not raised to 4");
 }
 

@@ -206,11 +206,14 @@ impl Gate {
     /// Whether the queue is short enough for one more of `class`: all of it, or the line that has its turns.
     fn has_room(&self, class: Class, waiting: &Waiting) -> bool {
         let fits = |calls: u64, share: f64| (calls as f64) < self.window * share;
-        let line = match class {
-            Class::Stream => waiting.new_calls + waiting.streams,
-            _ => waiting.new_calls,
+        let new_calls = || fits(waiting.new_calls, share_of(self.turns, Class::NewCall));
+        let streams = || fits(waiting.new_calls + waiting.streams, share_of(self.turns, Class::Stream));
+        let own_line = || match class {
+            Class::NewCall => new_calls(),
+            Class::Stream => new_calls() && streams(), // whichever has more turns
+            Class::Lease | Class::Leave | Class::Repair | Class::Join | Class::Sweep => false,
         };
-        fits(waiting.all, window_share(class)) || fits(line, share_of(self.turns, class))
+        fits(waiting.all, window_share(class)) || own_line()
     }
 
     /// Whether every join may come in.

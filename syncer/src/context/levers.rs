@@ -5,12 +5,15 @@
 //! would turn, or cannot be turned alone: sizes that a protocol or the other end counts on (heads, lines, frames,
 //! windows, PINGs, pages), sizes that a layout of memory is made for (shards, the seconds of `admission::Slots`, a
 //! wheel), bounds of maps that hold one small entry for each name somebody could make up (gateways, guilds, blocks),
-//! how often loops look, and the laws of ranks, windows and verdicts.
+//! how often loops look, the laws of ranks, windows and verdicts, back-off with its number of tries (a Retry-After goes
+//! before it), and how many probes, digests, lists and moves are under way at once: their rates are levers, and the
+//! bounds only keep a fleet that hangs from piling them up.
 
 use std::time::Duration;
 
 use rate_limit::Quota;
 
+use super::SHARDS;
 use crate::admission;
 use crate::health::{FlapRules, Rules};
 use crate::presence;
@@ -83,9 +86,11 @@ lever_set! {
         /// Stops all placements: the global throttle at its lowest step.
         paused: bool = "placement.paused" [""] false, false => true;
         /// Of every 20 placements, how many are the turn of new calls, whatever else waits. The others go to who is most
-        /// urgent, repairs before all; so it is also what a long repair leaves to new calls, at the door too.
+        /// urgent, repairs before all. So it is what a long repair leaves to new calls, at the door too, and how much
+        /// longer it takes: at 3 and 1 up to a fourth, at 8 and 4 up to two and a half times.
         turns_new_calls: u64 = "placement.turns.new_calls" ["of 20"] 3, 1 => Turns::NEW_CALLS_MAX;
-        /// Of every 20 placements, how many are the turn of streams, whatever else waits.
+        /// Of every 20 placements, how many are the turn of streams, whatever else waits. New calls that wait count
+        /// against streams at the door, so that streams are turned away first.
         turns_streams: u64 = "placement.turns.streams" ["of 20"] 1, 1 => Turns::STREAMS_MAX;
         /// How long one attempt to create a room may take, connecting included.
         attempt_timeout: Duration = "placement.attempt_timeout" ["duration"] S(3), MS(100) => S(30);
@@ -126,6 +131,10 @@ lever_set! {
         calls_per_guild_max: u64 = "admission.calls_per_guild_max" ["calls"] 10_000, 1 => 1_000_000;
         /// Sessions that one call may have.
         participants_per_call_max: u64 = "admission.participants_per_call_max" ["sessions"] 5_000, 1 => 1_000_000;
+        /// Leaves that are remembered for a minute, so that a join which was sent before and comes later brings nobody back;
+        /// each takes ~170 bytes. Beyond, the oldest are forgotten earlier, and counted (`leaves_forgotten_total`). Guilds
+        /// share it in sixteen parts.
+        left_remembered_max: u64 = "calls.left_remembered_max" ["leaves"] 192_000, 16 => 100_000_000;
         /// How long a call without sessions keeps its place, so that a reconnect finds it.
         empty_grace: Duration = "calls.empty_grace" ["duration"] S(5), MS(0) => S(3_600);
         /// Silence after which a gateway that used to send heartbeats has vanished: no heartbeat, no watch
@@ -231,6 +240,7 @@ impl EngineLevers {
         Limits {
             calls_per_guild_max: self.calls_per_guild_max.get(),
             participants_per_call_max: self.participants_per_call_max.get(),
+            left_remembered_max: usize::try_from(self.left_remembered_max.get()).unwrap_or(usize::MAX) / SHARDS,
             empty_grace: self.empty_grace.get(),
             admit_sessions: false,
         }

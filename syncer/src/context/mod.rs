@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
 use crate::health::{Change, Evidence, Freeze, Health, Reason, Rules, Verdict};
+use crate::ownership::believed;
 use crate::presence::Presence;
 use crate::select::{Budget, Catalogue, SFU_WINDOW, Sfu, ZoneChange};
 use crate::state::{Cause, News, Release, Round, Shard};
@@ -300,19 +301,24 @@ impl Context {
         self.wake.notify_one();
     }
 
-    /// An SFU has seen `term` for `slot`. Ours may have been raised since the request was sent; then it
-    /// says nothing new.
-    pub fn fenced_by(&self, slot: Slot, term: OwnerTerm) {
+    /// An SFU refused something because it has seen these terms. Ours may have been raised since the request was sent;
+    /// then it says nothing new.
+    pub fn fenced_by(&self, terms: impl IntoIterator<Item = (Slot, OwnerTerm)>) {
         self.metrics.fenced.inc();
-        if self.shard(slot).lock().term(slot).is_none_or(|ours| ours >= term) {
-            return;
-        }
+        let newer = |(slot, seen)| {
+            let ours = self.shard(slot).lock().term(slot).filter(|ours| *ours < seen)?;
+            Some((slot, believed(ours, seen)))
+        };
+        let news: Vec<_> = terms.into_iter().filter_map(newer).collect();
         self.fenced.send_if_modified(|seen| {
-            let newer = seen.get(&slot).is_none_or(|s| *s < term);
-            if newer {
-                seen.insert(slot, term);
+            let mut modified = false;
+            for (slot, term) in news {
+                if seen.get(&slot).is_none_or(|seen| *seen < term) {
+                    seen.insert(slot, term);
+                    modified = true;
+                }
             }
-            newer
+            modified
         });
     }
 

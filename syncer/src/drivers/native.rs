@@ -218,7 +218,7 @@ fn refused(kind: ErrorKind, how: &str, body: ErrorAnswer) -> DriverError {
     let (message, request) = (words(&body.message), words(&body.request_id));
     DriverError::new(kind, format!("{how}, {message} (request {request})"))
         .with_fence(body.highest_term, body.highest_epoch)
-        .with_fenced_slots(body.fenced_slots)
+        .with_fenced_slots(body.fenced_slots.unwrap_or_default())
         .with_sfu(Some(body.boot_id), Some(body.load))
 }
 

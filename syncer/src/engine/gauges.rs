@@ -6,6 +6,7 @@ use std::sync::{Arc, Weak};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use tokio::time::Instant;
@@ -57,6 +58,10 @@ impl Collector for Gauges {
                 ConstGauge::new(read(class)).encode(family.encode_family(&labels)?)?;
             }
         }
+        let forgotten = ctx.shards.iter().map(|shard| shard.lock().leaves_forgotten()).sum::<u64>();
+        let help = "Leaves forgotten within a minute, because there were too many to remember";
+        let family = encoder.encode_descriptor("leaves_forgotten", help, None, MetricType::Counter)?;
+        ConstCounter::new(forgotten).encode(family)?;
         let failing = ctx.catalogue.now().zones.values().filter(|zone| zone.is_failing()).count();
         let help = "Zones of which so many SFUs fail that new calls go elsewhere if they can";
         let family = encoder.encode_descriptor("zones_failing", help, None, MetricType::Gauge)?;

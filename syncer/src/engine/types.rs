@@ -326,6 +326,8 @@ pub struct EngineStatus {
     pub expiry_frozen: bool,
     /// Sessions that expired.
     pub sessions_expired_total: u64,
+    /// Leaves that were forgotten within a minute: see `calls.left_remembered_max`.
+    pub leaves_forgotten_total: u64,
     /// Invariants found violated.
     pub invariant_violations: u64,
     /// Who may come in, and who was turned away.

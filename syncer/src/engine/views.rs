@@ -136,6 +136,7 @@ impl Engine {
             status.awaiting += counts.awaiting;
             status.ending += counts.ending;
             status.participants += counts.participants;
+            status.leaves_forgotten_total += shard.leaves_forgotten();
             status.invariant_violations += shard.violations();
         }
         status.calls = status.placed + status.awaiting;

@@ -8,7 +8,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use sfu_api::{DIGEST_ROOMS_MAX, Epoch, OwnerTerm, RoomId, RoomRef, Slot, SlotTerm, room_set_hash};
+use sfu_api::{BootId, DIGEST_ROOMS_MAX, Epoch, Load, OwnerTerm, RoomId, RoomRef, Slot, SlotTerm, room_set_hash};
 use tokio::time::Instant;
 
 use crate::context::Context;
@@ -19,132 +19,178 @@ use crate::reconcile::evidence;
 use crate::select::Sfu;
 use crate::state::{Last, Release, RoomOn};
 
+/// Times that a digest is sent without the slots for which it was refused. An SFU names all of them; those that
+/// somebody claims meanwhile are few.
+const LEFT_OUT_MAX: usize = 3;
+
+/// A comparison under way.
+struct Comparison<'a> {
+    ctx: &'a Context,
+    sfu: &'a Arc<Sfu>,
+    /// Our rooms there.
+    named: Vec<RoomOn>,
+    spec: DigestSpec,
+    /// When it was asked last.
+    asked: Instant,
+    deadline: Instant,
+    /// Some slots are left out: the SFU has seen higher terms for them.
+    partial: bool,
+}
+
 /// Compares once. Bounded by twice the lever `placement.attempt_timeout`. The `first` time after we came to own slots
-/// it says so of all of them: an SFU shows the rooms of a slot to the one who holds it.
-pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) {
-    let asked = Instant::now();
-    let deadline = asked + ctx.levers.attempt_timeout.get() * 2;
-    let result = compare(ctx, sfu, first, deadline).await;
+/// it says so of all of them: an SFU shows the rooms of a slot to the one who holds it. Returns whether all of them are
+/// to be compared again soon.
+pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) -> bool {
+    let mut comparison = Comparison::new(ctx, sfu, first, Instant::now());
+    let result = comparison.run().await;
     let now = Instant::now();
-    if let Err(error) = result {
+    if let Err(error) = &result {
         ctx.metrics.no_sign(error.kind().as_str());
         tracing::debug!(sfu = %sfu.id, %error, "digest failed");
-        if error.kind() == ErrorKind::Fenced
-            && error.fenced_slots().is_empty()
-            && let Some(term) = error.highest_term()
-        {
-            // The answer does not say for which slot. Claiming one again costs its calls nothing.
-            for slot in ours(ctx, sfu).into_iter().filter(|o| o.term < term).map(|o| o.slot) {
-                ctx.fenced_by(slot, term);
-            }
-        }
-        if let Some(evidence) = evidence(&error, asked, now) {
+        if let Some(evidence) = evidence(error, comparison.asked, now) {
             ctx.observe(sfu, &evidence, now);
         }
     }
+    comparison.partial || first && result.is_err()
 }
 
 fn ours(ctx: &Context, sfu: &Sfu) -> Vec<RoomOn> {
     ctx.shards.iter().flat_map(|s| s.lock().rooms_on(sfu.idx)).collect()
 }
 
-async fn compare(ctx: &Context, sfu: &Arc<Sfu>, first: bool, deadline: Instant) -> Result<(), DriverError> {
-    let mut asked = Instant::now();
-    let mut named: Vec<RoomOn> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).collect();
-    let mut spec = spec(sfu, &named, first.then(|| ctx.terms()));
-    let mut answer = sfu.driver().digest(spec.clone(), deadline).await;
-    if let Some(fenced) = answer.as_ref().err().and_then(|error| fenced_slots(ctx, &spec, error)) {
-        // Theirs are to be claimed again; the others need not wait for that.
-        named.retain(|o| !fenced.contains(&o.slot));
-        let terms = spec.terms.into_iter().filter(|own| !fenced.contains(&own.slot)).collect();
-        spec = count(DigestSpec { terms, ..spec }, &named);
-        asked = Instant::now();
-        answer = sfu.driver().digest(spec.clone(), deadline).await;
+// === impl Comparison ===
+
+impl<'a> Comparison<'a> {
+    fn new(ctx: &'a Context, sfu: &'a Arc<Sfu>, first: bool, now: Instant) -> Self {
+        let named: Vec<RoomOn> = ours(ctx, sfu).into_iter().filter(|o| o.confirmed).collect();
+        let all = if first { ctx.terms() } else { Vec::new() };
+        let terms: HashMap<Slot, OwnerTerm> = named.iter().map(|o| (o.slot, o.term)).chain(all).collect();
+        let spec = DigestSpec {
+            boot_id: sfu.with_health(|h| h.boot_id().cloned()),
+            terms: terms.into_iter().map(|(slot, term)| SlotTerm { slot, term }).collect(),
+            rooms: 0,
+            hash: 0,
+            named: None,
+        };
+        let deadline = now + ctx.levers.attempt_timeout.get() * 2;
+        let mut comparison = Self { ctx, sfu, named, spec, asked: now, deadline, partial: false };
+        comparison.describe(false);
+        comparison
     }
-    let answer = match answer? {
-        DigestOutcome::Unsupported => return compare_list(ctx, sfu, &named, deadline).await,
-        DigestOutcome::Answer(answer) if answer.matches => answer,
-        // Too many to name in one request: the list has pages.
-        DigestOutcome::Answer(_) if named.len() > DIGEST_ROOMS_MAX => {
-            return compare_list(ctx, sfu, &named, deadline).await;
+
+    async fn run(&mut self) -> Result<(), DriverError> {
+        let answer = match self.ask().await? {
+            DigestOutcome::Unsupported => return self.compare_list().await,
+            DigestOutcome::Answer(answer) if answer.matches => answer,
+            // Too many to name in one request: the list has pages.
+            DigestOutcome::Answer(_) if self.named.len() > DIGEST_ROOMS_MAX => return self.compare_list().await,
+            DigestOutcome::Answer(_) => {
+                self.describe(true);
+                match self.ask().await? {
+                    DigestOutcome::Answer(answer) => answer,
+                    DigestOutcome::Unsupported => return Ok(()),
+                }
+            }
+        };
+        let (ctx, sfu, now) = (self.ctx, self.sfu, Instant::now());
+        self.answered(Some(answer.boot_id), Some(answer.load), now);
+        let Some(differences) = answer.differences else { return Ok(()) };
+        if differences.surplus.len() >= DIGEST_ROOMS_MAX {
+            return self.compare_list().await; // there may be more
         }
-        DigestOutcome::Answer(_) => {
-            spec.named = Some(named.iter().map(|o| RoomRef { room: o.room.clone(), epoch: o.epoch }).collect());
-            match sfu.driver().digest(spec, deadline).await? {
-                DigestOutcome::Answer(answer) => answer,
-                DigestOutcome::Unsupported => return Ok(()),
+        let missing: HashSet<&RoomId> = differences.missing.iter().collect();
+        forgotten(ctx, sfu, self.named.iter().filter(|o| missing.contains(&o.room)), now);
+        let surplus = differences.surplus.into_iter();
+        orphans(
+            ctx,
+            sfu,
+            surplus.map(|r| Unclaimed { room: r.room, slot: r.slot, epoch: r.epoch, people: r.participants }),
+            now,
+        );
+        Ok(())
+    }
+
+    /// Asks, and again without the slots for which it is refused: theirs are to be claimed again, and the others need not
+    /// wait for that.
+    async fn ask(&mut self) -> Result<DigestOutcome, DriverError> {
+        for _ in 0..LEFT_OUT_MAX {
+            let error = match self.ask_once().await {
+                Err(error) if error.kind() == ErrorKind::Fenced => error,
+                result => return result,
+            };
+            if !self.leave_out(&error) {
+                return Err(error);
+            }
+            self.answered(error.boot_id().cloned(), error.load(), Instant::now());
+        }
+        self.ask_once().await.inspect_err(|error| {
+            self.leave_out(error);
+        })
+    }
+
+    async fn ask_once(&mut self) -> Result<DigestOutcome, DriverError> {
+        self.asked = Instant::now();
+        self.sfu.driver().digest(self.spec.clone(), self.deadline).await
+    }
+
+    /// Notes the terms that an SFU refuses a digest for, and leaves their slots out of it. Returns whether that makes it
+    /// another one.
+    fn leave_out(&mut self, error: &DriverError) -> bool {
+        if error.kind() != ErrorKind::Fenced {
+            return false;
+        }
+        self.partial = true;
+        let sent: HashMap<Slot, OwnerTerm> = self.spec.terms.iter().map(|own| (own.slot, own.term)).collect();
+        let mut higher = HashMap::new();
+        for seen in error.fenced_slots() {
+            if sent.get(&seen.slot).is_some_and(|own| *own < seen.term) {
+                let highest = higher.entry(seen.slot).or_insert(seen.term);
+                *highest = seen.term.max(*highest);
             }
         }
-    };
-    let now = Instant::now();
-    let took = now.saturating_duration_since(asked);
-    ctx.observe(sfu, &Evidence::Answered { boot_id: Some(answer.boot_id), asked, took }, now);
-    sfu.report(answer.load, now);
-    let Some(differences) = answer.differences else { return Ok(()) };
-    if differences.surplus.len() >= DIGEST_ROOMS_MAX {
-        return compare_list(ctx, sfu, &named, deadline).await; // there may be more
+        if higher.is_empty() {
+            // It does not say for which slot. Claiming one again costs its calls nothing.
+            let Some(term) = error.highest_term() else { return false };
+            self.ctx.fenced_by(self.named.iter().filter(|o| o.term < term).map(|o| (o.slot, term)));
+            return false;
+        }
+        self.named.retain(|o| !higher.contains_key(&o.slot));
+        self.spec.terms.retain(|own| !higher.contains_key(&own.slot));
+        self.describe(self.spec.named.is_some());
+        self.ctx.fenced_by(higher);
+        true
     }
-    let missing: HashSet<&RoomId> = differences.missing.iter().collect();
-    forgotten(ctx, sfu, named.iter().filter(|o| missing.contains(&o.room)), now);
-    let surplus = differences.surplus.into_iter();
-    orphans(
-        ctx,
-        sfu,
-        surplus.map(|r| Unclaimed { room: r.room, slot: r.slot, epoch: r.epoch, people: r.participants }),
-        now,
-    );
-    Ok(())
-}
 
-/// The slots without which a digest may be sent again, if it was refused for some of those that it has. Notes their terms.
-fn fenced_slots(ctx: &Context, spec: &DigestSpec, error: &DriverError) -> Option<HashSet<Slot>> {
-    let sent: HashMap<Slot, OwnerTerm> = spec.terms.iter().map(|own| (own.slot, own.term)).collect();
-    let higher = error.fenced_slots().iter().filter(|seen| sent.get(&seen.slot).is_some_and(|own| *own < seen.term));
-    let fenced: HashSet<Slot> =
-        higher.inspect(|seen| ctx.fenced_by(seen.slot, seen.term)).map(|seen| seen.slot).collect();
-    (!fenced.is_empty()).then_some(fenced)
-}
-
-fn spec(sfu: &Sfu, named: &[RoomOn], all: Option<Vec<(Slot, OwnerTerm)>>) -> DigestSpec {
-    let terms: HashMap<Slot, OwnerTerm> =
-        named.iter().map(|o| (o.slot, o.term)).chain(all.into_iter().flatten()).collect();
-    let spec = DigestSpec {
-        boot_id: sfu.with_health(|h| h.boot_id().cloned()),
-        terms: terms.into_iter().map(|(slot, term)| SlotTerm { slot, term }).collect(),
-        rooms: 0,
-        hash: 0,
-        named: None,
-    };
-    count(spec, named)
-}
-
-/// Has a digest say how many rooms there are, and which, in short.
-fn count(spec: DigestSpec, rooms: &[RoomOn]) -> DigestSpec {
-    DigestSpec {
-        rooms: u32::try_from(rooms.len()).unwrap_or(u32::MAX),
-        hash: room_set_hash(rooms.iter().map(|o| (&o.room, o.epoch))),
-        ..spec
+    /// Has the digest say what rooms there are, in short or by name.
+    fn describe(&mut self, by_name: bool) {
+        let named = || self.named.iter().map(|o| RoomRef { room: o.room.clone(), epoch: o.epoch }).collect();
+        self.spec.named = by_name.then(named);
+        self.spec.rooms = u32::try_from(self.named.len()).unwrap_or(u32::MAX);
+        self.spec.hash = room_set_hash(self.named.iter().map(|o| (&o.room, o.epoch)));
     }
-}
 
-/// For SFUs without digests, and for those with more rooms than a digest names: the whole list of rooms that carry our names.
-async fn compare_list(ctx: &Context, sfu: &Arc<Sfu>, named: &[RoomOn], deadline: Instant) -> Result<(), DriverError> {
-    let asked = Instant::now();
-    let list = sfu.driver().list_rooms(deadline).await?;
-    let now = Instant::now();
-    let took = now.saturating_duration_since(asked);
-    let boot_id = list.boot_id.clone();
-    ctx.observe(sfu, &Evidence::Answered { boot_id, asked, took }, now);
-    if let Some(load) = list.load {
-        sfu.report(load, now);
+    fn answered(&self, boot_id: Option<BootId>, load: Option<Load>, now: Instant) {
+        let (asked, took) = (self.asked, now.saturating_duration_since(self.asked));
+        self.ctx.observe(self.sfu, &Evidence::Answered { boot_id, asked, took }, now);
+        if let Some(load) = load {
+            self.sfu.report(load, now);
+        }
     }
-    let there: HashMap<&RoomId, Option<Epoch>> = list.rooms.iter().map(|r| (&r.room, r.epoch)).collect();
-    let is_there = |o: &&RoomOn| there.get(&o.room).is_some_and(|epoch| epoch.is_none_or(|epoch| epoch == o.epoch));
-    forgotten(ctx, sfu, named.iter().filter(|o| !is_there(o)), now);
-    let known =
-        |r: ListedRoom| Some(Unclaimed { room: r.room, slot: r.slot?, epoch: r.epoch?, people: r.participants });
-    orphans(ctx, sfu, list.rooms.into_iter().filter_map(known), now);
-    Ok(())
+
+    /// For SFUs without digests, and for those with more rooms than a digest names: the whole list of rooms that carry our names.
+    async fn compare_list(&mut self) -> Result<(), DriverError> {
+        self.asked = Instant::now();
+        let list = self.sfu.driver().list_rooms(self.deadline).await?;
+        let (ctx, sfu, now) = (self.ctx, self.sfu, Instant::now());
+        self.answered(list.boot_id.clone(), list.load, now);
+        let there: HashMap<&RoomId, Option<Epoch>> = list.rooms.iter().map(|r| (&r.room, r.epoch)).collect();
+        let is_there = |o: &&RoomOn| there.get(&o.room).is_some_and(|epoch| epoch.is_none_or(|epoch| epoch == o.epoch));
+        forgotten(ctx, sfu, self.named.iter().filter(|o| !is_there(o)), now);
+        let known =
+            |r: ListedRoom| Some(Unclaimed { room: r.room, slot: r.slot?, epoch: r.epoch?, people: r.participants });
+        orphans(ctx, sfu, list.rooms.into_iter().filter_map(known), now);
+        Ok(())
+    }
 }
 
 fn forgotten<'a>(ctx: &Context, sfu: &Arc<Sfu>, rooms: impl Iterator<Item = &'a RoomOn>, now: Instant) {

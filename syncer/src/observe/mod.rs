@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rand::RngExt as _;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -52,6 +53,9 @@ const SILENCE_FACTOR_MAX: u32 = 16;
 /// allow, and spread, for with a thousand SFUs it is a thousand requests.
 const COMPARE_WITHIN: Duration = Duration::from_secs(2);
 
+/// After so many comparisons in part the wait for the next one is the longest: within 64 s.
+const AGAIN_MAX: u32 = 6;
+
 /// How often it is counted which SFUs hold calls of ours.
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
 
@@ -62,6 +66,10 @@ struct Schedule {
     digested: Instant,
     /// Its rooms were not compared since we came to own slots. That is part of a recovery, so no sweep that yields to one.
     first: bool,
+    /// How often in a row that was tried and not all was compared.
+    again: u32,
+    /// Whether the comparison that has ended is one of those.
+    ended_in_part: Arc<Mutex<Option<bool>>>,
     /// Connections that had ended when it was last probed.
     ended: u64,
     /// Probes since it became suspect.
@@ -190,6 +198,7 @@ impl Observer {
             });
         }
         let every = ctx.levers.digest_interval.get();
+        schedule.compare_rest(ctx, now);
         let due = now.saturating_duration_since(schedule.digested) >= every;
         if due
             && verdict.takes_new()
@@ -200,12 +209,12 @@ impl Observer {
             && let Some(permit) = InFlight::enter(&self.digests, DIGESTS_MAX)
         {
             let first = std::mem::take(&mut schedule.first);
-            // All are compared at once the first time, and never again.
+            // All are compared at once the first time, and sweeps are spread.
             schedule.digested =
                 if first { ago(now, jitter(ctx, every)) } else { now + jitter(ctx, every.mul_f64(0.1)) };
-            let (ctx, sfu) = (ctx.clone(), sfu.clone());
+            let (ctx, sfu, ended) = (ctx.clone(), sfu.clone(), schedule.ended_in_part.clone());
             ctx.tracker.clone().spawn(async move {
-                digest::run(&ctx, &sfu, first).await;
+                *ended.lock() = Some(digest::run(&ctx, &sfu, first).await);
                 drop((mine, permit));
             });
         }
@@ -231,6 +240,8 @@ impl Schedule {
             probed,
             digested: now,
             first: true,
+            again: 0,
+            ended_in_part: Arc::default(),
             ended: 0,
             doubts: 0,
             probing: Arc::default(),
@@ -244,9 +255,27 @@ impl Schedule {
 
     /// Rooms are compared within a second or two: with people in them there may be some of whose calls we know nothing.
     fn compare_soon(&mut self, ctx: &Context, now: Instant) {
+        self.compare_within(COMPARE_WITHIN, ctx, now);
+    }
+
+    fn compare_within(&mut self, within: Duration, ctx: &Context, now: Instant) {
         self.first = true;
         let every = ctx.levers.digest_interval.get();
-        self.digested = ago(now, every.saturating_sub(jitter(ctx, every.min(COMPARE_WITHIN))));
+        self.digested = ago(now, every.saturating_sub(jitter(ctx, every.min(within))));
+    }
+
+    /// Compares again what could not be compared: soon, since slots that others held are claimed again within a second;
+    /// less and less often, should the SFU go on refusing.
+    fn compare_rest(&mut self, ctx: &Context, now: Instant) {
+        match self.ended_in_part.lock().take() {
+            Some(true) => self.again = (self.again + 1).min(AGAIN_MAX),
+            Some(false) => {
+                self.again = 0;
+                return;
+            }
+            None => return,
+        }
+        self.compare_within(COMPARE_WITHIN * (1 << (self.again - 1)), ctx, now);
     }
 
     /// Tells an SFU that is drained, or no longer is, so. What it says of itself decides, so one that restarted

@@ -9,6 +9,7 @@
 //! from the ranking where the owner keeps a registry of its own.
 
 mod claims;
+mod fence;
 mod lease;
 mod plan;
 mod rank;
@@ -20,6 +21,7 @@ use sfu_api::{GuildId, OwnerTerm, SLOTS, Slot, stable_hash};
 use tokio::time::Instant;
 
 pub use self::claims::Ownership;
+pub use self::fence::believed;
 pub(crate) use self::lease::keep_lease;
 pub use self::plan::{Held, Plan, ReadyCount};
 pub use self::rank::{Candidates, Ranking, rank};

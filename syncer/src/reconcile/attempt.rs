@@ -226,8 +226,10 @@ impl Attempt {
         if refused || asked.is_some() {
             sfu.leave_alone(since, now, |step| asked.unwrap_or_else(|| self.ctx.with_rng(|rng| pause(step, rng))));
         }
-        if let Some(after) = asked {
-            sfu.hold_until(now + after);
+        match asked.map(|after| now + after) {
+            Some(until) if error.kind() == ErrorKind::Overloaded => sfu.overloaded_until(until),
+            Some(until) => sfu.hold_until(until),
+            None => {}
         }
     }
 
@@ -238,7 +240,7 @@ impl Attempt {
             self.ctx.shard(self.work.slot).lock().raise_placements(epoch);
         }
         if let Some(term) = error.highest_term().max(error.highest_epoch().map(|e| e.term)).filter(|t| *t > ours) {
-            self.ctx.fenced_by(self.work.slot, term);
+            self.ctx.fenced_by([(self.work.slot, term)]);
         }
     }
 

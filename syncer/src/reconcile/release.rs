@@ -79,6 +79,10 @@ fn collect(
             }
             Verdict::Healthy | Verdict::Restarted => {}
         }
+        if let Some(then) = sfu.releases_at(now) {
+            put_back(ctx, release, tries, then);
+            continue;
+        }
         let most = if sfu.driver().capabilities().batches { BATCH_OPERATIONS_MAX } else { 1 };
         if let Some(ending) = endings.get_mut(&sfu.idx) {
             if ending.rooms.len() < most {
@@ -125,6 +129,10 @@ async fn run(ctx: &Context, ending: Ending) {
     if let Some(evidence) = blamed.map_or(answered, |error| evidence(error, asked, now)) {
         ctx.observe(&sfu, &evidence, now);
     }
+    if let Some(after) = blamed.filter(|error| error.kind() == ErrorKind::Overloaded).and_then(DriverError::retry_after)
+    {
+        sfu.overloaded_until(now + after);
+    }
     let results = results.unwrap_or_else(|error| vec![Err(error); rooms.len()]);
     for ((release, tries), result) in rooms.into_iter().zip(results) {
         ended(ctx, release, tries, &result, now);
@@ -153,7 +161,8 @@ fn ended(ctx: &Context, release: Release, tries: u32, result: &Result<Ended, Dri
         Err(error) => !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Rejected | ErrorKind::Restarted),
     };
     if again && tries + 1 < TRIES_MAX {
-        let wait = BACKOFF.base + ctx.with_rng(|rng| BACKOFF.full_jitter(tries, rng));
+        let asked = result.as_ref().err().and_then(DriverError::retry_after).unwrap_or_default();
+        let wait = asked.max(BACKOFF.base) + ctx.with_rng(|rng| BACKOFF.full_jitter(tries, rng));
         put_back(ctx, release, tries + 1, now + wait);
     } else if again {
         ctx.metrics.releases_dropped.inc();

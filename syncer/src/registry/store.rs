@@ -67,6 +67,12 @@ impl Store {
             Err(e) => return Err(error(e.to_string())),
         };
         let bound = stored.revision_bound;
+        if bound > u64::MAX / 2 {
+            return Err(error(format!(
+                "says that {bound} revisions were given out, more than can be; remove it to start over: \
+                SFUs will show the terms they have seen"
+            )));
+        }
         let mut store = Self { path: Some(path), generation: stored.generation, revision: bound, bound };
         // Written at once: a directory that cannot be written is found now and not at a claim.
         store.reserve()?;

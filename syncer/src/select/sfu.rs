@@ -67,6 +67,8 @@ pub struct Sfu {
     load: Mutex<Option<(Load, Instant)>>,
     /// It asked not to be bothered before then.
     held_until: Mutex<Option<Instant>>,
+    /// It was overloaded, and asked not to be told of rooms that end before then either.
+    overloaded_until: Mutex<Option<Instant>>,
     /// It fell too often lately: out of selection before then.
     flapping_until: Mutex<Option<Instant>>,
     /// Reservations since the last load report.
@@ -131,6 +133,7 @@ impl Sfu {
             orders: Orders::default(),
             load: Mutex::new(None),
             held_until: Mutex::new(None),
+            overloaded_until: Mutex::new(None),
             flapping_until: Mutex::new(None),
             reserved: AtomicU32::new(0),
             failures: AtomicU32::new(0),
@@ -301,6 +304,19 @@ impl Sfu {
     pub fn hold_until(&self, until: Instant) {
         let mut held = self.held_until.lock();
         *held = (*held).max(Some(until));
+    }
+
+    /// It is overloaded, and asked to be left alone until then: by placements and by releases. (One that drains
+    /// takes no rooms, and is glad about each that ends.)
+    pub fn overloaded_until(&self, until: Instant) {
+        self.hold_until(until);
+        let mut overloaded = self.overloaded_until.lock();
+        *overloaded = (*overloaded).max(Some(until));
+    }
+
+    /// When rooms may be ended there, if not now.
+    pub fn releases_at(&self, now: Instant) -> Option<Instant> {
+        self.overloaded_until.lock().filter(|until| now < *until)
     }
 
     /// Why it is left alone, if it is: in a pause, or while one attempt finds out whether it serves again.

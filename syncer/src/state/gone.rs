@@ -15,9 +15,6 @@ use tokio::time::Instant;
 /// How long a leave is remembered: twice the longest time a gateway's request can be under way.
 pub const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
-/// Leaves remembered per shard: 200 a second for the whole time, ~2 MiB. Beyond, the oldest go first.
-pub const REMEMBERED_MAX: usize = 12_000;
-
 type Who = (GuildId, CallId, SessionId);
 
 /// Asks for a [`Who`] without making one.
@@ -29,17 +26,17 @@ struct Asked<'a>(&'a GuildId, &'a CallId, &'a SessionId);
 pub struct Gone {
     last: HashMap<Who, (u64, Instant), RandomState>,
     order: VecDeque<(Instant, Who)>,
+    forgotten_early: u64,
 }
 
 // === impl Gone ===
 
 impl Gone {
-    /// The session left with this `seq`.
-    pub fn note(&mut self, who: Who, seq: u64, now: Instant) {
-        while self.order.len() >= REMEMBERED_MAX
-            || self.order.front().is_some_and(|(at, _)| *at + REMEMBERED_FOR <= now)
-        {
+    /// The session left with this `seq`. With more than `max` leaves the oldest are forgotten before their time.
+    pub fn note(&mut self, who: Who, seq: u64, max: usize, now: Instant) {
+        while self.order.len() >= max.max(1) || self.order.front().is_some_and(|(at, _)| *at + REMEMBERED_FOR <= now) {
             let Some((at, oldest)) = self.order.pop_front() else { break };
+            self.forgotten_early += u64::from(at + REMEMBERED_FOR > now);
             // One that was noted again since stays, under its later entry.
             if self.last.get(&oldest).is_some_and(|(_, noted)| *noted == at) {
                 self.last.remove(&oldest);
@@ -54,6 +51,12 @@ impl Gone {
     #[must_use]
     pub fn is_late(&self, guild: &GuildId, call: &CallId, session: &SessionId, seq: u64) -> bool {
         self.last.get(&Asked(guild, call, session)).is_some_and(|(left, _)| seq <= *left)
+    }
+
+    /// How many leaves were forgotten before their time, because there were too many.
+    #[must_use]
+    pub const fn forgotten_early(&self) -> u64 {
+        self.forgotten_early
     }
 
     /// How many are remembered.
@@ -87,21 +90,22 @@ mod tests {
             let session = SessionId::new(format!("s{n}")).expect("valid");
             (GuildId::new("g").expect("valid"), CallId::new("c").expect("valid"), session)
         };
-        let t = Instant::now();
+        let (t, max) = (Instant::now(), 1_000);
         let mut gone = Gone::default();
-        for n in 0..(REMEMBERED_MAX + 10) {
-            gone.note(who(n), 5, t);
+        for n in 0..(max + 10) {
+            gone.note(who(n), 5, max, t);
         }
-        assert_eq!(gone.len(), REMEMBERED_MAX);
+        assert_eq!((gone.len(), gone.forgotten_early()), (max, 10));
         let late = |gone: &Gone, n: usize, seq: u64| {
             let (guild, call, session) = who(n);
             gone.is_late(&guild, &call, &session, seq)
         };
         assert!(!late(&gone, 0, 1), "the oldest went first");
         assert!(late(&gone, 500, 5) && !late(&gone, 500, 6));
-        gone.note(who(0), 7, t + REMEMBERED_FOR);
+        gone.note(who(0), 7, max, t + REMEMBERED_FOR);
         assert_eq!((gone.len(), late(&gone, 0, 7), late(&gone, 500, 5)), (1, true, false));
-        gone.note(who(0), 3, t + REMEMBERED_FOR);
+        gone.note(who(0), 3, max, t + REMEMBERED_FOR);
+        assert_eq!(gone.forgotten_early(), 10, "nor did their time come too early");
         assert!(late(&gone, 0, 7), "an older leave that came late takes nothing back");
     }
 }

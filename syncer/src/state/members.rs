@@ -5,10 +5,11 @@
 //! hexadecimal digits, and gateways and `seq` mostly small, so each takes the bytes it needs. A call that
 //! grows beyond [`FEW_MAX`] gets a map, so that no look-up is ever long.
 
-use std::collections::BTreeMap;
+mod many;
 
 use sfu_api::{ID_BYTES_MAX, SessionId};
 
+use self::many::Many;
 use super::GatewayIdx;
 
 /// Sessions that are looked through one by one: ~0.3 KiB in a row, which costs no more than the few
@@ -40,18 +41,10 @@ enum Kept {
     Many(Box<Many>),
 }
 
-#[derive(Clone, Debug, Default)]
-struct Many {
-    sessions: BTreeMap<SessionId, (GatewayIdx, u64)>,
-    /// How many sessions each gateway has.
-    gateways: BTreeMap<GatewayIdx, u32>,
-}
-
 /// One packed session, and where its record is.
 struct Record<'a> {
     /// Kind and length of the session's id, and the id.
     id: &'a [u8],
-    session: &'a [u8],
     gateway: GatewayIdx,
     seq: u64,
     from: usize,
@@ -86,7 +79,7 @@ impl Members {
     pub fn len(&self) -> usize {
         match &self.0 {
             Kept::Few(bytes) => usize::from(count(bytes)),
-            Kept::Many(many) => many.sessions.len(),
+            Kept::Many(many) => many.len(),
         }
     }
 
@@ -95,7 +88,7 @@ impl Members {
     pub fn is_empty(&self) -> bool {
         match &self.0 {
             Kept::Few(bytes) => bytes.is_empty(),
-            Kept::Many(many) => many.sessions.is_empty(),
+            Kept::Many(many) => many.len() == 0,
         }
     }
 
@@ -104,7 +97,7 @@ impl Members {
     pub fn get(&self, session: &SessionId) -> Option<(GatewayIdx, u64)> {
         match &self.0 {
             Kept::Few(bytes) => find(bytes, pack(session, &mut [0; _])).map(|r| (r.gateway, r.seq)),
-            Kept::Many(many) => many.sessions.get(session).copied(),
+            Kept::Many(many) => many.get(pack(session, &mut [0; _])),
         }
     }
 
@@ -121,7 +114,7 @@ impl Members {
     pub fn is_on(&self, gateway: GatewayIdx) -> bool {
         match &self.0 {
             Kept::Few(bytes) => records(bytes).any(|r| r.gateway == gateway),
-            Kept::Many(many) => many.gateways.contains_key(&gateway),
+            Kept::Many(many) => many.is_on(gateway),
         }
     }
 
@@ -130,7 +123,7 @@ impl Members {
     pub fn count(&self, of: impl Fn(GatewayIdx) -> bool) -> usize {
         match &self.0 {
             Kept::Few(bytes) => records(bytes).filter(|r| of(r.gateway)).count(),
-            Kept::Many(many) => many.gateways.iter().filter(|(g, _)| of(**g)).map(|(_, n)| *n as usize).sum(),
+            Kept::Many(many) => many.gateways().filter(|(gateway, _)| of(*gateway)).map(|(_, n)| n as usize).sum(),
         }
     }
 
@@ -143,7 +136,7 @@ impl Members {
                 all.dedup();
                 all
             }
-            Kept::Many(many) => many.gateways.keys().copied().collect(),
+            Kept::Many(many) => many.gateways().map(|(gateway, _)| gateway).collect(),
         }
     }
 
@@ -151,9 +144,11 @@ impl Members {
     pub(super) fn sessions(&self, of: Option<GatewayIdx>) -> Vec<(GatewayIdx, SessionId)> {
         let wanted = |gateway: GatewayIdx| of.is_none_or(|of| of == gateway);
         match &self.0 {
-            Kept::Few(bytes) => records(bytes).filter(|r| wanted(r.gateway)).map(|r| (r.gateway, r.id())).collect(),
+            Kept::Few(bytes) => {
+                records(bytes).filter(|r| wanted(r.gateway)).map(|r| (r.gateway, unpack(r.id))).collect()
+            }
             Kept::Many(many) => {
-                many.sessions.iter().filter(|(_, (g, _))| wanted(*g)).map(|(s, (g, _))| (*g, s.clone())).collect()
+                many.iter().filter(|(_, (gateway, _))| wanted(*gateway)).map(|(id, (on, _))| (on, unpack(id))).collect()
             }
         }
     }
@@ -187,14 +182,16 @@ impl Members {
                 if usize::from(count(bytes)) > FEW_MAX {
                     let mut many = Many::default();
                     for r in records(bytes) {
-                        many.put(&r.id(), r.gateway, r.seq);
+                        many.put(r.id, r.gateway, r.seq);
                     }
                     self.0 = Kept::Many(Box::new(many));
                 }
             }
             Kept::Many(many) => {
-                if let Some((gateway, seq)) = change(many.sessions.get(session).copied()) {
-                    many.put(session, gateway, seq);
+                let mut room = [0; _];
+                let id = pack(session, &mut room);
+                if let Some((gateway, seq)) = change(many.get(id)) {
+                    many.put(id, gateway, seq);
                 }
             }
         }
@@ -213,36 +210,15 @@ impl Members {
                 }
             }
             Kept::Many(many) => {
-                if let Some((gateway, _)) = many.sessions.remove(session) {
-                    many.uncount(gateway);
-                }
-                if many.sessions.len() <= FEW_AGAIN {
+                many.remove(pack(session, &mut [0; _]));
+                if many.len() <= FEW_AGAIN {
                     let (mut bytes, mut end) = (Box::default(), 1);
-                    for (session, (gateway, seq)) in &many.sessions {
-                        end = push(&mut bytes, end, pack(session, &mut [0; _]), tail(*gateway, *seq).as_bytes());
+                    for (id, (gateway, seq)) in many.iter() {
+                        end = push(&mut bytes, end, id, tail(gateway, seq).as_bytes());
                     }
                     self.0 = Kept::Few(bytes);
                 }
             }
-        }
-    }
-}
-
-// === impl Many ===
-
-impl Many {
-    fn put(&mut self, session: &SessionId, gateway: GatewayIdx, seq: u64) {
-        if let Some((before, _)) = self.sessions.insert(session.clone(), (gateway, seq)) {
-            self.uncount(before);
-        }
-        *self.gateways.entry(gateway).or_default() += 1;
-    }
-
-    fn uncount(&mut self, gateway: GatewayIdx) {
-        let Some(count) = self.gateways.get_mut(&gateway) else { return };
-        *count = count.saturating_sub(1);
-        if *count == 0 {
-            self.gateways.remove(&gateway);
         }
     }
 }
@@ -257,14 +233,14 @@ impl<'a> Iterator for Records<'a> {
         let from = self.at;
         let (head, rest) = self.bytes.get(from..)?.split_first()?;
         let digits = usize::from(head & !HEX) + 1;
-        let (session, rest) = rest.split_at_checked(if head & HEX == 0 { digits } else { digits / 2 })?;
+        let (_, rest) = rest.split_at_checked(if head & HEX == 0 { digits } else { digits / 2 })?;
         let tail = self.bytes.len() - rest.len();
         let (gateway, rest) = number(rest)?;
         let (seq, rest) = number(rest)?;
         self.at = self.bytes.len() - rest.len();
         let gateway = GatewayIdx(u32::try_from(gateway).ok()?);
         let id = self.bytes.get(from..tail)?;
-        Some(Record { id, session, gateway, seq, from, tail, to: self.at })
+        Some(Record { id, gateway, seq, from, tail, to: self.at })
     }
 }
 
@@ -274,21 +250,6 @@ impl Record<'_> {
     /// Whether it is the record of a packed id: what can be packed in half is, so no id has two forms.
     fn is_of(&self, id: &[u8]) -> bool {
         self.id == id
-    }
-
-    fn id(&self) -> SessionId {
-        let text = if self.id.first().is_some_and(|head| head & HEX == 0) {
-            self.session.to_vec()
-        } else {
-            self.digits().flatten().collect()
-        };
-        let text = std::str::from_utf8(&text).expect("it was packed from an id");
-        SessionId::new(text).expect("it was packed from an id")
-    }
-
-    fn digits(&self) -> impl Iterator<Item = [u8; 2]> + '_ {
-        let digit = |n: u8| if n < 10 { b'0' + n } else { b'a' + n - 10 };
-        self.session.iter().map(move |byte| [digit(byte >> 4), digit(byte & 15)])
     }
 }
 
@@ -341,6 +302,16 @@ fn pack<'a>(session: &SessionId, room: &'a mut [u8; 1 + ID_BYTES_MAX]) -> &'a [u
     *first = head;
     rest[..text.len()].copy_from_slice(text);
     &room[..=text.len()]
+}
+
+/// The id again that was packed.
+fn unpack(id: &[u8]) -> SessionId {
+    let (head, session) = id.split_first().expect("it was packed from an id");
+    let digit = |n: u8| if n < 10 { b'0' + n } else { b'a' + n - 10 };
+    let digits = || session.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect();
+    let text: Vec<u8> = if head & HEX == 0 { session.to_vec() } else { digits() };
+    let text = std::str::from_utf8(&text).expect("it was packed from an id");
+    SessionId::new(text).expect("it was packed from an id")
 }
 
 /// Puts hexadecimal digits together, two in a byte; says whether all were some. Most ids have 32, and a row of them is

@@ -28,7 +28,7 @@ mod turns;
 pub use self::call::{Call, SeqCheck};
 pub use self::dirty::{Blocker, Class, Dirty, Place, smallness};
 pub use self::gateways::{GatewayIdx, Round};
-pub use self::gone::{Gone, REMEMBERED_FOR, REMEMBERED_MAX};
+pub use self::gone::{Gone, REMEMBERED_FOR};
 pub use self::line::Tick;
 pub use self::members::Members;
 pub use self::placement::{Cause, Last, Move, Placement, Reserved, SfuIdx};

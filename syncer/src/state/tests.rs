@@ -16,6 +16,7 @@ use super::*;
 const LIMITS: Limits = Limits {
     calls_per_guild_max: 3,
     participants_per_call_max: 4,
+    left_remembered_max: 10_000,
     empty_grace: Duration::from_secs(5),
     admit_sessions: false,
 };

@@ -31,8 +31,8 @@ impl Turns {
         Self { new_calls: new_calls.clamp(1, Self::NEW_CALLS_MAX), streams: streams.clamp(1, Self::STREAMS_MAX) }
     }
 
-    /// The class whose turn the placement of this number is; the most urgent call's otherwise. The turns of a class are as
-    /// far apart as they can be.
+    /// The class whose turn the placement of this number is; the most urgent call's otherwise. Turns of new calls are
+    /// as far apart as they can be, those of streams as far as they can among the others.
     #[must_use]
     pub const fn whose(self, number: u64) -> Option<Class> {
         let number = number % Self::ROUND;
@@ -81,8 +81,8 @@ mod tests {
             for (class, own) in [(Class::Repair, free), (Class::New, new_calls), (Class::Stream, streams)] {
                 assert!((turns.share(class) - own as f64 / Turns::ROUND as f64).abs() < 1e-9);
             }
-            // No class waits for longer than its share says, by more than the turns of the others between.
-            for (class, own, slack) in [(Class::New, new_calls, 0), (Class::Stream, streams, new_calls)] {
+            // No class waits for longer than its share says, but for one turn of another.
+            for (class, own, slack) in [(Class::New, new_calls, 0), (Class::Stream, streams, 1)] {
                 let at: Vec<usize> = (0..whose.len()).filter(|n| whose[*n] == Some(class)).collect();
                 let most = Turns::ROUND.div_ceil(own) + slack;
                 assert!(at.windows(2).all(|pair| (pair[1] - pair[0]) as u64 <= most), "{turns:?}, {class:?}: {at:?}");

@@ -203,6 +203,18 @@ fn ensure(id: &SfuId, by: &SyncerId, n: &mut Node, spec: &RoomSpec) -> Result<Ro
     Ok(RoomReady { endpoint, boot_id: Some(boot(n)), load: Some(load(n)), created })
 }
 
+fn ended(n: &mut Node, end: &EndSpec, force: bool) -> Result<Ended, DriverError> {
+    match n.rooms.get(&end.room) {
+        None => Ok(Ended::WasAbsent),
+        Some(room) if room.epoch > end.epoch => Err(DriverError::new(ErrorKind::Fenced, "")),
+        Some(room) if room.participants > 0 && !force => Ok(Ended::Occupied),
+        Some(_) => {
+            n.rooms.remove(&end.room);
+            Ok(Ended::Destroyed)
+        }
+    }
+}
+
 fn boot(n: &Node) -> BootId {
     BootId::new(format!("boot-{}", n.boot)).expect("valid")
 }
@@ -261,15 +273,15 @@ impl SfuDriver for FakeSfu {
     }
 
     fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>> {
-        self.exchange(false, deadline, move |n| match n.rooms.get(&end.room) {
-            None => Ok(Ended::WasAbsent),
-            Some(room) if room.epoch > end.epoch => Err(DriverError::new(ErrorKind::Fenced, "")),
-            Some(room) if room.participants > 0 && !force => Ok(Ended::Occupied),
-            Some(_) => {
-                n.rooms.remove(&end.room);
-                Ok(Ended::Destroyed)
-            }
-        })
+        self.exchange(false, deadline, move |n| ended(n, &end, force))
+    }
+
+    fn end_rooms(
+        &self,
+        ends: Vec<EndSpec>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Vec<Result<Ended, DriverError>>, DriverError>> {
+        self.exchange(false, deadline, move |n| Ok(ends.iter().map(|end| ended(n, end, false)).collect()))
     }
 
     fn list_rooms(&self, deadline: Instant) -> BoxFuture<'_, Result<RoomList, DriverError>> {

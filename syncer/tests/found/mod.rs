@@ -182,3 +182,39 @@ async fn i01_a_higher_term_for_one_slot_hides_no_rooms_of_the_others() {
     assert_eq!((rooms(&world), world.fleet.made().len()), ((CALLS, 2 * CALLS as u32), made));
     assert_eq!(*fenced.borrow(), seen.into_iter().collect());
 }
+
+/// Where somebody holds slots with higher terms, the people in their rooms are found as soon as those slots are claimed
+/// again, however high the terms are that the SFU makes up for others.
+#[tokio::test(start_paused = true)]
+async fn i01_people_in_slots_of_a_higher_term_are_found_once_these_are_claimed_again() {
+    const CALLS: usize = 100;
+    let world = World::new(2, 1);
+    world.engine.cordon(&SfuId::new("sfu-1").expect("valid"), true).expect("known");
+    fill(&world, CALLS).await;
+    people_come(&world);
+    let (before, made) = (places(&world, CALLS), world.fleet.made().len());
+    let lie = Slot::new(9).expect("below 4,096");
+    let mut higher = HashSet::new();
+    world.fleet.with("sfu-0", |n| {
+        higher = n.rooms.values().map(|room| room.slot).take(10).collect();
+        let term = |slot: &Slot| if *slot == lie { u64::MAX } else { 9 };
+        for slot in higher.iter().chain([&lie]) {
+            let term = OwnerTerm { generation: term(slot).max(10) - 9, revision: term(slot) };
+            n.holders.insert(*slot, (term, SyncerId::new("before").expect("valid")));
+        }
+    });
+    let world = world.successor("another", 2);
+    let mut fenced = world.engine.fences();
+    fenced.wait_for(|fenced| fenced.contains_key(&lie)).await.expect("it lives");
+    let believed = fenced.borrow().clone();
+    assert_eq!(believed.keys().copied().collect::<HashSet<_>>(), higher.into_iter().chain([lie]).collect());
+    assert!(believed.values().all(|term| term.generation < 2_000 && term.revision < 1 << 62), "{believed:?}");
+    world.own_everything(20);
+    tokio::time::sleep(S(6)).await; // they are compared again within two, or four
+    for call in 0..CALLS {
+        world.join(call, 0);
+    }
+    world.wait("all in their places", S(120), |s| s.placed == CALLS as u64 && s.awaiting == 0).await;
+    assert!(before == places(&world, CALLS), "some were moved to the SFU that has nothing to do");
+    assert_eq!(world.fleet.made().len(), made, "no room was made");
+}

@@ -173,3 +173,32 @@ async fn writers_that_meet_put_each_other_off_and_lose_nothing() {
     let status = world.engine.status();
     assert_eq!((status.participants, status.invariant_violations), (WRITERS * BATCHES * TOGETHER, 0));
 }
+
+/// A join that was sent before its session's leave and comes after it brings nobody back, for as many leaves as the lever
+/// says; how many were forgotten too early is counted.
+#[tokio::test(start_paused = true)]
+async fn r15_r20_as_many_leaves_are_remembered_as_the_lever_says() {
+    for (max, remembered) in [(192_000, true), (16, false)] {
+        let world = World::new(1, 1);
+        world.set("calls.left_remembered_max", &max.into());
+        let now = Instant::now();
+        let join = |n| Join {
+            guild: guild(0),
+            call: call(0, 0),
+            session: session(n),
+            gateway: GatewayId::new("w").expect("valid"),
+            seq: Some(1),
+            kind: CallKind::Voice,
+            region: None,
+        };
+        for n in 0..3 {
+            let Join { guild, call, session, gateway, .. } = join(n);
+            world.engine.join(&join(n), now).expect("joins");
+            world.engine.leave(&Leave { guild, call, session, gateway, seq: Some(2) }, now).expect("leaves");
+        }
+        let late = world.engine.join(&join(0), now).expect("answered");
+        let status = world.engine.status();
+        assert_eq!((late.ignored, status.participants == 0), (remembered, remembered));
+        assert_eq!(status.leaves_forgotten_total, if remembered { 0 } else { 2 });
+    }
+}

@@ -207,7 +207,7 @@ proptest! {
             prop_assert!(model.share(1) > 0.99, "nobody had to be turned away: {}", model.share(1));
         }
         let streams = streams_per_s.min(pace * shares.share(Placement::Stream)) * seconds;
-        if new_per_s * 5.0 <= pace * shares.share(Placement::Stream) {
+        if new_per_s * 5.0 <= pace * shares.share(Placement::Stream).min(shares.share(Placement::New)) {
             prop_assert!(model.admitted[2] as f64 >= 0.7 * streams - 2.0, "{} of {streams} streams", model.admitted[2]);
         }
         let late = |class: usize| model.placed[class].iter().max().copied().unwrap_or_default();
@@ -215,5 +215,27 @@ proptest! {
         prop_assert!(late(1) <= most, "a new call waited for {:?}", late(1));
         let repaired = model.placed[0].len() as f64 / (pace * seconds);
         prop_assert!(repaired >= shares.share(Placement::Repair) - 0.02, "the repair had {repaired} of the pace");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_048, ..ProptestConfig::default() })]
+
+    /// Streams are shed first, whatever waits and however the turns are divided.
+    #[test]
+    fn r10_no_stream_comes_in_while_a_new_call_is_shed(
+        (all, new_calls, streams) in (0u64..4_000, 0u64..500, 0u64..500),
+        (of_new_calls, of_streams) in (1..=Turns::NEW_CALLS_MAX, 1..=Turns::STREAMS_MAX),
+    ) {
+        let rules = Rules { turns: Turns::new(of_new_calls, of_streams), ..rules(400.0) };
+        let now = Instant::now();
+        let gate = Gate::new(&rules, now);
+        let waiting = Waiting { all: all + new_calls + streams, new_calls, streams };
+        let full = Waiting { all: 10_000, new_calls: 10_000, streams: 10_000 };
+        let comes_in = |class| {
+            while gate.admit(class, &full, now, || 0.5).is_ok() {} // what trickles in has been let in
+            gate.admit(class, &waiting, now, || 0.5).is_ok()
+        };
+        prop_assert!(!comes_in(Class::Stream) || comes_in(Class::NewCall), "{waiting:?}, {:?}", rules.turns);
     }
 }

@@ -58,6 +58,8 @@ pub struct Limits {
     pub calls_per_guild_max: u64,
     /// Sessions in one call.
     pub participants_per_call_max: u64,
+    /// Leaves that one shard remembers.
+    pub left_remembered_max: usize,
     /// How long an empty call keeps its place.
     pub empty_grace: Duration,
     /// Whether sessions are admitted one by one.
@@ -195,6 +197,12 @@ impl Shard {
     #[must_use]
     pub const fn demand(&self) -> &Demand {
         &self.demand
+    }
+
+    /// Leaves that were forgotten before their time, since the start.
+    #[must_use]
+    pub const fn leaves_forgotten(&self) -> u64 {
+        self.gone.forgotten_early()
     }
 
     /// Invariants found violated since the start.

@@ -180,7 +180,12 @@ impl Shard {
         let present = found.and_then(|key| self.get(key)).and_then(|call| call.participants.get(&leave.session));
         if let Some(seq) = leave.seq.filter(|seq| present.is_none_or(|(_, last)| last <= *seq)) {
             // Also when it was not there: its join may still be under way.
-            self.gone.note((leave.guild.clone(), leave.call.clone(), leave.session.clone()), seq, now);
+            self.gone.note(
+                (leave.guild.clone(), leave.call.clone(), leave.session.clone()),
+                seq,
+                limits.left_remembered_max,
+                now,
+            );
         }
         let Some(key) = found else { return Left::Nothing };
         let same_gateway = present.is_some_and(|(on, _)| self.gateways.is_of(on, &leave.gateway));

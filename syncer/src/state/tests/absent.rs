@@ -7,6 +7,7 @@ use super::*;
 const ALL: Limits = Limits {
     calls_per_guild_max: 100,
     participants_per_call_max: 100,
+    left_remembered_max: 10_000,
     empty_grace: Duration::from_secs(5),
     admit_sessions: false,
 };

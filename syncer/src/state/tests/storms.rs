@@ -9,6 +9,7 @@ use super::*;
 const WIDE: Limits = Limits {
     calls_per_guild_max: 1_000,
     participants_per_call_max: 1_000,
+    left_remembered_max: 10_000,
     empty_grace: Duration::from_secs(5),
     admit_sessions: false,
 };
@@ -421,7 +422,7 @@ proptest! {
                 let waited = &mut since_turn[class as usize];
                 *waited = if work.class == class || heads[class as usize].is_none() { 0 } else { *waited + 1 };
             }
-            let most = [Turns::ROUND.div_ceil(of_new_calls), Turns::ROUND.div_ceil(of_streams) + of_new_calls];
+            let most = [Turns::ROUND.div_ceil(of_new_calls), Turns::ROUND.div_ceil(of_streams) + 1];
             prop_assert!(since_turn[1] < most[0] && since_turn[2] < most[1], "starved: {since_turn:?}, {turns:?}");
         }
         prop_assert_eq!(waiting, 0, "everybody had a turn");
