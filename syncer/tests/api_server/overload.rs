@@ -28,9 +28,6 @@ const LIFE: usize = 20;
 /// Rooms to be ended that are remembered at most, as `release.remembered_max` begins.
 const RELEASES_MAX: u64 = 100_000;
 
-/// Calls that are there all the time.
-const HOMES: usize = 60;
-
 /// How large it all is.
 #[derive(Clone, Copy)]
 struct Scale {
@@ -40,6 +37,9 @@ struct Scale {
     /// How long it is looked at without overload.
     calm: Duration,
     sfus: usize,
+    /// Calls that are there all the time. At full size they are all on the SFU that dies.
+    homes: usize,
+    full: bool,
     /// What a latency may differ by for reasons that are not ours: at full size what a scheduler gives to one thread at
     /// once; in a debug build other tests run beside this one.
     noise: Duration,
@@ -55,6 +55,8 @@ impl Scale {
                 lasting: Duration::from_secs(60),
                 calm: Duration::from_secs(10),
                 sfus: 20,
+                homes: 1_200,
+                full: true,
                 noise: Duration::from_millis(1),
                 offered_min: 0.95,
             }
@@ -64,6 +66,8 @@ impl Scale {
                 lasting: Duration::from_secs(6),
                 calm: Duration::from_secs(3),
                 sfus: 5,
+                homes: 60,
+                full: false,
                 noise: Duration::from_millis(10),
                 offered_min: 0.5,
             }
@@ -147,19 +151,17 @@ async fn ask(fleet: Arc<Fleet>, per_tick: u64, stop: Arc<AtomicBool>, name: &'st
     admitted
 }
 
-/// How long a join and a leave of a call that exists take. The tenth that is slowest is shown and not judged: other
-/// tests run beside this one.
+/// How long a join of a call that exists takes.
 #[derive(Clone, Copy, Debug)]
 struct Latency {
     p50: Duration,
     p90: Duration,
-    #[allow(dead_code, reason = "shown")]
     p99: Duration,
 }
 
 async fn latency(fleet: &Fleet) -> Latency {
     let mut times = Vec::new();
-    for _ in 0..200 {
+    for _ in 0..1_000 {
         let start = Instant::now();
         assert!(put(fleet, 0, "home", "c0", "probe", "voice").await);
         times.push(Instant::now() - start);
@@ -167,7 +169,7 @@ async fn latency(fleet: &Fleet) -> Latency {
         assert!(answer(leave).await.0.is_success(), "leaves are never shed");
     }
     times.sort();
-    Latency { p50: times[100], p90: times[180], p99: times[198] }
+    Latency { p50: times[500], p90: times[900], p99: times[990] }
 }
 
 /// What was seen while the storm lasted.
@@ -213,8 +215,40 @@ async fn watch_queues(fleet: &Fleet, scale: Scale) -> Seen {
 }
 
 /// The homes on this SFU.
-async fn homes_on(fleet: &Fleet, sfu: &SfuId) -> usize {
-    fleet.get(0, &format!("/v1/calls?sfu={sfu}&guild=home&limit=100")).await.1["calls"].as_array().expect("calls").len()
+async fn homes_on(fleet: &Fleet, sfu: &SfuId) -> u64 {
+    fleet.get(0, &format!("/v1/calls?sfu={sfu}&guild=home&limit=1")).await.1["total"].as_u64().expect("a count")
+}
+
+/// Has everybody come home: at full size to one SFU, fast.
+async fn settle(fleet: &Fleet, scale: Scale) {
+    let others: Vec<SfuId> = fleet.sfus.nodes().into_iter().skip(1).map(|node| node.id).collect();
+    let fast = ["overall", "region", "sfu"].map(|of| format!("placement.{of}"));
+    let usual = fleet.get(0, "/v1/levers").await.1;
+    if scale.full {
+        cordon(fleet, &others, "cordon").await;
+        for lever in &fast {
+            set(fleet, 0, &json!({ format!("{lever}.rate"): 5_000, format!("{lever}.burst"): 5_000 })).await;
+        }
+    }
+    for call in (0..scale.homes).map(|n| format!("c{n}")) {
+        until("a home", || put(fleet, 0, "home", &call, "s", "voice")).await;
+    }
+    until("all at home", || async { fleet.get(0, "/v1/status").await.1["awaiting"] == 0 }).await;
+    if scale.full {
+        cordon(fleet, &others, "uncordon").await;
+        for lever in fast.iter().flat_map(|lever| ["rate", "burst"].map(|of| format!("{lever}.{of}"))) {
+            let all = usual["levers"].as_array().expect("a list");
+            let value = all.iter().find(|known| known["name"] == *lever).expect("a lever")["value"].clone();
+            set(fleet, 0, &json!({ lever: value })).await;
+        }
+    }
+}
+
+async fn cordon(fleet: &Fleet, sfus: &[SfuId], verb: &str) {
+    for sfu in sfus {
+        let (status, body) = answer(fleet.request(0, Method::POST, &format!("/v1/sfus/{sfu}:{verb}"))).await;
+        assert!(status.is_success(), "{body}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,16 +259,12 @@ async fn r04_r10_ten_times_the_load_costs_the_rest_nothing() {
         "calls.empty_grace": "500ms", "placement.region.rate": 400,
     });
     let fleet = Arc::new(fleet(1, scale.sfus, &levers).await);
-    let homes: Vec<String> = (0..HOMES).map(|n| format!("c{n}")).collect();
-    for call in &homes {
-        until("a home", || put(&fleet, 0, "home", call, "s", "voice")).await;
-    }
+    settle(&fleet, scale).await;
     // A fifth of a second's worth at once: a fifth more than the rate empties it within the first second.
     let limit = json!({
         "admission.new_calls.rate": scale.admitted_per_s, "admission.new_calls.burst": scale.admitted_per_s / 5,
     });
     set(&fleet, 0, &limit).await;
-    until("all at home", || async { fleet.get(0, "/v1/status").await.1["awaiting"] == 0 }).await;
     let calm = latency(&fleet).await;
     // As much as is admitted and a fifth more: what can be had without overload.
     let crowd = Crowd::start(&fleet, scale.crowd() * 12 / 100, "calm");
@@ -267,7 +297,9 @@ async fn r04_r10_ten_times_the_load_costs_the_rest_nothing() {
     }
     let [early, late] = seen.memory;
     assert!(late as f64 <= early as f64 * 1.1 + 16e6, "memory grew from {early} to {late}");
-    for (after, calm) in [(after.p50, calm.p50), (after.p90, calm.p90)] {
+    // The slowest hundredth is judged where no other test runs beside this one.
+    let slowest = scale.full.then_some((after.p99, calm.p99));
+    for (after, calm) in [(after.p50, calm.p50), (after.p90, calm.p90)].into_iter().chain(slowest) {
         assert!(after <= calm * 2 + scale.noise, "{after:?} after, {calm:?} before");
     }
     let offered = ticks_per_s / TICKS_PER_S as f64;

@@ -71,7 +71,7 @@ async fn r13_one_sfu_with_most_participants_dies_and_the_rest_does_not_notice() 
         scale.calls, scale.pace, before.p99_ms, during.p99_ms, after.p99_ms
     );
     assert!((0.75..=1.25).contains(&(repair_eta / truth)), "{repair_eta:.1} s said, {truth:.1} s true: {half}");
-    let calm = before.p99_ms.max(after.p99_ms);
+    let calm = scale.calm_ms(before.p99_ms, after.p99_ms);
     assert!(
         during.p99_ms <= 2.0 * calm + scale.noise_ms,
         "unrelated joins: {during:?} against {before:?} and {after:?}"

@@ -90,6 +90,11 @@ impl Scale {
         }
     }
 
+    /// The p99 to compare with: the lower one at full size; in a debug build other tests come and go beside it.
+    pub(crate) fn calm_ms(&self, before: f64, after: f64) -> f64 {
+        if self.noise_ms > 0.0 { before.max(after) } else { before.min(after) }
+    }
+
     /// How long the repair takes at its pace.
     pub(crate) fn repair(&self) -> Duration {
         Duration::from_secs_f64(self.calls as f64 / f64::from(self.pace))
