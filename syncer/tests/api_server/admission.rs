@@ -250,3 +250,52 @@ async fn r20_a_guild_is_blocked_with_a_reason_and_the_throttle_opens_in_steps() 
         "a dry run changes nothing"
     );
 }
+
+/// Callers who do as they are told come back evenly, whether they are told on the bulk road or by a header in whole
+/// seconds, by the syncer that owns the guild or through another one: no second gets more than 1.5 times the mean.
+#[tokio::test(flavor = "multi_thread")]
+async fn r10_who_is_turned_away_over_https_comes_back_flat() {
+    const BULK: usize = 3_000;
+    const PUTS: usize = 1_500;
+    let levers = json!({"admission.new_calls.rate": 40, "admission.new_calls.burst": 1, "placement.paused": true});
+    let fleet = fleet(2, 1, &levers).await;
+    until("each has its share", || async { door(&fleet, 0).await["new_calls_per_s"] == 20.0 }).await;
+    let guilds: Vec<String> = fleet.guilds_of(0).take(30).collect();
+    let start = Instant::now();
+    let mut back = Vec::new();
+    for part in 0..BULK / 100 {
+        let lines: Vec<String> =
+            (0..100).map(|n| line(&guilds[n % 30], &format!("c{part}-{n}"), "s", "voice")).collect();
+        let results = say(&fleet, part % 2, &lines).await;
+        let now = Instant::now();
+        back.extend(
+            results.iter().filter_map(|r| r["retry_after_ms"].as_u64()).map(|ms| now + Duration::from_millis(ms)),
+        );
+    }
+    assert!(back.len() > BULK * 9 / 10, "{} were turned away", back.len());
+    assert_flat(start, &back, "bulk road");
+    let mut back = Vec::new();
+    for n in 0..PUTS {
+        let path = format!("/v1/guilds/{}/calls/p{n}/participants/s", guilds[n % 30]);
+        let answer = fleet.request(n % 2, Method::PUT, &path).json(&json!({})).send().await.expect("an answer");
+        let Some(wait) = answer.headers().get("retry-after") else { continue };
+        let wait = wait.to_str().expect("text").parse::<u64>().expect("whole seconds");
+        back.push(Instant::now() + Duration::from_secs(wait));
+    }
+    assert!(back.len() > PUTS / 2, "{} were turned away", back.len());
+    assert_flat(start, &back, "header");
+}
+
+/// The second in which the first comes back and that of the last are no whole ones.
+fn assert_flat(start: Instant, back: &[Instant], road: &str) {
+    let mut by_second = std::collections::BTreeMap::<u64, u32>::new();
+    for at in back {
+        *by_second.entry((*at - start).as_secs()).or_default() += 1;
+    }
+    by_second.pop_first();
+    by_second.pop_last();
+    let mean = f64::from(by_second.values().sum::<u32>()) / by_second.len() as f64;
+    let max = f64::from(*by_second.values().max().expect("some"));
+    println!("{road}: at most {:.2} times the mean of {mean:.0} in a second", max / mean);
+    assert!(by_second.len() >= 10 && max <= 1.5 * mean, "{road}: {max} in a second, {mean} on average: {by_second:?}");
+}
