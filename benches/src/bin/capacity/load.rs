@@ -1,4 +1,4 @@
-//! Gateways that send lines and read what comes back, and one that sends single requests.
+//! Gateways that send lines and read what comes back, and such that send single requests.
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -18,13 +18,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ClientConfig;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::population::{self, Lines, Write};
+use super::population::{self, Calls, Lines, Write};
 
 /// Gateways that send at the same time.
 pub(crate) const GATEWAYS: u64 = 8;
@@ -42,6 +42,10 @@ const PUTS_IN_FLIGHT: usize = 16;
 const NEWCOMERS: u64 = 50_000_000;
 /// Single requests per second.
 const PUTS_PER_S: u64 = 200;
+
+/// A gateway begins to tell everything again, and has told everything.
+const SYNC: &[u8] = b"{\"do\":\"sync\"}\n";
+const SYNCED: &[u8] = b"{\"do\":\"synced\"}\n";
 
 type Body = http_body_util::combinators::BoxBody<Bytes, std::convert::Infallible>;
 
@@ -61,7 +65,7 @@ pub(crate) struct Sent {
     pub(crate) lines: u64,
     /// Results that say 200.
     pub(crate) done: u64,
-    /// From the first line to the last result.
+    /// From the first connection that was opened to the last result.
     pub(crate) took: Duration,
 }
 
@@ -126,13 +130,14 @@ impl Target {
     /// # Cancel safety
     ///
     /// Dropping the future closes the streams.
-    pub(crate) async fn lines(&self, calls: Range<u64>, write: Write, told: Told) -> Result<Sent> {
+    pub(crate) async fn lines(&self, calls: &Calls, write: Write, told: Told) -> Result<Sent> {
         let began = Instant::now();
         let mut streams = JoinSet::new();
         for gateway in 0..GATEWAYS {
-            let (target, lines) = (self.clone(), Lines::new(calls.clone(), gateway, GATEWAYS, write));
+            let (target, lines) = (self.clone(), Lines::new(Calls::clone(calls), gateway, GATEWAYS, write));
             streams.spawn(async move {
-                timeout(STREAM_MAX, target.stream(gateway, lines, told)).await.context("a stream took too long")?
+                let stream = target.stream(gateway, lines, write == Write::Resync, told);
+                timeout(STREAM_MAX, stream).await.context("a stream took too long")?
             });
         }
         let mut all = Sent::default();
@@ -145,7 +150,8 @@ impl Target {
         Ok(all)
     }
 
-    async fn stream(&self, gateway: u64, mut lines: Lines, told: Told) -> Result<Sent> {
+    /// One gateway's lines; in a round, `sync` is answered before the first of them, and `synced` follows the last.
+    async fn stream(&self, gateway: u64, mut lines: Lines, round: bool, told: Told) -> Result<Sent> {
         let tasks = TaskTracker::new();
         let (to, mut from) = mpsc::channel::<Bytes>(CHUNKS_BUFFERED);
         let body = futures_util::stream::poll_fn(move |cx| from.poll_recv(cx).map(|b| b.map(|b| Ok(Frame::data(b)))));
@@ -159,20 +165,28 @@ impl Target {
             request.headers_mut().insert("prefer", HeaderValue::from_static("return=minimal"));
         }
         let mut sender = self.open(&tasks).await?;
+        let answered = Notify::new();
         let writing = async {
             let mut sent = 0;
+            if round {
+                to.send(Bytes::from_static(SYNC)).await?;
+                answered.notified().await;
+                sent += 1;
+            }
             loop {
                 let (text, count) = lines.chunk(CHUNK_BYTES);
                 if count == 0 {
                     break;
                 }
                 sent += count;
-                if to.send(text.into()).await.is_err() {
-                    break;
-                }
+                to.send(text.into()).await?;
+            }
+            if round {
+                to.send(Bytes::from_static(SYNCED)).await?;
+                sent += 1;
             }
             drop(to);
-            sent
+            anyhow::Ok(sent)
         };
         let reading = async {
             let mut body = sender.send_request(request).await?.into_body();
@@ -180,16 +194,19 @@ impl Target {
             while let Some(frame) = body.frame().await {
                 if let Ok(data) = frame?.into_data() {
                     results.take(&data)?;
+                    answered.notify_one();
                 }
             }
+            answered.notify_one();
             anyhow::Ok(results)
         };
-        let (lines, results) = tokio::join!(writing, reading);
-        Ok(Sent { lines, done: results?.done, took: Duration::ZERO })
+        // What reading fails with says more than that there is nobody to write to.
+        let (results, lines) = tokio::try_join!(biased; reading, writing)?;
+        Ok(Sent { lines, done: results.done, took: Duration::ZERO })
     }
 
-    /// People who are new to their calls join by a request each, as fast as it goes: each gateway has a connection, and some
-    /// requests under way on it. Returns how many joined in a second.
+    /// People who are new to their calls join by a request each, as fast as it goes: each gateway has a connection, and
+    /// some requests under way on it. Returns how many joined in a second.
     ///
     /// # Errors
     ///

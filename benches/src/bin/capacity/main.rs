@@ -1,10 +1,10 @@
 //! `capacity`: how much one syncer holds, and what an operation costs it.
 //!
 //! Gateways send joins as lines over HTTPS to a syncer that places the calls on mock SFUs in another
-//! process, and want results that lines share; beside them one sends single requests, and its times are what a user
-//! would feel. A second contestant is the same syncer when each line has its own result, the third a bare hyper
-//! server that reads the same lines with the same parser into the same types and does nothing with them. Then everything is placed, memory is read, and every gateway tells again
-//! who is there, as it would to a syncer that came back.
+//! process, and want results that lines share. A second contestant is the same syncer when each line has its own
+//! result, the third a bare hyper server that reads the same lines with the same parser into the same types and does
+//! nothing with them. Then everything is placed, memory is read, people of calls anywhere leave and come back, and every
+//! gateway tells everything again in a round, to a syncer that knows it.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_precision_loss)]
 
@@ -23,15 +23,18 @@ use benches::machine;
 use benches::report::Report;
 use clap::Parser;
 use http::Method;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::index;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use self::load::{Sent, Target, Told};
-use self::population::{Write, people};
+use self::population::{Call, Write, calls, people};
 use self::role::{PARSE_ONLY, Role, SFUS, SYNCER, Spec};
 
-/// The command's allocator, for both contestants.
+/// The command's allocator, for all contestants.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -53,10 +56,15 @@ const LARGEST: &str = "calls_1m";
 
 /// Calls of the single requests: after all others.
 const PUT_CALLS: u64 = 10_000_000;
-/// Calls whose people leave and come back, to see what an operation costs among so many.
-const TOUCHED: u64 = 10_000;
-/// Their writes then have numbers up to this.
-const TOUCHED_UNTIL: u64 = 14;
+/// Calls whose people leave and come back, to see what an operation costs among so many: where there are fewer, those
+/// that there are, as often as makes so many. CPU is counted in hundredths of a second, of which this is some tens.
+const TOUCHED: usize = 60_000;
+/// Decides which they are.
+const TOUCHED_SEED: u64 = 1;
+/// Calls that people join by request as fast as it goes.
+const JOINED_BY_PUT: u64 = 10_000;
+/// What a gateway did not tell again is kept no longer than this.
+const RESUME_WINDOW: Duration = Duration::from_secs(1);
 /// Calls whose joins a server has read before it is timed, beside all others: a process that is new is slow.
 const WARM_CALLS: Range<u64> = 20_000_000..20_001_000;
 /// The first look at all SFUs takes no longer.
@@ -121,7 +129,7 @@ async fn measure(args: &Args, dir: PathBuf) -> Result<Report> {
 
 /// No limit but the work itself; creations stay at their usual pace until all have joined.
 fn open_limits() -> BTreeMap<String, toml::Value> {
-    let limits: [(&str, toml::Value); 13] = [
+    let limits: [(&str, toml::Value); 14] = [
         ("admission.queue_age_max", "1d".into()),
         ("admission.lag_max", "1m".into()),
         ("admission.guild_share", 1.0.into()),
@@ -135,6 +143,7 @@ fn open_limits() -> BTreeMap<String, toml::Value> {
         ("health.slow_after", "30s".into()),
         ("digest.paused", true.into()),
         ("calls.empty_grace", "60s".into()),
+        ("gateways.resume_window", format!("{}ms", RESUME_WINDOW.as_millis()).into()),
     ];
     limits.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -178,9 +187,9 @@ impl Run<'_> {
     }
 
     async fn parse_only(&mut self, server: &Role, target: Target) -> Result<()> {
-        target.lines(WARM_CALLS, Write::Join { seq: 1 }, Told::Each).await?;
-        let cpu = server.cpu_s();
-        let sent = target.lines(0..self.calls, Write::Join { seq: 1 }, Told::Each).await?;
+        target.lines(&calls(WARM_CALLS).into(), Write::Join, Told::Each).await?;
+        let (all, cpu) = (calls(0..self.calls).into(), server.cpu_s());
+        let sent = target.lines(&all, Write::Join, Told::Each).await?;
         self.joined(PARSE_ONLY, sent, server.cpu_s() - cpu);
         Ok(())
     }
@@ -188,9 +197,9 @@ impl Run<'_> {
     /// Everyone joins. Returns what was resident before.
     async fn joins(&mut self, who: &str, server: &Role, target: &Target, told: Told) -> Result<f64> {
         self.seen(target).await?;
-        all_done(target.lines(WARM_CALLS, Write::Join { seq: 1 }, told).await?)?;
-        let (empty, cpu) = (server.rss_bytes(), server.cpu_s());
-        let sent = target.lines(0..self.calls, Write::Join { seq: 1 }, told).await?;
+        all_done(target.lines(&calls(WARM_CALLS).into(), Write::Join, told).await?)?;
+        let (all, empty, cpu) = (calls(0..self.calls).into(), server.rss_bytes(), server.cpu_s());
+        let sent = target.lines(&all, Write::Join, told).await?;
         all_done(sent)?;
         self.joined(who, sent, server.cpu_s() - cpu);
         let grown = server.rss_bytes() - empty;
@@ -201,22 +210,23 @@ impl Run<'_> {
     async fn syncer(&mut self, server: &Role, target: Target) -> Result<()> {
         let empty = self.joins(SYNCER, server, &target, Told::Together).await?;
         self.place(&target).await?;
-        let status = target.ask(Method::GET, "/v1/status", &Value::Null).await?;
-        let held = status["participants"].as_u64().context("status tells the participants")?;
-        let sent = people(self.calls);
-        if held != sent + people(WARM_CALLS.end) - people(WARM_CALLS.start) || status["invariant_violations"] != 0 {
-            bail!("{held} participants of {sent}: {status}");
-        }
-        self.add(SYNCER, "bytes_per_person", "B", (server.rss_bytes() - empty) / sent as f64);
+        self.everyone(&target).await?;
+        self.add(SYNCER, "bytes_per_person", "B", (server.rss_bytes() - empty) / people(self.calls) as f64);
 
-        self.touch(server, &target).await?;
-        let cpu = server.cpu_s();
-        let sent = target.lines(0..self.calls, Write::Tell { seq: 1 }, Told::Together).await?;
-        all_done(sent)?;
-        self.add(SYNCER, "resync_s", "s", sent.took.as_secs_f64());
-        self.add(SYNCER, "resync_cpu_per_line", "µs", (server.cpu_s() - cpu) * 1e6 / sent.lines as f64);
-
+        let told = self.touch(server, &target).await?;
+        self.resync(server, &target, told).await?;
         self.puts(&target).await
+    }
+
+    /// Everyone who joined is there, and nobody has expired.
+    async fn everyone(&self, target: &Target) -> Result<()> {
+        let status = target.ask(Method::GET, "/v1/status", &Value::Null).await?;
+        let joined = people(self.calls) + people(WARM_CALLS.end) - people(WARM_CALLS.start);
+        let tells = |key: &str, what: u64| status[key] == what;
+        if !tells("participants", joined) || !tells("sessions_expired_total", 0) || !tells("invariant_violations", 0) {
+            bail!("not the {joined} participants who joined: {status}");
+        }
+        Ok(())
     }
 
     /// Waits until the syncer has looked at each SFU once: the first look at a hundred of them is a hundred
@@ -258,31 +268,48 @@ impl Run<'_> {
         }
     }
 
-    /// People of some calls leave and come back: what one operation costs among so many calls.
-    async fn touch(&mut self, server: &Role, target: &Target) -> Result<()> {
-        let first = (self.calls - TOUCHED) / 2 / 5 * 5;
+    /// People of calls anywhere leave and come back: what one operation costs among so many calls. Returns how far the
+    /// writes of all calls are then.
+    async fn touch(&mut self, server: &Role, target: &Target) -> Result<Vec<Call>> {
+        let (mut all, mut rng) = (calls(0..self.calls), StdRng::seed_from_u64(TOUCHED_SEED));
         let cpu = server.cpu_s();
-        let mut lines = 0;
-        // CPU is counted in hundredths of a second: so many that one of them is little.
-        for seq in 2..TOUCHED_UNTIL {
-            let write = if seq % 2 == 0 { Write::Leave { seq } } else { Write::Tell { seq } };
-            let sent = target.lines(first..first + TOUCHED, write, Told::Together).await?;
-            all_done(sent)?;
-            lines += sent.lines;
+        let (mut left, mut lines) = (TOUCHED, 0);
+        while left > 0 {
+            let drawn = index::sample(&mut rng, all.len(), left.min(all.len()));
+            for write in [Write::Leave, Write::Tell] {
+                drawn.iter().for_each(|at| all[at].seq += 1);
+                let sent = target.lines(&drawn.iter().map(|at| all[at]).collect(), write, Told::Together).await?;
+                all_done(sent)?;
+                lines += sent.lines;
+            }
+            left -= drawn.len();
         }
         self.add(SYNCER, "cpu_per_op", "µs", (server.cpu_s() - cpu) * 1e6 / lines as f64);
-        Ok(())
+        Ok(all)
     }
 
-    /// Single requests, beside the lines of as many new sessions.
+    /// Every gateway tells everything again, in a stream and a round: until the last of them hears that all was done, and
+    /// the syncer knows what it was not told. That is nothing, so everyone is there when it would have expired.
+    async fn resync(&mut self, server: &Role, target: &Target, mut told: Vec<Call>) -> Result<()> {
+        told.extend(calls(WARM_CALLS));
+        let (told, cpu) = (told.into(), server.cpu_s());
+        let sent = target.lines(&told, Write::Resync, Told::Each).await?;
+        all_done(sent)?;
+        self.add(SYNCER, "resync_s", "s", sent.took.as_secs_f64());
+        self.add(SYNCER, "resync_cpu_per_line", "µs", (server.cpu_s() - cpu) * 1e6 / sent.lines as f64);
+        self.everyone(target).await?;
+        sleep(RESUME_WINDOW * 2).await;
+        self.everyone(target).await
+    }
+
+    /// Single requests, beside the lines of people who are there already.
     async fn puts(&mut self, target: &Target) -> Result<()> {
         let stop = CancellationToken::new();
         let lines = async {
             let began = Instant::now();
-            let mut seq = TOUCHED_UNTIL;
+            let told = calls(0..self.calls.min(JOINED_BY_PUT)).into();
             while Instant::now().saturating_duration_since(began) < Duration::from_secs(3) {
-                target.lines(0..self.calls.min(TOUCHED), Write::Tell { seq }, Told::Together).await?;
-                seq += 1;
+                target.lines(&told, Write::Tell, Told::Together).await?;
             }
             stop.cancel();
             anyhow::Ok(())
@@ -294,7 +321,7 @@ impl Run<'_> {
             self.add(SYNCER, name, "ms", puts.us.value_at_quantile(quantile) as f64 / 1e3);
         }
         self.add(SYNCER, "puts_failed", "", puts.failed as f64);
-        let joins = target.joins_by_put(0..self.calls.min(TOUCHED), PUTS_FOR).await?;
+        let joins = target.joins_by_put(0..self.calls.min(JOINED_BY_PUT), PUTS_FOR).await?;
         self.add(SYNCER, "put_joins_per_s", "1/s", joins);
         Ok(())
     }

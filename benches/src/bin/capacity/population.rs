@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// People in a call, by its number modulo five.
 const SIZES: [u64; 5] = [1, 2, 3, 3, 4];
@@ -16,24 +17,35 @@ const SNOWFLAKE: u64 = 900_000_000_000_000_000;
 /// Spreads numbers over ids, as real ones are.
 const SPREAD: u128 = 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835;
 
+/// A call, and how far its people's writes are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    /// Its number.
+    pub(crate) nth: u64,
+    /// Order of its people's last writes: all of them write together.
+    pub(crate) seq: u64,
+}
+
+/// Calls in the order of their lines, for all gateways.
+pub(crate) type Calls = Arc<[Call]>;
+
 /// What the lines say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Write {
     /// People join.
-    Join {
-        /// Order of the session's writes.
-        seq: u64,
-    },
+    Join,
     /// They are told again, and nobody wants a token.
-    Tell {
-        /// Order of the session's writes.
-        seq: u64,
-    },
+    Tell,
+    /// The same, in a round: what a gateway does that tells everything again.
+    Resync,
     /// People leave.
-    Leave {
-        /// Order of the session's writes.
-        seq: u64,
-    },
+    Leave,
+}
+
+/// Calls that nobody has written to yet: their people's first writes come now.
+#[must_use]
+pub(crate) fn calls(numbers: Range<u64>) -> Vec<Call> {
+    numbers.map(|nth| Call { nth, seq: 1 }).collect()
 }
 
 /// People in so many calls.
@@ -69,8 +81,9 @@ pub(crate) fn path(call: u64, person: u64) -> String {
 /// The lines of one gateway out of `gateways`, for the people of `calls`, handed out in chunks.
 #[derive(Debug)]
 pub(crate) struct Lines {
-    calls: Range<u64>,
-    person: u64,
+    calls: Calls,
+    /// How many of them are done.
+    done: usize,
     gateway: u64,
     gateways: u64,
     write: Write,
@@ -81,8 +94,8 @@ pub(crate) struct Lines {
 impl Lines {
     /// The lines of gateway number `gateway`.
     #[must_use]
-    pub(crate) fn new(calls: Range<u64>, gateway: u64, gateways: u64, write: Write) -> Self {
-        Self { person: people(calls.start), calls, gateway, gateways, write }
+    pub(crate) const fn new(calls: Calls, gateway: u64, gateways: u64, write: Write) -> Self {
+        Self { calls, done: 0, gateway, gateways, write }
     }
 
     /// The next lines, at least `bytes` of them unless there are no more, and how many they are.
@@ -90,11 +103,10 @@ impl Lines {
         let mut text = String::with_capacity(bytes + 1_024);
         let mut lines = 0;
         while text.len() < bytes
-            && let Some(call) = self.calls.next()
+            && let Some(call) = self.calls.get(self.done)
         {
-            for _ in 0..SIZES[(call % 5) as usize] {
-                let person = self.person;
-                self.person += 1;
+            self.done += 1;
+            for person in people(call.nth)..people(call.nth + 1) {
                 if person.wrapping_mul(7) % self.gateways == self.gateway {
                     self.line(&mut text, call, person);
                     lines += 1;
@@ -104,13 +116,13 @@ impl Lines {
         (text, lines)
     }
 
-    fn line(&self, text: &mut String, call: u64, person: u64) {
-        let (what, seq, rest) = match self.write {
-            Write::Join { seq } => ("join", seq, ""),
-            Write::Tell { seq } => ("join", seq, ",\"token\":false"),
-            Write::Leave { seq } => ("leave", seq, ""),
+    fn line(&self, text: &mut String, call: &Call, person: u64) {
+        let (what, rest) = match self.write {
+            Write::Join => ("join", ""),
+            Write::Tell | Write::Resync => ("join", ",\"token\":false"),
+            Write::Leave => ("leave", ""),
         };
-        let (guild, channel, session) = (guild(call), channel(call), session(person));
+        let (guild, channel, session, seq) = (guild(call.nth), channel(call.nth), session(person), call.seq);
         let written = writeln!(
             text,
             "{{\"op\":\"{person}\",\"do\":\"{what}\",\"guild\":\"{guild}\",\"call\":\"{channel}\",\
