@@ -34,14 +34,14 @@ const CHUNK_BYTES: usize = 16 * 1_024;
 const CHUNKS_BUFFERED: usize = 2;
 /// A stream that takes longer is broken.
 const STREAM_MAX: Duration = Duration::from_secs(600);
-/// A single request that takes longer is counted as failed.
+/// A single request that takes longer has failed.
 const PUT_MAX: Duration = Duration::from_secs(10);
 /// Requests under way on each connection where joins by request are counted: enough that both cores have work.
 const PUTS_IN_FLIGHT: usize = 16;
-/// People who join by request, after all others.
+/// People who join the scenario's calls by request: nobody else has their numbers.
 const NEWCOMERS: u64 = 50_000_000;
-/// Single requests per second.
-const PUTS_PER_S: u64 = 200;
+/// Single requests per second beside lines: a fiftieth of what joins by request alone come to.
+const PUTS_PER_S: u64 = 1_000;
 
 /// A gateway begins to tell everything again, and has told everything.
 const SYNC: &[u8] = b"{\"do\":\"sync\"}\n";
@@ -76,6 +76,19 @@ pub(crate) struct Puts {
     pub(crate) us: Histogram<u64>,
     /// Requests that were refused, broke or took too long.
     pub(crate) failed: u64,
+}
+
+// === impl Puts ===
+
+impl Puts {
+    /// None yet.
+    ///
+    /// # Errors
+    ///
+    /// Never, with as many digits as are kept.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { us: Histogram::new(3)?, failed: 0 })
+    }
 }
 
 // === impl Target ===
@@ -245,7 +258,8 @@ impl Target {
         Ok(joined / Instant::now().saturating_duration_since(began).as_secs_f64())
     }
 
-    /// Single joins of a call each, at an even pace, until told to stop.
+    /// Single joins of a call each, from `first_call` on behind those that were counted before, at an even pace until told
+    /// to stop.
     ///
     /// # Errors
     ///
@@ -254,18 +268,19 @@ impl Target {
     /// # Cancel safety
     ///
     /// Dropping the future gives up what is under way.
-    pub(crate) async fn puts(&self, first_call: u64, stop: CancellationToken) -> Result<Puts> {
+    pub(crate) async fn puts(&self, first_call: u64, stop: CancellationToken, puts: &mut Puts) -> Result<()> {
         let tasks = TaskTracker::new();
         let sender = self.open(&tasks).await?;
-        let mut puts = Puts { us: Histogram::new(3)?, failed: 0 };
         let mut ticks = interval(Duration::from_micros(1_000_000 / PUTS_PER_S));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut running = JoinSet::new();
-        let mut call = first_call;
+        let mut call = first_call + puts.us.len() + puts.failed;
         loop {
+            // What was due before the end is sent, however late: it would be missing among the slowest.
             let intended = tokio::select! {
-                () = stop.cancelled() => break,
+                biased;
                 at = ticks.tick() => at,
+                () = stop.cancelled() => break,
             };
             let path = population::path(call, call);
             call += 1;
@@ -289,7 +304,7 @@ impl Target {
                 None => puts.failed += 1,
             }
         }
-        Ok(puts)
+        Ok(())
     }
 }
 

@@ -4,7 +4,8 @@
 //! process, and want results that lines share. A second contestant is the same syncer when each line has its own
 //! result, the third a bare hyper server that reads the same lines with the same parser into the same types and does
 //! nothing with them. Then everything is placed, memory is read, people of calls anywhere leave and come back, and every
-//! gateway tells everything again in a round, to a syncer that knows it.
+//! gateway tells everything again in a round, to a syncer that knows it. At last people of other calls join by lines, and
+//! beside them one gateway sends single requests: their times are what a user would feel.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_precision_loss)]
 
@@ -30,7 +31,7 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use self::load::{Sent, Target, Told};
+use self::load::{Puts, Sent, Target, Told};
 use self::population::{Call, Write, calls, people};
 use self::role::{PARSE_ONLY, Role, SFUS, SYNCER, Spec};
 
@@ -54,8 +55,18 @@ const SMALLEST: &str = "calls_10k";
 /// The published load that one process is to hold.
 const LARGEST: &str = "calls_1m";
 
-/// Calls of the single requests: after all others.
+/// Calls that are placed in a second while people join.
+const PLACED_PER_S: f64 = 400.0;
+/// Calls of the single requests: after those of the scenario.
 const PUT_CALLS: u64 = 10_000_000;
+/// Calls whose people join by lines beside single requests: after all others.
+const BESIDE_CALLS: u64 = 30_000_000;
+/// As many as the scenario has, and no more than this at a time: a second of joins or less.
+const BESIDE_MAX: u64 = 500_000;
+/// They are others so often at most: among few calls that makes fewer requests than wanted, and their number is reported.
+const REPEATED_MAX: u64 = 8;
+/// Single requests of a round, so that twenty are beyond the 99th of a hundred.
+const PUTS_WANTED: u64 = 2_000;
 /// Calls whose people leave and come back, to see what an operation costs among so many: where there are fewer, those
 /// that there are, as often as makes so many. CPU is counted in hundredths of a second, of which this is some tens.
 const TOUCHED: usize = 60_000;
@@ -139,7 +150,7 @@ fn open_limits() -> BTreeMap<String, toml::Value> {
         ("placement.region.burst", 10_000.into()),
         ("placement.sfu.rate", 1e4.into()),
         ("placement.sfu.burst", 1_000.into()),
-        ("placement.overall.rate", 400.0.into()),
+        ("placement.overall.rate", PLACED_PER_S.into()),
         ("health.slow_after", "30s".into()),
         ("digest.paused", true.into()),
         ("calls.empty_grace", "60s".into()),
@@ -210,23 +221,25 @@ impl Run<'_> {
     async fn syncer(&mut self, server: &Role, target: Target) -> Result<()> {
         let empty = self.joins(SYNCER, server, &target, Told::Together).await?;
         self.place(&target).await?;
-        self.everyone(&target).await?;
-        self.add(SYNCER, "bytes_per_person", "B", (server.rss_bytes() - empty) / people(self.calls) as f64);
+        let held = self.everyone(&target).await?;
+        let rss = server.rss_bytes();
+        self.add(SYNCER, "bytes_per_person", "B", (rss - empty) / people(self.calls) as f64);
+        self.add(SYNCER, "rss_per_person", "B", rss / held as f64);
 
         let told = self.touch(server, &target).await?;
         self.resync(server, &target, told).await?;
         self.puts(&target).await
     }
 
-    /// Everyone who joined is there, and nobody has expired.
-    async fn everyone(&self, target: &Target) -> Result<()> {
+    /// Everyone who joined is there, and nobody has expired. Returns how many they are.
+    async fn everyone(&self, target: &Target) -> Result<u64> {
         let status = target.ask(Method::GET, "/v1/status", &Value::Null).await?;
         let joined = people(self.calls) + people(WARM_CALLS.end) - people(WARM_CALLS.start);
         let tells = |key: &str, what: u64| status[key] == what;
         if !tells("participants", joined) || !tells("sessions_expired_total", 0) || !tells("invariant_violations", 0) {
             bail!("not the {joined} participants who joined: {status}");
         }
-        Ok(())
+        Ok(joined)
     }
 
     /// Waits until the syncer has looked at each SFU once: the first look at a hundred of them is a hundred
@@ -299,28 +312,41 @@ impl Run<'_> {
         self.add(SYNCER, "resync_cpu_per_line", "µs", (server.cpu_s() - cpu) * 1e6 / sent.lines as f64);
         self.everyone(target).await?;
         sleep(RESUME_WINDOW * 2).await;
-        self.everyone(target).await
+        self.everyone(target).await?;
+        Ok(())
     }
 
-    /// Single requests, beside the lines of people who are there already.
+    /// Single requests while the people of other, new calls join by lines at full speed. They leave again, with no
+    /// request beside them, and others join, until there were requests enough.
     async fn puts(&mut self, target: &Target) -> Result<()> {
-        let stop = CancellationToken::new();
-        let lines = async {
-            let began = Instant::now();
-            let told = calls(0..self.calls.min(JOINED_BY_PUT)).into();
-            while Instant::now().saturating_duration_since(began) < Duration::from_secs(3) {
-                target.lines(&told, Write::Tell, Told::Together).await?;
+        let levers = json!({"placement.overall.rate": PLACED_PER_S});
+        target.ask(Method::PATCH, "/v1/levers", &levers).await?;
+        let beside = self.calls.min(BESIDE_MAX);
+        let (mut puts, mut joined) = (Puts::new()?, Sent::default());
+        for first in (0..REPEATED_MAX).map(|nth| BESIDE_CALLS + nth * beside) {
+            let mut new = calls(first..first + beside);
+            let stop = CancellationToken::new();
+            let lines = async {
+                let _stops = stop.clone().drop_guard();
+                let sent = target.lines(&new.as_slice().into(), Write::Join, Told::Together).await?;
+                all_done(sent)?;
+                anyhow::Ok(sent)
+            };
+            let ((), sent) = tokio::try_join!(target.puts(PUT_CALLS, stop.clone(), &mut puts), lines)?;
+            joined.lines += sent.lines;
+            joined.took += sent.took;
+            if puts.us.len() >= PUTS_WANTED {
+                break;
             }
-            stop.cancel();
-            anyhow::Ok(())
-        };
-        let (puts, lines) = tokio::join!(target.puts(PUT_CALLS, stop.clone()), lines);
-        lines?;
-        let puts = puts?;
+            new.iter_mut().for_each(|call| call.seq += 1);
+            all_done(target.lines(&new.into(), Write::Leave, Told::Together).await?)?;
+        }
         for (name, quantile) in [("put_p50", 0.5), ("put_p99", 0.99)] {
             self.add(SYNCER, name, "ms", puts.us.value_at_quantile(quantile) as f64 / 1e3);
         }
+        self.add(SYNCER, "puts", "", puts.us.len() as f64);
         self.add(SYNCER, "puts_failed", "", puts.failed as f64);
+        self.add(SYNCER, "joins_per_s_beside_puts", "1/s", joined.lines as f64 / joined.took.as_secs_f64());
         let joins = target.joins_by_put(0..self.calls.min(JOINED_BY_PUT), PUTS_FOR).await?;
         self.add(SYNCER, "put_joins_per_s", "1/s", joins);
         Ok(())

@@ -42,8 +42,8 @@ pub(crate) const PARSE_ONLY: &str = "parse_only";
 /// No run takes as long.
 const LIFE: Duration = Duration::from_secs(900);
 
-/// SFUs of the mock cluster: enough that none takes more than a few thousand of a million calls, few
-/// enough that their connections do not hide the memory of calls.
+/// SFUs of the mock cluster: enough that each takes some ten thousand of a million calls, few enough that their
+/// connections do not hide the memory of calls.
 pub(crate) const NODES: usize = 100;
 
 /// What a process needs to know.
