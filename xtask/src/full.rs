@@ -2,8 +2,8 @@
 //!
 //! `cargo xtask test` runs the same tests at sizes that a debug build on two cores can carry: seconds of overload
 //! and sixty SFUs. Here they run one after the other in a release build, with nothing beside them: a minute of
-//! ten times the load, a thousand SFUs of which one holds a hundred thousand participants, and two million sessions on
-//! twenty-one gateways.
+//! ten times the load, a thousand SFUs of which one holds a hundred thousand participants, two million sessions on
+//! twenty-one gateways, and one gateway that tells two hundred thousand sessions again.
 
 use crate::process::tests;
 use crate::stages::{Stage, cargo};
@@ -12,7 +12,7 @@ use crate::stages::{Stage, cargo};
 const VARIABLE: &str = "TRUNKLINE_FULL";
 
 /// Name, what it shows, the test's target and its path in it.
-const TESTS: [(&str, &str, &str, &str); 3] = [
+const TESTS: [(&str, &str, &str, &str); 4] = [
     (
         "overload",
         "a minute of ten times the load costs the rest nothing",
@@ -30,6 +30,12 @@ const TESTS: [(&str, &str, &str, &str); 3] = [
         "21 gateways of 100,000 sessions each hear of an SFU that dies, one of them too slowly",
         "many_gateways",
         "r16_i07_every_gateway_hears_of_its_own_sessions_once_and_a_laggard_costs_nobody",
+    ),
+    (
+        "resync",
+        "one gateway tells 200,000 sessions again in one stream",
+        "full_resync",
+        "r15_a_full_resync_in_one_stream_loses_nobody_but_who_is_not_told_again",
     ),
 ];
 

@@ -40,7 +40,7 @@ const PUT_MAX: Duration = Duration::from_secs(10);
 const PUTS_IN_FLIGHT: usize = 16;
 /// People who join the scenario's calls by request: nobody else has their numbers.
 const NEWCOMERS: u64 = 50_000_000;
-/// Single requests per second beside lines: a fiftieth of what joins by request alone come to.
+/// Single requests per second beside lines: some fiftieth of what joins by request alone come to.
 const PUTS_PER_S: u64 = 1_000;
 
 /// A gateway begins to tell everything again, and has told everything.

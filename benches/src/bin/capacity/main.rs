@@ -61,7 +61,7 @@ const PLACED_PER_S: f64 = 400.0;
 const PUT_CALLS: u64 = 10_000_000;
 /// Calls whose people join by lines beside single requests: after all others.
 const BESIDE_CALLS: u64 = 30_000_000;
-/// As many as the scenario has, and no more than this at a time: a second of joins or less.
+/// As many as the scenario has, and no more than this at a time: about a second of joins.
 const BESIDE_MAX: u64 = 500_000;
 /// They are others so often at most: among few calls that makes fewer requests than wanted, and their number is reported.
 const REPEATED_MAX: u64 = 8;
