@@ -8,7 +8,8 @@ use std::time::Duration;
 use fake::World;
 use fake::sfu::Mode;
 use serde_json::json;
-use sfu_api::{CallId, GatewayId, GuildId, SfuId, SyncerId};
+use sfu_api::{CallId, CallKind, GatewayId, GuildId, SessionId, SfuId, SyncerId};
+use syncer::engine::Join;
 use syncer::health::{EvidenceMessage, SfuSight, Sight, Verdict, WIRE};
 use tokio::time::Instant;
 
@@ -82,9 +83,19 @@ async fn r17_a_hung_sfu_moves_when_two_gateways_lost_their_media_and_not_when_on
     let (guild, call) = call_on(&world, "sfu-2", 100);
     let report = |gateway: &str| {
         let gateway = GatewayId::new(gateway).expect("valid");
-        assert!(world.engine.report(&guild, &call, &gateway, Instant::now()));
+        assert_eq!(world.engine.report(&guild, &call, &gateway, None, Instant::now()), Ok(()));
     };
     for gateway in ["gw-1", "gw-2", "gw-3"] {
+        let join = Join {
+            guild: guild.clone(),
+            call: call.clone(),
+            session: SessionId::new(gateway).expect("valid"),
+            gateway: GatewayId::new(gateway).expect("valid"),
+            seq: None,
+            kind: CallKind::Voice,
+            region: None,
+        };
+        world.engine.join(&join, Instant::now()).expect("joins");
         report(gateway);
     }
     tokio::time::sleep(S(30)).await;

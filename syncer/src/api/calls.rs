@@ -73,9 +73,8 @@ pub(crate) enum ReportKind {
 #[derive(Clone, Debug, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Report {
-    /// The session that saw it.
-    #[allow(dead_code, reason = "checked for its form; reports are counted per gateway, not per session")]
-    session: SessionId,
+    /// The session that saw it, one of this gateway's in the call; without it, any of those.
+    session: Option<SessionId>,
     /// What it saw.
     #[allow(dead_code, reason = "there is one kind so far, and an unknown one is refused")]
     kind: ReportKind,
@@ -153,8 +152,9 @@ fn explain(app: &App, guild: &GuildId, call: &CallId) -> Result<Explanation, Api
 
 /// A client's media failed.
 ///
-/// Reports are counted (`trunkline_media_reports`). By themselves they move no call and change no
-/// verdict yet: a client cannot tell a broken SFU from its own broken network.
+/// It counts from a gateway that has the session in the call (`trunkline_media_reports`). By themselves reports move
+/// no call: a client cannot tell a broken SFU from its own broken network. Those of two gateways, on an SFU that cannot
+/// be reached, do.
 #[utoipa::path(post, path = "/v1/guilds/{guild}/calls/{call}:report", operation_id = "report_call", tag = "gateways",
     params(("guild" = String, Path), ("call" = String, Path)), request_body = Report,
     responses((status = 202, description = "Counted. It moves nothing by itself."), (status = "4XX", body = super::error::ErrorBody)))]
@@ -171,16 +171,13 @@ pub(crate) async fn report(
     let call: CallId = id("call", name)?;
     let (parts, body) = request.into_parts();
     let bytes = body::read(body, app.limits.body()).await?;
-    let _: Report = body::json(&bytes)?;
+    let report: Report = body::json(&bytes)?;
     if let Route::There(owner) = app.route(&guild, &caller)? {
         return app.forward(&owner, &caller, &parts, bytes).await;
     }
-    if app.engine.report(&guild, &call, &caller.id, Instant::now()) {
-        app.http.media_reports.inc();
-        Ok(StatusCode::ACCEPTED.into_response())
-    } else {
-        Err(ApiError::not_found("call"))
-    }
+    app.engine.report(&guild, &call, &caller.id, report.session.as_ref(), Instant::now())?;
+    app.http.media_reports.inc();
+    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use rate_limit::LeverError;
 use serde::Serialize;
 
 use crate::admission::Denied;
-use crate::engine::Refusal;
+use crate::engine::{Refusal, Unheard};
 use crate::watch::CursorError;
 
 /// Callers turned away without a better hint come back after this long at the earliest.
@@ -151,6 +151,15 @@ impl From<Refusal> for ApiError {
             Refusal::Draining { retry_after } => {
                 Self::later(StatusCode::SERVICE_UNAVAILABLE, "draining", message, RetryAfter::Slot(retry_after))
             }
+        }
+    }
+}
+
+impl From<Unheard> for ApiError {
+    fn from(unheard: Unheard) -> Self {
+        match unheard {
+            Unheard::NoCall => Self::not_found("call"),
+            Unheard::NoSession => Self::new(StatusCode::FORBIDDEN, "no_session", unheard.to_string()),
         }
     }
 }

@@ -44,7 +44,8 @@ pub use self::recovery::{BlockedCalls, ClassRecovery, Recovery};
 pub(crate) use self::sfus::DRAIN_MAX;
 pub use self::types::{
     CallAnswer, CallFilter, CallName, CallPage, CallState, CallView, CandidateView, DrainReport, DrainView,
-    EngineStatus, Explanation, GatewayCounts, LookView, NewsCursor, Refusal, ReplayView, SfuCounts, SfuView, ZoneView,
+    EngineStatus, Explanation, GatewayCounts, LookView, NewsCursor, Refusal, ReplayView, SfuCounts, SfuView, Unheard,
+    ZoneView,
 };
 pub use self::writes::{What, Write};
 pub use crate::context::{Announcement, Announcer, Shortage};
@@ -99,20 +100,34 @@ impl Engine {
         Self { ctx, drivers }
     }
 
-    /// A gateway says that media failed in a call. It counts against the SFU only while that cannot be
-    /// reached, and one gateway alone moves nothing. Returns whether the call exists here.
-    pub fn report(&self, guild: &GuildId, call: &CallId, gateway: &GatewayId, now: Instant) -> bool {
-        let slot = slot_of(guild);
+    /// A gateway says that media failed in a call for a session of its own, or for any it has there. It counts
+    /// against the SFU only while that cannot be reached, and one gateway alone moves nothing.
+    ///
+    /// # Errors
+    ///
+    /// The call is not here, or the gateway has no such session in it. Nothing has changed then: who has nobody there
+    /// cannot have seen it.
+    pub fn report(
+        &self,
+        guild: &GuildId,
+        call: &CallId,
+        gateway: &GatewayId,
+        session: Option<&SessionId>,
+        now: Instant,
+    ) -> Result<(), Unheard> {
         let sfu = {
-            let shard = self.ctx.shard(slot).lock();
-            let Some(found) = shard.find(guild, call).and_then(|k| shard.get(k)) else { return false };
-            found.placement.sfu()
+            let shard = self.ctx.shard(slot_of(guild)).lock();
+            let key = shard.find(guild, call).ok_or(Unheard::NoCall)?;
+            if !shard.has_session(key, gateway, session) {
+                return Err(Unheard::NoSession);
+            }
+            shard.get(key).and_then(|call| call.placement.sfu())
         };
         if let Some(sfu) = sfu.and_then(|idx| self.ctx.catalogue.get(idx)) {
             tracing::debug!(sfu = %sfu.id, %gateway, "media failure reported");
             self.ctx.observe(&sfu, &Evidence::MediaFailed { gateway: gateway.clone(), here: true }, now);
         }
-        true
+        Ok(())
     }
 
     /// Takes over the groups of regions: where a call goes when its region has nobody left.

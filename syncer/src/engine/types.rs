@@ -54,6 +54,17 @@ pub enum Refusal {
     },
 }
 
+/// Why a gateway's report of lost media does not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unheard {
+    /// The call is not here.
+    #[error("there is no such call")]
+    NoCall,
+    /// The gateway has not got the session in the call, or none if none was named.
+    #[error("this gateway has no such session in this call; tell its join first, and name a session of your own")]
+    NoSession,
+}
+
 /// Where a call stands, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -7,6 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sfu_api::SfuId;
 use sfu_mock::{ClusterConfig, Fault, Target};
+use syncer::Config;
 
 use crate::support::{Fleet, answer, until};
 
@@ -63,38 +64,115 @@ async fn r13_whoever_is_left_alone_decides_alone() {
     until("its death", || async { status(&fleet, 0).await["sfus"]["dead"] == 1 }).await;
 }
 
+fn probed_often(config: &mut Config) {
+    config.limits.insert("health.probe_timeout".to_owned(), "300ms".into());
+    config.limits.insert("health.probe_interval".to_owned(), "300ms".into());
+}
+
+/// A call on `sfu-1`, with session `s` of `gw-1` in it. Of syncer `n`; its SFU is silent, and suspect.
+struct Silent<'a> {
+    fleet: &'a Fleet,
+    n: usize,
+    path: String,
+}
+
+// === impl Silent ===
+
+impl<'a> Silent<'a> {
+    async fn call(fleet: &'a Fleet, n: usize) -> Self {
+        let guild = fleet.guild_of(n);
+        for call in 0..10 {
+            fleet.join_until_placed(n, &guild, &format!("c{call}"), "s").await;
+        }
+        let (_, page) = fleet.get(n, "/v1/calls?sfu=sfu-1").await;
+        let call = page["calls"][0]["call"].as_str().expect("a call");
+        fleet.sfus.fault(&node("sfu-1"), &Fault::BlackHole).await.expect("silent");
+        until("suspicion", || async { status(fleet, n).await["sfus"]["suspect"] == 1 }).await;
+        Self { fleet, n, path: format!("/v1/guilds/{guild}/calls/{call}") }
+    }
+
+    async fn join(&self, gateway: &str, session: &str) {
+        let url = self.fleet.url(self.n, &format!("{}/participants/{session}", self.path));
+        let (status, body) = answer(self.fleet.client.put(url).bearer_auth(gateway).body("{}")).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+    }
+
+    /// The gateway tells syncer `at` that the session lost its media, or, without one, that somebody did.
+    async fn report(&self, at: usize, gateway: &str, session: Option<&str>) -> (StatusCode, Value) {
+        let body = match session {
+            Some(session) => json!({ "session": session, "kind": "media_failed" }),
+            None => json!({ "kind": "media_failed" }),
+        };
+        let url = self.fleet.url(at, &format!("{}:report", self.path));
+        answer(self.fleet.client.post(url).bearer_auth(gateway).json(&body)).await
+    }
+
+    async fn verdict(&self) -> Value {
+        self.fleet.get(self.n, "/v1/sfus/sfu-1").await.1["verdict"].clone()
+    }
+
+    async fn recovery(&self) {
+        until("recovery", || async {
+            let status = status(self.fleet, self.n).await;
+            status["notices_total"] == 1 && status["awaiting"] == 0
+        })
+        .await;
+        let (_, sfu) = self.fleet.get(self.n, "/v1/sfus/sfu-1").await;
+        assert!(sfu["evidence"].as_str().expect("text").starts_with("MediaFailed"), "{sfu}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn r17_a_black_hole_moves_when_two_gateways_lost_their_media() {
-    let fleet = Fleet::start_tls(1, nodes(2), |config| {
-        config.limits.insert("health.probe_timeout".to_owned(), "300ms".into());
-        config.limits.insert("health.probe_interval".to_owned(), "300ms".into());
-    })
-    .await;
-    let guild = fleet.guild_of(0);
-    for n in 0..10 {
-        fleet.join_until_placed(0, &guild, &format!("c{n}"), "s").await;
+    let fleet = Fleet::start_tls(1, nodes(2), probed_often).await;
+    let call = Silent::call(&fleet, 0).await;
+    for gateway in ["gw-a", "gw-b"] {
+        call.join(gateway, gateway).await;
     }
-    let (_, page) = fleet.get(0, "/v1/calls?sfu=sfu-1").await;
-    let call = page["calls"][0]["call"].as_str().expect("a call").to_owned();
-    fleet.sfus.fault(&node("sfu-1"), &Fault::BlackHole).await.expect("silent");
-    until("suspicion", || async { status(&fleet, 0).await["sfus"]["suspect"] == 1 }).await;
-    let report = |gateway: &'static str| {
-        let path = fleet.url(0, &format!("/v1/guilds/{guild}/calls/{call}:report"));
-        let body = json!({ "session": "s", "kind": "media_failed" });
-        answer(fleet.client.post(path).bearer_auth(gateway).json(&body))
-    };
-    assert_eq!(report("gw-a").await.0, StatusCode::ACCEPTED);
-    assert_eq!(report("gw-a").await.0, StatusCode::ACCEPTED);
-    tokio::task::yield_now().await;
-    assert_eq!(status(&fleet, 0).await["notices_total"], 0, "one gateway may be wrong");
-    assert_eq!(report("gw-b").await.0, StatusCode::ACCEPTED);
-    until("recovery", || async {
-        let status = status(&fleet, 0).await;
-        status["notices_total"] == 1 && status["awaiting"] == 0
-    })
-    .await;
-    let (_, sfu) = fleet.get(0, "/v1/sfus/sfu-1").await;
-    assert!(sfu["evidence"].as_str().expect("text").starts_with("MediaFailed"), "{sfu}");
+    assert_eq!(call.report(0, "gw-a", Some("gw-a")).await.0, StatusCode::ACCEPTED);
+    assert_eq!(call.report(0, "gw-a", Some("gw-a")).await.0, StatusCode::ACCEPTED);
+    assert_eq!(call.verdict().await, "suspect", "one gateway may be wrong");
+    assert_eq!(status(&fleet, 0).await["notices_total"], 0);
+    assert_eq!(call.report(0, "gw-b", Some("gw-b")).await.0, StatusCode::ACCEPTED);
+    call.recovery().await;
+}
+
+/// Whether the report comes to the owner or to another, and whatever it says of sessions.
+#[tokio::test(flavor = "multi_thread")]
+async fn r17_a_report_of_a_gateway_without_the_session_is_refused_and_moves_nothing() {
+    let fleet = Fleet::start_tls(2, nodes(2), probed_often).await;
+    let call = Silent::call(&fleet, 1).await;
+    for (at, gateway, session) in [
+        (0, "gw-a", Some("s")),
+        (1, "gw-b", Some("s")),
+        (0, "gw-b", None),
+        (1, "gw-a", None),
+        (0, "gw-a", Some("nobody")),
+        (1, "gw-1", Some("nobody")),
+    ] {
+        let (status, body) = call.report(at, gateway, session).await;
+        assert_eq!(
+            (status, &body["error_code"]),
+            (StatusCode::FORBIDDEN, &json!("no_session")),
+            "{gateway} {session:?}"
+        );
+        assert!(body["message"].as_str().expect("text").contains("join"), "it says what to do: {body}");
+        assert_eq!(call.verdict().await, "suspect", "{gateway} {session:?} at {at}");
+    }
+    // It counts for one gateway, and with a second one for both: forwarded, and while that tells everything again.
+    assert_eq!(call.report(0, "gw-1", Some("s")).await.0, StatusCode::ACCEPTED);
+    assert_eq!(call.verdict().await, "suspect", "those that were refused were not remembered");
+    assert_eq!(status(&fleet, 1).await["notices_total"], 0);
+    call.join("gw-a", "a").await;
+    let sync = fleet.client.post(fleet.url(1, "/v1/voice-states")).bearer_auth("gw-a").body("{\"do\":\"sync\"}\n");
+    assert_eq!(answer(sync).await.1["status"], 200);
+    assert_eq!(call.report(0, "gw-a", Some("s")).await.0, StatusCode::FORBIDDEN, "not its own");
+    assert_eq!(call.report(0, "gw-a", None).await.0, StatusCode::ACCEPTED);
+    assert_eq!(call.report(1, "gw-a", Some("a")).await.0, StatusCode::ACCEPTED);
+    call.recovery().await;
+    let metrics = fleet.request(1, Method::GET, "/metrics").send().await.expect("an answer").text().await;
+    let metrics = metrics.expect("text");
+    assert!(metrics.lines().any(|line| line == "trunkline_media_reports_total 3"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -173,6 +173,17 @@ impl Shard {
         admit(&join.guild, Adds::Session)
     }
 
+    /// Whether the gateway has this session in the call, or any if none is named. What it told before its last round,
+    /// and not yet again, is its own as well.
+    #[must_use]
+    pub fn has_session(&self, key: CallKey, gateway: &GatewayId, session: Option<&SessionId>) -> bool {
+        let Some(call) = self.get(key) else { return false };
+        match session {
+            Some(session) => call.participants.get(session).is_some_and(|(on, _)| self.gateways.is_of(on, gateway)),
+            None => self.gateways.of(gateway, None).any(|idx| self.gateways.is_in(idx, key.index)),
+        }
+    }
+
     /// Takes a leave. An empty call keeps its place for the empty grace, so that a reconnect storm
     /// finds it where it was.
     pub fn leave(&mut self, named: Named, leave: &Leave, limits: &Limits, now: Instant) -> Left {

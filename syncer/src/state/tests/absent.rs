@@ -175,10 +175,24 @@ impl Pair {
             let (on, _) = found.participants.get(&session).expect("it is in the call");
             assert!(self.shard.gateways.is_of(on, &named(*g)), "{session} stands under its gateway");
         }
+        self.check_sessions();
         for g in 0..3 {
             self.check_news(g);
         }
         self.check_absent();
+    }
+
+    /// In no call does a gateway speak for a session that it did not tell last, or without any of its own.
+    fn check_sessions(&self) {
+        for (c, g) in (0..5).flat_map(|c| (0..3).map(move |g| (c, g))) {
+            let Some(key) = self.key(c) else { continue };
+            let has = |session: Option<&SessionId>| self.shard.has_session(key, &named(g), session);
+            let told = |s: u8| self.model.sessions.get(&(c, s)).is_some_and(|(on, ..)| *on == g);
+            for s in 0..24 {
+                assert_eq!(has(Some(&join_of(c, s, None).session)), told(s), "session {s} of call {c}, gateway {g}");
+            }
+            assert_eq!(has(None), (0..24).any(told), "any session of call {c}, gateway {g}");
+        }
     }
 
     /// Pages of any size bring every placed call of the gateway once, with all its sessions.
