@@ -3,18 +3,13 @@
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Events, Fleet, answer, certificates, soon, until};
+use crate::support::{Events, Fleet, answer, nodes, soon, until};
 
-/// A fleet where silence is short.
-pub(crate) async fn quick(syncers: usize, tls: bool, windows: &[(&str, &str)]) -> Fleet {
-    Fleet::start_with(syncers, 2, |config| {
+/// A fleet behind TLS where silence is short.
+pub(crate) async fn quick(syncers: usize, windows: &[(&str, &str)]) -> Fleet {
+    Fleet::start_tls(syncers, nodes(2), |config| {
         for (lever, value) in windows {
             config.limits.insert((*lever).to_owned(), toml::Value::String((*value).to_owned()));
-        }
-        if tls {
-            let dir = config.sfus_file.as_deref().and_then(std::path::Path::parent).expect("a directory").to_owned();
-            certificates(&dir);
-            config.tls = Some(syncer::config::TlsConfig { cert: dir.join("api.pem"), key: dir.join("api-key.pem") });
         }
     })
     .await
@@ -85,7 +80,7 @@ pub(crate) fn all_done(results: &[Value]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r15_a_full_resync_over_https_keeps_what_is_told_again_and_nothing_else() {
-    let fleet = quick(1, true, &[("gateways.resume_window", "300ms")]).await;
+    let fleet = quick(1, &[("gateways.resume_window", "300ms")]).await;
     for h2 in [false, true] {
         let gateway = Gateway::over_tls(&fleet, if h2 { "gw-2" } else { "gw-1" }, h2);
         let guild = gateway.name;
@@ -126,7 +121,7 @@ async fn r15_a_full_resync_over_https_keeps_what_is_told_again_and_nothing_else(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r16_a_gateway_that_vanishes_loses_its_sessions_and_others_keep_theirs() {
-    let fleet = quick(1, false, &[("gateways.alive_for", "400ms"), ("gateways.resume_window", "400ms")]).await;
+    let fleet = quick(1, &[("gateways.alive_for", "400ms"), ("gateways.resume_window", "400ms")]).await;
     let [gone, watching, silent] = ["gw-1", "gw-2", "gw-3"].map(|name| Gateway::new(&fleet, 0, name));
     assert_eq!(watching.beat("i").await.0, StatusCode::OK);
     let mut events = Events::open(watching.request(Method::GET, "/v1/watch")).await;
@@ -156,7 +151,7 @@ async fn r16_a_gateway_that_vanishes_loses_its_sessions_and_others_keep_theirs()
 #[tokio::test(flavor = "multi_thread")]
 async fn r16_whoever_is_connected_to_the_sfu_outlives_his_gateway() {
     let windows = [("gateways.alive_for", "400ms"), ("gateways.resume_window", "400ms"), ("digest.interval", "1s")];
-    let fleet = quick(1, true, &windows).await;
+    let fleet = quick(1, &windows).await;
     let gone = Gateway::over_tls(&fleet, "gw-1", true);
     let watcher = Gateway::over_tls(&fleet, "gw-2", true);
     let keys = answer_of(gone.client.get(format!("{}/.well-known/jwks.json", gone.url))).await;
@@ -194,7 +189,7 @@ async fn r16_whoever_is_connected_to_the_sfu_outlives_his_gateway() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r16_expiry_freezes_when_most_gateways_are_gone_at_once_and_a_lever_thaws_it() {
-    let fleet = quick(1, false, &[("gateways.alive_for", "300ms"), ("gateways.resume_window", "0ms")]).await;
+    let fleet = quick(1, &[("gateways.alive_for", "300ms"), ("gateways.resume_window", "0ms")]).await;
     let gateways = ["gw-1", "gw-2", "gw-3", "gw-4"].map(|name| Gateway::new(&fleet, 0, name));
     // Together, so that none is found silent long before the others.
     let beats = gateways.iter().map(|gateway| gateway.beat("i"));
@@ -221,7 +216,7 @@ async fn r16_expiry_freezes_when_most_gateways_are_gone_at_once_and_a_lever_thaw
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_that_never_beat_loses_on_an_operators_word_what_it_does_not_tell_again() {
-    let fleet = quick(1, false, &[("gateways.resume_window", "2s")]).await;
+    let fleet = quick(1, &[("gateways.resume_window", "2s")]).await;
     let [gone, other] = ["gw-1", "gw-2"].map(|name| Gateway::new(&fleet, 0, name));
     all_done(&gone.say(&[join("g", 0, 0, 1), join("g", 0, 1, 1), join("g", 1, 2, 1)]).await);
     all_done(&other.say(&[join("g", 0, 9, 1)]).await);
@@ -245,7 +240,7 @@ async fn a_gateway_that_never_beat_loses_on_an_operators_word_what_it_does_not_t
 #[tokio::test(flavor = "multi_thread")]
 async fn r15_a_round_at_one_syncer_counts_for_the_sessions_with_all() {
     let windows = [("gateways.alive_for", "1500ms"), ("gateways.resume_window", "200ms")];
-    let fleet = quick(2, false, &windows).await;
+    let fleet = quick(2, &windows).await;
     let (gateway, there) = (Gateway::new(&fleet, 0, "gw-1"), Gateway::new(&fleet, 1, "operator"));
     let guilds: Vec<String> = (0..2).flat_map(|n| fleet.guilds_of(n).take(5)).collect();
     let people = |people: std::ops::Range<usize>| -> Vec<Value> {
@@ -275,7 +270,7 @@ async fn r15_a_round_at_one_syncer_counts_for_the_sessions_with_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rounds_that_were_not_begun_and_processes_that_were_replaced_are_refused() {
-    let fleet = quick(1, false, &[]).await;
+    let fleet = quick(1, &[]).await;
     let gateway = Gateway::new(&fleet, 0, "gw-1");
     let lines = [
         json!({ "op": "a", "do": "synced" }),
@@ -308,7 +303,7 @@ async fn events_sent(fleet: &Fleet, gateway: &Gateway) -> u64 {
 async fn r16_i09_a_reader_that_stalls_over_https_is_written_a_bounded_part_and_others_everything() {
     const CALLS: usize = 120;
     const PEOPLE: usize = 64;
-    let fleet = quick(1, true, &[]).await;
+    let fleet = quick(1, &[]).await;
     let lines: Vec<Value> = (0..CALLS * PEOPLE).map(|n| join("g", n / PEOPLE, n, 1)).collect();
     let gateway = Gateway::over_tls(&fleet, "gw-1", true);
     all_done(&gateway.say(&lines).await);

@@ -4,11 +4,11 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use syncer::Config;
 
-use crate::support::{Fleet, answer, until};
+use crate::support::{Fleet, answer, nodes, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r20_levers_are_listed_changed_and_refused_with_the_range() {
-    let fleet = Fleet::start(1, 1).await;
+    let fleet = Fleet::start_tls(1, nodes(1), |_| {}).await;
     let (_, before) = fleet.get(0, "/v1/levers").await;
     let levers = before["levers"].as_array().expect("levers");
     assert!(levers.len() > 10, "{before}");
@@ -64,7 +64,7 @@ async fn a_cordoned_sfu_takes_no_new_calls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r16_a_drained_sfu_is_emptied_over_https_with_progress_and_an_audit() {
-    let fleet = Fleet::start(1, 3).await;
+    let fleet = Fleet::start_tls(1, nodes(3), |_| {}).await;
     for n in 0..30 {
         fleet.join_until_placed(0, "g", &format!("c{n}"), "s").await;
     }

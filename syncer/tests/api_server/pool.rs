@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{Fleet, answer, until};
+use crate::support::{Fleet, answer, nodes, until};
 
 /// One lane of `GET /debug/pool`.
 async fn lane(fleet: &Fleet, name: &str) -> Value {
@@ -20,7 +20,7 @@ async fn patch(fleet: &Fleet, levers: Value) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r21_the_pool_shows_its_lanes_and_as_many_origins_as_asked_for() {
-    let fleet = Fleet::start(1, 3).await;
+    let fleet = Fleet::start_tls(1, nodes(3), |_| {}).await;
     until("the pool knows all SFUs", || async { lane(&fleet, "sfu").await["top"].as_array().map(Vec::len) == Some(3) })
         .await;
     let sfu = lane(&fleet, "sfu").await;
@@ -43,7 +43,7 @@ async fn r21_the_pool_shows_its_lanes_and_as_many_origins_as_asked_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r20_limits_of_the_pool_are_levers_that_bite_while_it_runs() {
-    let fleet = Fleet::start_with(1, 2, |config| {
+    let fleet = Fleet::start_tls(1, nodes(2), |config| {
         // No connection gets old: the lane dials all the time.
         let limits = "pool.sfu.age_max = \"100ms\"\npool.peer.dials_max = 9";
         config.limits = toml::from_str(limits).expect("limits");

@@ -62,6 +62,11 @@ pub(crate) fn config(id: &str, dir: &Path) -> Config {
     Config::load(None, [], &overrides).expect("a configuration")
 }
 
+/// So many SFUs.
+pub(crate) fn nodes(nodes: usize) -> ClusterConfig {
+    ClusterConfig { nodes, ..ClusterConfig::default() }
+}
+
 pub(crate) async fn sfus(nodes: usize, dir: &Path) -> Cluster {
     let config = ClusterConfig { nodes, dir: Some(dir.to_owned()), ..ClusterConfig::default() };
     Cluster::start(config).await.expect("mock SFUs")
@@ -211,11 +216,11 @@ pub(crate) fn behind_tls(config: &mut Config) {
     config.peer_ca_file = Some(dir.join("api-ca.pem"));
 }
 
-/// A client that trusts the authority of the syncers of this directory, and no other.
+/// A client that trusts the authority of the syncers of this directory and no other, and speaks to nobody without it.
 pub(crate) fn verifying(dir: &Path, timeout: Duration) -> Client {
     let ca = std::fs::read(dir.join("api-ca.pem")).expect("written");
     let ca = reqwest::Certificate::from_pem(&ca).expect("a certificate");
-    Client::builder().tls_certs_only([ca]).timeout(timeout).build().expect("a client")
+    Client::builder().tls_certs_only([ca]).https_only(true).timeout(timeout).build().expect("a client")
 }
 
 /// A certificate for 127.0.0.1 and its key.

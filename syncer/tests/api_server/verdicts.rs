@@ -6,10 +6,10 @@ use std::time::Duration;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sfu_api::SfuId;
-use sfu_mock::{ClusterConfig, Fault, Target};
+use sfu_mock::{Fault, Target};
 use syncer::Config;
 
-use crate::support::{Fleet, answer, until};
+use crate::support::{Fleet, answer, nodes, until};
 
 async fn status(fleet: &Fleet, n: usize) -> Value {
     fleet.get(n, "/v1/status").await.1
@@ -19,10 +19,6 @@ async fn witnesses(fleet: &Fleet, each: u32) {
     for n in 0..fleet.syncers.len() {
         until("witnesses", || async { fleet.syncers[n].engine().status().witnesses == each }).await;
     }
-}
-
-fn nodes(nodes: usize) -> ClusterConfig {
-    ClusterConfig { nodes, ..ClusterConfig::default() }
 }
 
 fn node(id: &str) -> Target {

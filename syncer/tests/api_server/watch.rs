@@ -5,11 +5,11 @@ use serde_json::json;
 use sfu_api::SfuId;
 use sfu_mock::{Fault, Target};
 
-use crate::support::{Events, Fleet, answer, until};
+use crate::support::{Events, Fleet, answer, nodes, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r16_an_operators_word_sends_one_null_and_one_endpoint_per_call() {
-    let fleet = Fleet::start(1, 2).await;
+    let fleet = Fleet::start_tls(1, nodes(2), |_| {}).await;
     let mut events = Events::open(fleet.request(0, Method::GET, "/v1/watch")).await;
     fleet.join(0, "g", "c", "s").await;
     let first = events.of_call("g", "c").await;
@@ -80,7 +80,7 @@ async fn cursors_from_the_future_and_garbage_are_refused() {
 /// Nothing is kept for a gateway that was not there: a cursor from before is too old, and the present state is to be had.
 #[tokio::test(flavor = "multi_thread")]
 async fn r16_a_cursor_that_is_too_old_is_gone_and_a_new_watch_shows_the_present() {
-    let fleet = Fleet::start(1, 1).await;
+    let fleet = Fleet::start_tls(1, nodes(1), |_| {}).await;
     let mut events = Events::open(fleet.request(0, Method::GET, "/v1/watch")).await;
     fleet.join(0, "g", "c1", "s").await;
     events.of_call("g", "c1").await;

@@ -40,7 +40,7 @@ fn is_over(event: &crate::support::Event) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r16_a_gateway_that_opens_one_watch_too_many_loses_its_oldest_and_hears_why() {
-    let fleet = quick(1, true, &[]).await;
+    let fleet = quick(1, &[]).await;
     let admin = Gateway::over_tls(&fleet, "operator", true);
     let levers = admin.request(Method::PATCH, "/v1/levers").json(&json!({ "gateways.watches_max": 3 }));
     assert_eq!(answer(levers).await.0, StatusCode::OK);
@@ -81,7 +81,7 @@ async fn r16_a_gateway_that_opens_one_watch_too_many_loses_its_oldest_and_hears_
 async fn r16_i09_a_watch_that_nobody_reads_ends_at_once_when_the_gateway_comes_back() {
     const CALLS: usize = 100;
     const PEOPLE: usize = 64;
-    let fleet = quick(1, true, &[]).await;
+    let fleet = quick(1, &[]).await;
     let gateway = Gateway::over_tls(&fleet, "gw-1", true);
     let levers = gateway.request(Method::PATCH, "/v1/levers").json(&json!({ "gateways.watches_max": 1 }));
     assert_eq!(answer(levers).await.0, StatusCode::OK);
