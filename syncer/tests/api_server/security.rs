@@ -114,6 +114,58 @@ async fn certificates_say_who_calls_and_for_which_guilds() {
     assert!(forged.get(levers()).send().await.is_err(), "not of our authority: no connection");
 }
 
+/// Whoever shows a certificate watches for the gateway that it names, whatever the request says.
+#[tokio::test(flavor = "multi_thread")]
+async fn r16_a_watch_over_mtls_shows_the_sessions_of_the_certificates_gateway_alone() {
+    let fleet = Fleet::start_with(1, 1, behind_tls).await;
+    let authority = authority(&fleet);
+    let [mine, theirs] = ["gw-1.test", "few.test"].map(|name| client(&fleet, Some((&authority, name))));
+    let join = async |client: &Client, call: &str, session: &str| {
+        let url = fleet.url(0, &format!("/v1/guilds/acme-1/calls/{call}/participants/{session}"));
+        assert_eq!(ask(client, Method::PUT, url).await.0, StatusCode::OK);
+    };
+    let sessions = |event: &Value| -> Vec<Value> {
+        event["credentials"].as_array().expect("a list").iter().map(|c| c["session"].clone()).collect()
+    };
+    for (client, call, session) in
+        [(&theirs, "theirs", "b1"), (&mine, "both", "a2"), (&theirs, "both", "b2"), (&mine, "mine", "a3")]
+    {
+        join(client, call, session).await;
+        let placed = || async { fleet.syncers[0].engine().status().awaiting == 0 };
+        until("a place", placed).await; // so that the events of one watch come in this order
+    }
+    for (client, end, letter, own) in [
+        (&mine, "mine-end", "a", [("both", "a2"), ("mine", "a3")]),
+        (&theirs, "theirs-end", "b", [("both", "b2"), ("theirs", "b1")]),
+    ] {
+        let mut events = Events::open(client.get(fleet.url(0, "/v1/watch"))).await;
+        // What follows is of both, and the last of the one who watches: all before it was said by then.
+        join(&mine, &format!("{end}-a"), "a4").await;
+        join(&theirs, &format!("{end}-b"), "b4").await;
+        until("places", || async { fleet.syncers[0].engine().status().awaiting == 0 }).await;
+        join(client, end, "last").await;
+        let mut seen = Vec::new();
+        loop {
+            let event = events.next().await;
+            let call = event.data["call"].as_str().expect("a call").to_owned();
+            let sessions = sessions(&event.data);
+            if call == end {
+                break;
+            }
+            seen.push((call, sessions));
+        }
+        seen.sort_by(|a, b| a.0.cmp(&b.0));
+        let all_own = seen.iter().flat_map(|(_, s)| s).all(|s| s.as_str().expect("an id").starts_with(letter));
+        assert!(all_own, "a session of another gateway: {seen:?}");
+        for (call, session) in own {
+            assert!(seen.contains(&(call.to_owned(), vec![session.into()])), "{call} in {seen:?}");
+        }
+        assert!(seen.iter().all(|(_, s)| s.len() == 1), "a call that is not its own: {seen:?}");
+    }
+    let stranger = client(&fleet, Some((&authority, "stranger.test")));
+    assert_eq!(ask(&stranger, Method::GET, fleet.url(0, "/v1/watch")).await.0, StatusCode::UNAUTHORIZED);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_authorities_and_keys_are_read_again_and_cut_no_connection() {
     let fleet = Fleet::start_with(1, 1, behind_tls).await;

@@ -1,7 +1,9 @@
 //! The watch over real sockets.
 
+use std::collections::BTreeSet;
+
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 use sfu_api::SfuId;
 use sfu_mock::{Fault, Target};
 
@@ -69,12 +71,54 @@ async fn cursors_from_the_future_and_garbage_are_refused() {
         assert_eq!((status, &body["error_code"]), (StatusCode::BAD_REQUEST, &json!("cursor_invalid")), "{body}");
     }
     // A cursor of an earlier process of the same name: told to resync, then the present state.
-    let mut cursor: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let mut cursor: Value = serde_json::from_str(&text).expect("JSON");
     cursor["syncer-1"] = json!("00000000deadbeef.1");
     let old = engine.encode(cursor.to_string());
     let mut events = Events::open(fleet.request(0, Method::GET, "/v1/watch").header("last-event-id", old)).await;
     assert_eq!(events.next().await.name, "resync");
     assert_eq!(events.next().await.data["call"], "c");
+}
+
+/// A call with more sessions of one gateway than an event holds credentials: each once, at every epoch and phase.
+#[tokio::test(flavor = "multi_thread")]
+async fn r16_a_call_in_parts_brings_every_sessions_credential_once_over_https() {
+    const SESSIONS: usize = 150; // 64 + 64 + 22
+    let fleet = Fleet::start_tls(1, nodes(2), |_| {}).await;
+    let join =
+        |n: usize| json!({ "do": "join", "guild": "g", "call": "c", "session": format!("s{n}") }).to_string() + "\n";
+    let lines: String = (0..SESSIONS).map(join).collect();
+    let sent = fleet.request(0, Method::POST, "/v1/voice-states").body(lines).send().await.expect("an answer");
+    assert_eq!(sent.text().await.expect("text").lines().count(), SESSIONS);
+    fleet.join_until_placed(0, "g", "c", "s0").await;
+
+    let mut events = Events::open(fleet.request(0, Method::GET, "/v1/watch")).await;
+    let sfu = fleet.get(0, "/v1/guilds/g/calls/c").await.1["sfu"].as_str().expect("placed").to_owned();
+    let first = parts(&mut events, SESSIONS).await;
+    let dead = fleet.request(0, Method::POST, &format!("/v1/sfus/{sfu}:declare-dead"));
+    assert_eq!(answer(dead).await.0, StatusCode::OK);
+    let gone = events.of_call("g", "c").await;
+    assert_eq!((&gone["phase"], &gone["epoch"]), (&json!(2), &first), "{gone}");
+    assert_eq!((&gone["credentials"], &gone["parts"]), (&json!([]), &json!(null)), "nothing to connect with");
+    let second = parts(&mut events, SESSIONS).await;
+    assert!(second["n"].as_u64() > first["n"].as_u64(), "{second} after {first}");
+}
+
+/// Reads an endpoint that comes in parts with as many credentials; its epoch.
+async fn parts(events: &mut Events, sessions: usize) -> Value {
+    let (mut seen, mut epoch) = (BTreeSet::new(), Value::Null);
+    let count = sessions.div_ceil(64);
+    for part in 1..=count {
+        let event = events.of_call("g", "c").await;
+        assert_eq!((&event["part"], &event["parts"], &event["phase"]), (&json!(part), &json!(count), &json!(1)));
+        assert!(part == 1 || event["epoch"] == epoch, "parts of one epoch: {event}");
+        epoch = event["epoch"].clone();
+        for credential in event["credentials"].as_array().expect("a list") {
+            assert!(credential["token"].is_string(), "{credential}");
+            assert!(seen.insert(credential["session"].to_string()), "twice: {}", credential["session"]);
+        }
+    }
+    assert_eq!(seen.len(), sessions, "every session");
+    epoch
 }
 
 /// Nothing is kept for a gateway that was not there: a cursor from before is too old, and the present state is to be had.
