@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use sfu_mock::ClusterConfig;
 use tokio::time::{Instant, sleep};
 
-use crate::support::{Fleet, PATIENCE, answer, until};
+use crate::support::{Fleet, PATIENCE, answer, behind_tls, until};
 
 /// A fleet behind TLS, with these levers at every syncer.
 pub(crate) async fn fleet(syncers: usize, sfus: usize, levers: &Value) -> Fleet {
@@ -137,6 +137,25 @@ async fn r09_the_admitted_rate_follows_the_ready_syncers_and_no_lever_is_touched
     gone.shutdown(Instant::now() + Duration::from_secs(5)).await;
     until("alone, all of it", || async { share(&fleet).await == 60.0 }).await;
     assert_near(admitted_per_s(&fleet, 0, "one", 2.0).await, 60.0);
+    // Another one comes: who is there gives up half at once, long before any share may grow.
+    set(&fleet, 0, &json!({"limits.grow_after": "10m"})).await;
+    fleet
+        .restart("syncer-2", |config| {
+            behind_tls(config);
+            for (lever, value) in levers.as_object().expect("levers") {
+                config.limits.insert(lever.clone(), toml::Value::try_from(value).expect("a value"));
+            }
+        })
+        .await;
+    until("half again", || async { share(&fleet).await == 30.0 }).await;
+    until("half for the other", || async { door(&fleet, 1).await["new_calls_per_s"] == 30.0 }).await;
+    // What it took at the old rate counts at the new one first: it is never above its half, and soon at it.
+    let mut runs = Vec::new();
+    while runs.last().is_none_or(|per_s| *per_s < 27.0) {
+        assert!(runs.len() < 5, "{runs:?} per second instead of 30");
+        runs.push(admitted_per_s(&fleet, 0, &format!("again-{}", runs.len()), 2.0).await);
+        assert!(runs.iter().all(|per_s| *per_s <= 33.0), "{runs:?} per second instead of 30");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -296,6 +315,5 @@ fn assert_flat(start: Instant, back: &[Instant], road: &str) {
     by_second.pop_last();
     let mean = f64::from(by_second.values().sum::<u32>()) / by_second.len() as f64;
     let max = f64::from(*by_second.values().max().expect("some"));
-    println!("{road}: at most {:.2} times the mean of {mean:.0} in a second", max / mean);
     assert!(by_second.len() >= 10 && max <= 1.5 * mean, "{road}: {max} in a second, {mean} on average: {by_second:?}");
 }

@@ -123,8 +123,9 @@ impl Fleet {
     }
 
     /// Starts a syncer of this name anew, as a new process would.
-    pub(crate) async fn restart(&mut self, name: &str) {
-        let config = config(name, self.dir.path());
+    pub(crate) async fn restart(&mut self, name: &str, change: impl FnOnce(&mut Config)) {
+        let mut config = config(name, self.dir.path());
+        change(&mut config);
         let options = Options {
             registry: Some(Arc::clone(&self.registry) as Arc<dyn Registry>),
             signer: Some(Arc::clone(self.syncers[0].signer())),

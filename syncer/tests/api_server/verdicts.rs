@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use sfu_api::SfuId;
 use sfu_mock::{Fault, Target};
 use syncer::Config;
+use tokio::time::{Instant, sleep};
 
+use crate::admission::set;
 use crate::support::{Fleet, answer, nodes, until};
 
 async fn status(fleet: &Fleet, n: usize) -> Value {
@@ -133,6 +135,45 @@ async fn r17_a_black_hole_moves_when_two_gateways_lost_their_media() {
     call.recovery().await;
 }
 
+/// Silence is no death. A fifth of the SFUs fall silent: nothing moves, and new calls go to the others. Once an operator
+/// says how long silence may last, the calls move, at the pace and no faster.
+#[tokio::test(flavor = "multi_thread")]
+async fn r17_silent_sfus_keep_their_calls_until_silence_counts_and_then_the_pace_holds() {
+    const PER_S: f64 = 5.0;
+    let fleet = Fleet::start_tls(1, nodes(10), probed_often).await;
+    let guild = fleet.guild_of(0);
+    let join = async |call: usize| fleet.join_until_placed(0, &guild, &format!("c{call}"), "s").await;
+    for call in 0..60 {
+        join(call).await;
+    }
+    let mut affected = 0;
+    for sfu in ["sfu-1", "sfu-2"] {
+        affected += fleet.get(0, &format!("/v1/calls?sfu={sfu}")).await.1["total"].as_u64().expect("a number");
+        fleet.sfus.fault(&node(sfu), &Fault::Hang).await.expect("silent");
+    }
+    assert!(affected >= 6, "{affected} of 60 calls are on two of ten SFUs");
+    until("suspicion", || async { status(&fleet, 0).await["sfus"]["suspect"] == 2 }).await;
+    for call in 60..100 {
+        join(call).await;
+    }
+    let seen = status(&fleet, 0).await;
+    assert_eq!((&seen["moves_total"], &seen["notices_total"]), (&json!(0), &json!(0)), "{seen}");
+
+    set(&fleet, 0, &json!({"placement.overall.rate": PER_S, "placement.overall.burst": 1})).await;
+    sleep(Duration::from_secs(1)).await; // levers are read at least four times a second
+    let start = Instant::now();
+    set(&fleet, 0, &json!({"health.suspect_max": "1s"})).await;
+    until("its calls", || async {
+        let moved = status(&fleet, 0).await["moves_total"].as_u64().expect("a number");
+        // Two for what was in the bucket and what is rounded; a token is taken before a call has moved.
+        let most = (Instant::now() - start).as_secs_f64() * PER_S + 2.0;
+        assert!(moved as f64 <= most, "{moved} moves where {most:.1} may be");
+        moved == affected
+    })
+    .await;
+    assert_eq!(status(&fleet, 0).await["sfus"]["dead"], 2);
+}
+
 /// Whether the report comes to the owner or to another, and whatever it says of sessions.
 #[tokio::test(flavor = "multi_thread")]
 async fn r17_a_report_of_a_gateway_without_the_session_is_refused_and_moves_nothing() {
@@ -199,7 +240,7 @@ async fn r19_what_is_no_message_of_a_peer_is_refused_counted_and_harmless() {
         assert_eq!(say(Some("open"), body.clone()).await.0.as_u16(), code, "{} bytes", body.len());
     }
     assert_eq!(say(Some("open"), message.to_string()).await, (StatusCode::OK, json!({ "v": 1 })));
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    sleep(Duration::from_millis(50)).await;
     assert_eq!(status(&fleet, 0).await["notices_total"], 0, "a peer's word alone moves nothing");
     let metrics = fleet.client.get(fleet.url(0, "/metrics")).bearer_auth("gw-1").send().await.expect("an answer");
     let metrics = metrics.text().await.expect("text");

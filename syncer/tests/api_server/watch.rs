@@ -195,7 +195,7 @@ async fn a_peer_that_restarts_gives_resync_and_its_news_go_on() {
     fleet.join(0, &guild, "c", "s").await;
     let first = events.of_call(&guild, "c").await;
     drop(fleet.syncers.remove(1)); // a crash: no drain, the roster still names it
-    fleet.restart("syncer-2").await;
+    fleet.restart("syncer-2", |_| {}).await;
     loop {
         let event = events.next().await;
         if event.name == "resync" {
