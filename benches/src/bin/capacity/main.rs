@@ -67,9 +67,11 @@ const BESIDE_MAX: u64 = 500_000;
 const REPEATED_MAX: u64 = 8;
 /// Single requests of a round, so that twenty are beyond the 99th of a hundred.
 const PUTS_WANTED: u64 = 2_000;
-/// Calls whose people leave and come back, to see what an operation costs among so many: where there are fewer, those
-/// that there are, as often as makes so many. CPU is counted in hundredths of a second, of which this is some tens.
-const TOUCHED: usize = 60_000;
+/// Calls whose people leave and come back, to see what an operation costs among so many: as many at a time in every
+/// scenario, for calls without people wait in a set of their own.
+const TOUCHED: usize = 10_000;
+/// Times that others do. CPU is counted in hundredths of a second, of which this is some tens.
+const TOUCHES: usize = 6;
 /// Decides which they are.
 const TOUCHED_SEED: u64 = 1;
 /// Calls that people join by request as fast as it goes.
@@ -286,16 +288,15 @@ impl Run<'_> {
     async fn touch(&mut self, server: &Role, target: &Target) -> Result<Vec<Call>> {
         let (mut all, mut rng) = (calls(0..self.calls), StdRng::seed_from_u64(TOUCHED_SEED));
         let cpu = server.cpu_s();
-        let (mut left, mut lines) = (TOUCHED, 0);
-        while left > 0 {
-            let drawn = index::sample(&mut rng, all.len(), left.min(all.len()));
+        let mut lines = 0;
+        for _ in 0..TOUCHES {
+            let drawn = index::sample(&mut rng, all.len(), TOUCHED.min(all.len()));
             for write in [Write::Leave, Write::Tell] {
                 drawn.iter().for_each(|at| all[at].seq += 1);
                 let sent = target.lines(&drawn.iter().map(|at| all[at]).collect(), write, Told::Together).await?;
                 all_done(sent)?;
                 lines += sent.lines;
             }
-            left -= drawn.len();
         }
         self.add(SYNCER, "cpu_per_op", "µs", (server.cpu_s() - cpu) * 1e6 / lines as f64);
         Ok(all)
