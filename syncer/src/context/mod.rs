@@ -304,12 +304,12 @@ impl Context {
     /// An SFU refused something because it has seen these terms. Ours may have been raised since the request was sent;
     /// then it says nothing new.
     pub fn fenced_by(&self, terms: impl IntoIterator<Item = (Slot, OwnerTerm)>) {
-        self.metrics.fenced.inc();
         let newer = |(slot, seen)| {
             let ours = self.shard(slot).lock().term(slot).filter(|ours| *ours < seen)?;
             Some((slot, believed(ours, seen)))
         };
         let news: Vec<_> = terms.into_iter().filter_map(newer).collect();
+        self.metrics.fenced.inc();
         self.fenced.send_if_modified(|seen| {
             let mut modified = false;
             for (slot, term) in news {

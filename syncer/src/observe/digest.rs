@@ -38,8 +38,8 @@ struct Comparison<'a> {
 }
 
 /// Compares once. Bounded by twice the lever `placement.attempt_timeout`. The `first` time after we came to own slots
-/// it says so of all of them: an SFU shows the rooms of a slot to the one who holds it. Returns whether all of them are
-/// to be compared again soon.
+/// it says so of all of them: an SFU shows the rooms of a slot to the one who holds it. Returns whether some were
+/// left out, which are to be compared again soon.
 pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) -> bool {
     let mut comparison = Comparison::new(ctx, sfu, first, Instant::now());
     let result = comparison.run().await;
@@ -51,7 +51,7 @@ pub(super) async fn run(ctx: &Context, sfu: &Arc<Sfu>, first: bool) -> bool {
             ctx.observe(sfu, &evidence, now);
         }
     }
-    comparison.partial || first && result.is_err()
+    comparison.partial
 }
 
 fn ours(ctx: &Context, sfu: &Sfu) -> Vec<RoomOn> {
@@ -139,7 +139,6 @@ impl<'a> Comparison<'a> {
         if error.kind() != ErrorKind::Fenced {
             return false;
         }
-        self.partial = true;
         let sent: HashMap<Slot, OwnerTerm> = self.spec.terms.iter().map(|own| (own.slot, own.term)).collect();
         let mut higher = HashMap::new();
         for seen in error.fenced_slots() {
@@ -154,6 +153,7 @@ impl<'a> Comparison<'a> {
             self.ctx.fenced_by(self.named.iter().filter(|o| o.term < term).map(|o| (o.slot, term)));
             return false;
         }
+        self.partial = true;
         self.named.retain(|o| !higher.contains_key(&o.slot));
         self.spec.terms.retain(|own| !higher.contains_key(&own.slot));
         self.describe(self.spec.named.is_some());

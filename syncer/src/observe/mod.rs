@@ -53,8 +53,8 @@ const SILENCE_FACTOR_MAX: u32 = 16;
 /// allow, and spread, for with a thousand SFUs it is a thousand requests.
 const COMPARE_WITHIN: Duration = Duration::from_secs(2);
 
-/// After so many comparisons in part the wait for the next one is the longest: within 64 s.
-const AGAIN_MAX: u32 = 6;
+/// Comparisons in part after which the next one is an ordinary one: those before come within 2, 4, 8, 16 and 32 s.
+const AGAIN_MAX: u32 = 5;
 
 /// How often it is counted which SFUs hold calls of ours.
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
@@ -66,9 +66,9 @@ struct Schedule {
     digested: Instant,
     /// Its rooms were not compared since we came to own slots. That is part of a recovery, so no sweep that yields to one.
     first: bool,
-    /// How often in a row that was tried and not all was compared.
+    /// Comparisons in a row that had to leave something out.
     again: u32,
-    /// Whether the comparison that has ended is one of those.
+    /// Whether the one that has ended is one of those.
     ended_in_part: Arc<Mutex<Option<bool>>>,
     /// Connections that had ended when it was last probed.
     ended: u64,
@@ -255,27 +255,26 @@ impl Schedule {
 
     /// Rooms are compared within a second or two: with people in them there may be some of whose calls we know nothing.
     fn compare_soon(&mut self, ctx: &Context, now: Instant) {
-        self.compare_within(COMPARE_WITHIN, ctx, now);
-    }
-
-    fn compare_within(&mut self, within: Duration, ctx: &Context, now: Instant) {
-        self.first = true;
+        (self.first, self.again) = (true, 0);
         let every = ctx.levers.digest_interval.get();
-        self.digested = ago(now, every.saturating_sub(jitter(ctx, every.min(within))));
+        self.digested = ago(now, every.saturating_sub(jitter(ctx, every.min(COMPARE_WITHIN))));
     }
 
-    /// Compares again what could not be compared: soon, since slots that others held are claimed again within a second;
-    /// less and less often, should the SFU go on refusing.
+    /// Compares again what was left out, whose slots are claimed again within a second; less and less often, should the
+    /// SFU go on refusing, and in the end no more than others.
     fn compare_rest(&mut self, ctx: &Context, now: Instant) {
         match self.ended_in_part.lock().take() {
-            Some(true) => self.again = (self.again + 1).min(AGAIN_MAX),
-            Some(false) => {
-                self.again = 0;
-                return;
-            }
+            Some(true) => self.again += 1,
+            Some(false) => self.again = 0,
             None => return,
         }
-        self.compare_within(COMPARE_WITHIN * (1 << (self.again - 1)), ctx, now);
+        // We own more since: then all of it is compared, and soon.
+        if self.first || self.again == 0 || self.again > AGAIN_MAX {
+            return;
+        }
+        let wait = COMPARE_WITHIN * (1 << (self.again - 1));
+        self.first = true;
+        self.digested = ago(now + wait / 2 + jitter(ctx, wait / 2), ctx.levers.digest_interval.get());
     }
 
     /// Tells an SFU that is drained, or no longer is, so. What it says of itself decides, so one that restarted

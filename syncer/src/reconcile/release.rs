@@ -129,14 +129,19 @@ async fn run(ctx: &Context, ending: Ending) {
     if let Some(evidence) = blamed.map_or(answered, |error| evidence(error, asked, now)) {
         ctx.observe(&sfu, &evidence, now);
     }
-    if let Some(after) = blamed.filter(|error| error.kind() == ErrorKind::Overloaded).and_then(DriverError::retry_after)
-    {
-        sfu.overloaded_until(now + after);
-    }
     let results = results.unwrap_or_else(|error| vec![Err(error); rooms.len()]);
+    if let Some(wait) = results.iter().filter_map(overloaded_for).max() {
+        sfu.overloaded_until(now + wait);
+    }
     for ((release, tries), result) in rooms.into_iter().zip(results) {
         ended(ctx, release, tries, &result, now);
     }
+}
+
+/// How long the SFU wants to be left alone, if that is why the room has not ended: as it says, or a little.
+fn overloaded_for(result: &Result<Ended, DriverError>) -> Option<Duration> {
+    let error = result.as_ref().err().filter(|error| error.kind() == ErrorKind::Overloaded)?;
+    Some(error.retry_after().unwrap_or(BACKOFF.base))
 }
 
 fn end_of(ctx: &Context, release: &Release, tries: u32) -> EndSpec {
@@ -161,8 +166,8 @@ fn ended(ctx: &Context, release: Release, tries: u32, result: &Result<Ended, Dri
         Err(error) => !matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Rejected | ErrorKind::Restarted),
     };
     if again && tries + 1 < TRIES_MAX {
-        let asked = result.as_ref().err().and_then(DriverError::retry_after).unwrap_or_default();
-        let wait = asked.max(BACKOFF.base) + ctx.with_rng(|rng| BACKOFF.full_jitter(tries, rng));
+        let wait = overloaded_for(result).unwrap_or_default().max(BACKOFF.base)
+            + ctx.with_rng(|rng| BACKOFF.full_jitter(tries, rng));
         put_back(ctx, release, tries + 1, now + wait);
     } else if again {
         ctx.metrics.releases_dropped.inc();

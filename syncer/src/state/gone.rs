@@ -36,10 +36,10 @@ impl Gone {
     pub fn note(&mut self, who: Who, seq: u64, max: usize, now: Instant) {
         while self.order.len() >= max.max(1) || self.order.front().is_some_and(|(at, _)| *at + REMEMBERED_FOR <= now) {
             let Some((at, oldest)) = self.order.pop_front() else { break };
-            self.forgotten_early += u64::from(at + REMEMBERED_FOR > now);
             // One that was noted again since stays, under its later entry.
             if self.last.get(&oldest).is_some_and(|(_, noted)| *noted == at) {
                 self.last.remove(&oldest);
+                self.forgotten_early += u64::from(at + REMEMBERED_FOR > now);
             }
         }
         let (highest, noted) = self.last.entry(who.clone()).or_insert((seq, now));

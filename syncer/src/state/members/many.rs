@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::GatewayIdx;
 
-/// A packed id. The usual ones, 32 hexadecimal digits, take 17 bytes, and stand in the map itself: a session of a large call
-/// has no allocation of its own either.
+/// A packed id. Those of up to 23 bytes, or 46 hexadecimal digits, stand in the map itself: a session of a large call that has
+/// such an id has no allocation of its own either.
 type Id = SmallVec<[u8; 24]>;
 
 /// By session's id, packed.
