@@ -55,7 +55,7 @@ impl Scale {
                 lasting: Duration::from_secs(60),
                 calm: Duration::from_secs(10),
                 sfus: 20,
-                homes: 1_200,
+                homes: 900,
                 full: true,
                 noise: Duration::from_millis(1),
                 offered_min: 0.95,
