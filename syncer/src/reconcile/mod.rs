@@ -6,7 +6,7 @@
 //! attempts in flight, and the chosen SFU's bucket and window. Whatever does not leave, stays in
 //! the set and costs nothing. The loop is the only retry layer (R14).
 //!
-//! Urgency decides who is next, but for a [turn] now and then: a repair of minutes must not make
+//! Urgency decides who is next, but for a [turn](Turns) now and then: a repair of minutes must not make
 //! every new call wait for minutes.
 
 mod attempt;
