@@ -132,9 +132,9 @@ lever_set! {
         /// Sessions that one call may have.
         participants_per_call_max: u64 = "admission.participants_per_call_max" ["sessions"] 5_000, 1 => 1_000_000;
         /// Leaves that are remembered for a minute, so that a join which was sent before and comes later brings nobody back;
-        /// each takes ~170 bytes. Beyond, the oldest are forgotten earlier, and counted (`leaves_forgotten_total`). Guilds
+        /// each takes 40 to 100 bytes. Beyond, the oldest are forgotten earlier, and counted (`leaves_forgotten_total`). Guilds
         /// share it in sixteen parts.
-        left_remembered_max: u64 = "calls.left_remembered_max" ["leaves"] 192_000, 16 => 100_000_000;
+        left_remembered_max: u64 = "calls.left_remembered_max" ["leaves"] 640_000, 16 => 100_000_000;
         /// How long a call without sessions keeps its place, so that a reconnect finds it.
         empty_grace: Duration = "calls.empty_grace" ["duration"] S(5), MS(0) => S(3_600);
         /// Silence after which a gateway that used to send heartbeats has vanished: no heartbeat, no watch

@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::RngExt as _;
-use sfu_api::{CallId, Epoch, GuildId, RoomId, SessionId, Slot};
+use sfu_api::{Epoch, GuildId, RoomId, SessionId, Slot};
 use tokio::time::Instant;
 
 use super::{CallAnswer, Engine, Refusal, token};
 use crate::admission::{Class, Reason};
 use crate::context::{Context, SHARDS};
 use crate::ownership::slot_of;
-use crate::state::{Adds, Call, Join, Leave, Left, Limits, Named, Row, SeqCheck, SfuIdx, Shard};
+use crate::state::{About, Adds, Call, Join, Leave, Left, Limits, Named, Row, SeqCheck, SfuIdx, Shard};
 
 /// When a caller of a syncer that drains comes back: by then another owns the guild.
 const DRAINED_AFTER: Duration = Duration::from_secs(2);
@@ -142,10 +142,7 @@ impl Engine {
                 continue;
             };
             busy = 0;
-            let named = shard.warm(group.at.iter().map(|at| {
-                let (guild, call) = writes[*at].names();
-                (writes[*at].slot, guild, call)
-            }));
+            let named = shard.warm(group.at.iter().map(|at| writes[*at].about()));
             for (at, named) in group.at.into_iter().zip(named) {
                 let result = door.take(&mut shard, named, &writes[at].what);
                 marked |= result.as_ref().is_ok_and(|taken| taken.marked);
@@ -189,10 +186,11 @@ impl Write {
         &self.what
     }
 
-    fn names(&self) -> (&GuildId, &CallId) {
+    fn about(&self) -> About<'_> {
+        let slot = self.slot;
         match &self.what {
-            What::Join { join, .. } => (&join.guild, &join.call),
-            What::Leave(leave) => (&leave.guild, &leave.call),
+            What::Join { join: Join { guild, call, session, gateway, .. }, .. }
+            | What::Leave(Leave { guild, call, session, gateway, .. }) => About { slot, guild, call, session, gateway },
         }
     }
 
@@ -210,7 +208,7 @@ fn groups(writes: &[Write]) -> VecDeque<Group> {
     let mut groups = VecDeque::with_capacity(SHARDS);
     let mut of_shard = [None; SHARDS];
     for (at, write) in writes.iter().enumerate() {
-        debug_assert_eq!(write.slot, slot_of(write.names().0), "of another slot");
+        debug_assert_eq!(write.slot, slot_of(write.about().guild), "of another slot");
         let shard = Context::shard_of(write.slot);
         let group: usize = *of_shard[shard].get_or_insert_with(|| {
             groups.push_back(Group { shard, at: Row::new() });

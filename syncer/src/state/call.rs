@@ -6,30 +6,36 @@ use tokio::time::Instant;
 use super::{CallKey, Class, Dirty, GatewayIdx, Join, Last, Members, Place, Placement, Why};
 
 /// One call: the expensive child of a guild.
+///
+/// Three lines of 64 bytes, each of which a write that changes the call may have to wait for when there are a million:
+/// who it is and who is in it, where it is, what it waits for. Who looks for another call reads the first alone.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub struct Call {
     /// Its guild.
     pub guild: GuildId,
     /// Its id within the guild.
     pub id: CallId,
-    /// Slot of the guild.
-    pub slot: Slot,
-    /// Voice or stream.
-    pub kind: CallKind,
-    /// Region it asked for.
-    pub region: Option<RegionId>,
     /// Who is in it.
     pub participants: Members,
     /// Where it is.
     pub placement: Placement,
-    /// Since when it has wanted an endpoint without having one.
-    pub awaiting_since: Option<Instant>,
-    /// Attempts since the need arose.
-    pub attempts: u32,
-    /// The last decision, for `explain`. Boxed: a call that waits for its first has none.
-    pub decision: Option<Box<Why>>,
+    /// Slot of the guild.
+    pub slot: Slot,
+    /// Voice or stream.
+    pub kind: CallKind,
+    /// Attempts since the need arose; 255 stands for more.
+    pub attempts: u8,
+    /// Tells it from calls that had its number before.
+    pub(super) generation: u32,
     /// Where it is in the dirty set.
     pub(super) place: Place,
+    /// Since when it has wanted an endpoint without having one.
+    pub awaiting_since: Option<Instant>,
+    /// Region it asked for.
+    pub region: Option<RegionId>,
+    /// The last decision, for `explain`. Boxed: a call that waits for its first has none.
+    pub decision: Option<Box<Why>>,
 }
 
 /// What putting a session into a call did.
@@ -69,15 +75,16 @@ impl Call {
         Self {
             guild: join.guild.clone(),
             id: join.call.clone(),
-            slot,
-            kind: join.kind,
-            region: join.region.clone(),
             participants: Members::new(),
             placement: Placement::Unplaced { found },
-            awaiting_since: None,
+            slot,
+            kind: join.kind,
             attempts: 0,
-            decision: None,
+            generation: 0,
             place: Place::Clean,
+            awaiting_since: None,
+            region: join.region.clone(),
+            decision: None,
         }
     }
 
@@ -96,11 +103,15 @@ impl Call {
         Self::new(&join, Slot::new(0).expect("the first"), None)
     }
 
-    /// Reads some of every part of it, so that it is at hand.
+    /// Reads what it is called, so that it is at hand.
+    pub(super) fn touch_name(&self) -> u8 {
+        self.guild.as_bytes()[0] ^ self.id.as_bytes()[0]
+    }
+
+    /// Reads some of every other part of it.
     pub(super) fn touch(&self) -> u8 {
-        let placed = u8::from(self.placement.is_placed());
-        let waits = u8::from(self.awaiting_since.is_some()) ^ u8::from(matches!(self.place, Place::Clean));
-        placed ^ waits ^ self.guild.as_bytes()[0] ^ self.id.as_bytes()[0] ^ u8::from(self.participants.is_empty())
+        let placed = u8::from(self.placement.is_placed()) ^ u8::from(matches!(self.place, Place::Clean));
+        placed ^ self.participants.touch()
     }
 
     /// Whether anyone is in the call.

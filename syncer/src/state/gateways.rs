@@ -7,13 +7,12 @@
 //! under that one, and what it has not told again by the end still stands under the old ones. So no
 //! session carries a mark or a timer of its own, and what is out of date is an index of calls.
 
-use std::ops::Bound;
-
 use foldhash::HashMap;
-use roaring::RoaringBitmap;
 use sfu_api::GatewayId;
 use slab::Slab;
 use smallvec::SmallVec;
+
+use super::call_set::CallSet;
 
 /// Number of a gateway in its shard, while sessions of it are in calls there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +46,7 @@ struct Entry {
     /// It began with this round or later.
     round: Round,
     /// Calls with sessions of it.
-    calls: RoaringBitmap,
+    calls: CallSet,
 }
 
 // === impl Gateways ===
@@ -77,8 +76,15 @@ impl Gateways {
         (*last, if earlier.is_empty() { Numbers::new() } else { Numbers::from_slice(earlier) })
     }
 
+    /// The calls that the gateway tells of now.
+    pub(super) fn now(&self, id: &GatewayId) -> Option<&CallSet> {
+        let asked = self.asked.as_ref().filter(|(asked, _)| asked == id).map(|(_, all)| all);
+        let last = asked.or_else(|| self.by_id.get(id))?.last()?;
+        self.entry(*last).map(|entry| &entry.calls)
+    }
+
     fn add(&mut self, id: GatewayId) {
-        let at = self.entries.insert(Entry { id: id.clone(), round: self.round, calls: RoaringBitmap::new() });
+        let at = self.entries.insert(Entry { id: id.clone(), round: self.round, calls: CallSet::new() });
         let idx = GatewayIdx(u32::try_from(at).expect("gateways are few"));
         self.by_id.entry(id).or_default().push(idx);
         self.asked = None;
@@ -105,7 +111,7 @@ impl Gateways {
 
     /// The calls with sessions under this number, behind that one.
     pub(super) fn calls(&self, idx: GatewayIdx, after: Option<u32>) -> impl Iterator<Item = u32> + '_ {
-        self.entry(idx).into_iter().flat_map(move |e| behind(&e.calls, after))
+        self.entry(idx).into_iter().flat_map(move |e| e.calls.behind(after))
     }
 
     /// Whether sessions under this number are in the call.
@@ -154,19 +160,20 @@ impl Gateways {
     }
 
     /// The set of calls with sessions under this number.
-    pub(super) fn set(&self, idx: GatewayIdx) -> Option<&RoaringBitmap> {
+    pub(super) fn set(&self, idx: GatewayIdx) -> Option<&CallSet> {
         self.entry(idx).map(|e| &e.calls)
     }
 
     /// How many calls are indexed, once for each of their gateways' numbers.
     pub(super) fn len(&self) -> usize {
-        self.entries.iter().map(|(_, e)| count_of(&e.calls)).sum()
+        self.entries.iter().map(|(_, e)| e.calls.len()).sum()
     }
 
     /// Whether numbers and ids agree, and no number is kept for nothing (for the invariants).
     pub(super) fn is_tidy(&self) -> bool {
         let named = self.by_id.values().map(SmallVec::len).sum::<usize>();
         named == self.entries.len()
+            && self.entries.iter().all(|(_, e)| e.calls.is_counted())
             && self.asked.as_ref().is_none_or(|(id, all)| self.by_id.get(id) == Some(all))
             && self.by_id.iter().all(|(id, all)| {
                 let of_it = |idx: &GatewayIdx| self.is_of(*idx, id);
@@ -177,14 +184,4 @@ impl Gateways {
                 all.iter().all(of_it) && some_used && !earlier.iter().any(empty) && rounds.is_sorted()
             })
     }
-}
-
-/// The calls of a set in order, behind `after`.
-pub(super) fn behind(calls: &RoaringBitmap, after: Option<u32>) -> impl Iterator<Item = u32> + '_ {
-    calls.range((after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded))
-}
-
-/// How many calls are in a set.
-pub(super) fn count_of(calls: &RoaringBitmap) -> usize {
-    calls.len() as usize
 }

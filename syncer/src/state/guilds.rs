@@ -36,7 +36,7 @@ pub(super) struct Guilds {
 
 /// Half of a hash: enough to tell one in billions, and half as much to keep.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark(u32);
+pub(super) struct Mark(u32);
 
 /// A guild as its shard looks for it. Of use there alone, since every shard hashes by a seed of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,13 +48,13 @@ pub struct Named {
 // === impl Mark ===
 
 impl Mark {
-    const fn of(hash: u64) -> Self {
+    pub(super) const fn of(hash: u64) -> Self {
         Self((hash >> 32) as u32) // truncates nothing: half is left
     }
 
     /// A whole hash again. Tables take the place of an entry from the lower bits and tell entries apart by
     /// the upper ones, so both halves are what is known.
-    const fn spread(self) -> u64 {
+    pub(super) const fn spread(self) -> u64 {
         (self.0 as u64) << 32 | self.0 as u64
     }
 }
@@ -178,7 +178,7 @@ fn is_of(calls: &Calls, (kept, numbers): &(Mark, Numbers), mark: Mark, guild: &G
 }
 
 fn of(calls: &Calls, number: u32) -> &Call {
-    &calls.get(number).expect("the index names calls that exist").1
+    calls.get(number).expect("the index names calls that exist")
 }
 
 #[cfg(test)]
@@ -210,7 +210,7 @@ mod tests {
                         model.insert((guild, id), number);
                     }
                     None if put => {
-                        let number = calls.insert(0, wanted);
+                        let number = calls.insert(wanted);
                         guilds.insert(&calls, hash, number);
                         model.insert((guild, id), number);
                     }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use super::gateways::count_of;
+use super::call_set::count_of;
 use super::{Call, CallKey, Demand, Dirty, Place, Shard, ShardCounts};
 
 /// Takes note of a violated invariant: a debug build panics, a release build counts and logs it.

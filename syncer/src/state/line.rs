@@ -81,12 +81,13 @@ fn key(Tick(tick): Tick, call: u32) -> u64 {
     tick << WORD_BITS | u64::from(call / u64::BITS)
 }
 
-const fn bit(call: u32) -> u64 {
+/// The bit of a call in its word.
+pub(super) const fn bit(call: u32) -> u64 {
     1 << (call % u64::BITS)
 }
 
 /// The bits that are set, from the lowest.
-fn bits(mut word: u64) -> impl Iterator<Item = u32> {
+pub(super) fn bits(mut word: u64) -> impl Iterator<Item = u32> {
     std::iter::from_fn(move || {
         let bit = (word != 0).then(|| word.trailing_zeros());
         word &= word.wrapping_sub(1);

@@ -87,7 +87,7 @@ impl Members {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         match &self.0 {
-            Kept::Few(bytes) => bytes.is_empty(),
+            Kept::Few(bytes) => count(bytes) == 0,
             Kept::Many(many) => many.len() == 0,
         }
     }
@@ -203,10 +203,9 @@ impl Members {
             Kept::Few(bytes) => {
                 let Some((from, to)) = find(bytes, pack(session, &mut [0; _])).map(|r| (r.from, r.to)) else { return };
                 let end = cut(bytes, from, to);
-                match count(bytes) {
-                    0 => *bytes = Box::default(),
-                    _ if 2 * room(end) <= bytes.len() => resize(bytes, room(end)),
-                    _ => {}
+                // A little room is kept without anybody too: a call ends soon, or somebody comes back.
+                if 2 * room(end) <= bytes.len() {
+                    resize(bytes, room(end));
                 }
             }
             Kept::Many(many) => {
@@ -470,6 +469,6 @@ mod tests {
         }
         let expected = [64, 64, 64, 96, 96, 128, 160, 160, 192, 192];
         assert_eq!(rooms[..10], expected);
-        assert_eq!(rooms[10..], [192, 192, 192, 192, 96, 96, 96, 96, 96, 0]);
+        assert_eq!(rooms[10..], [192, 192, 192, 192, 96, 96, 96, 96, 96, 96]);
     }
 }

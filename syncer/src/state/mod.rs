@@ -10,6 +10,7 @@
 //! - [`invariants`] says what must hold between any two operations.
 
 mod call;
+mod call_set;
 mod calls;
 mod dirty;
 mod gateways;
@@ -34,8 +35,8 @@ pub use self::members::Members;
 pub use self::placement::{Cause, Last, Move, Placement, Reserved, SfuIdx};
 pub use self::seat::Seat;
 pub use self::shard::{
-    Absent, Adds, CallKey, Care, Committed, Decision, Demand, Draw, Expired, How, Join, Joined, Leave, Left, Limits,
-    Loss, Moved, Named, News, NewsPage, Next, PlaceWork, Placer, Release, Revision, RoomOn, Row, Rung, Seed, Shard,
-    ShardCounts, Terms, Walk, Why,
+    About, Absent, Adds, CallKey, Care, Committed, Decision, Demand, Draw, Expired, How, Join, Joined, Leave, Left,
+    Limits, Loss, Moved, Named, News, NewsPage, Next, PlaceWork, Placer, Release, Revision, RoomOn, Row, Rung, Seed,
+    Shard, ShardCounts, Terms, Walk, Why,
 };
 pub use self::turns::Turns;

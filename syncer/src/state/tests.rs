@@ -583,11 +583,3 @@ proptest! {
         prop_assert_eq!(invariants::of_shard(&shard), None);
     }
 }
-
-#[test]
-fn a_call_is_small() {
-    // With its sessions packed (45 bytes each), its guild's list and the indexes, 2.6 participants of the
-    // largest service's calls stay below 200 bytes each.
-    assert!(size_of::<Call>() <= 192, "{} bytes", size_of::<Call>());
-    assert!(size_of::<Placement>() <= 64, "{} bytes", size_of::<Placement>());
-}

@@ -178,7 +178,7 @@ async fn writers_that_meet_put_each_other_off_and_lose_nothing() {
 /// says; how many were forgotten too early is counted.
 #[tokio::test(start_paused = true)]
 async fn r15_r20_as_many_leaves_are_remembered_as_the_lever_says() {
-    for (max, remembered) in [(192_000, true), (16, false)] {
+    for (max, remembered) in [(48, true), (16, false)] {
         let world = World::new(1, 1);
         world.set("calls.left_remembered_max", &max.into());
         let now = Instant::now();

@@ -23,9 +23,10 @@ use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, 
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
+use super::call_set::behind;
 use super::calls::Calls;
 use super::dirty::smallness;
-use super::gateways::{Gateways, behind};
+use super::gateways::Gateways;
 use super::guilds::Guilds;
 use super::invariants::{self, Violation, check_invariant};
 use super::{
@@ -37,7 +38,7 @@ pub use super::guilds::Named;
 pub use self::absent::{Absent, Expired, Walk};
 use self::found::Found;
 pub use self::moving::Moved;
-pub use self::people::{Adds, Join, Joined, Leave, Left, Row};
+pub use self::people::{About, Adds, Join, Joined, Leave, Left, Row};
 pub use self::placing::{
     Care, Committed, Decision, Draw, How, Loss, Next, PlaceWork, Placer, Revision, Rung, Seed, Why,
 };
@@ -220,13 +221,13 @@ impl Shard {
     /// The call, if the key still names one.
     #[must_use]
     pub fn get(&self, key: CallKey) -> Option<&Call> {
-        self.calls.get(key.index).filter(|(g, _)| *g == key.generation).map(|(_, c)| c)
+        self.calls.get(key.index).filter(|call| call.generation == key.generation)
     }
 
     /// The call with this number in the dirty set.
     #[must_use]
     pub fn numbered(&self, number: u32) -> Option<&Call> {
-        self.calls.get(number).map(|(_, call)| call)
+        self.calls.get(number)
     }
 
     /// The key of a call.
@@ -246,12 +247,12 @@ impl Shard {
     }
 
     pub(super) fn keys(&self) -> Vec<CallKey> {
-        self.calls.iter().map(|(index, (g, _))| CallKey { index, generation: *g }).collect()
+        self.calls.iter().map(|(index, call)| CallKey { index, generation: call.generation }).collect()
     }
 
     /// The key of the call with this number.
     fn key(&self, index: u32) -> Option<CallKey> {
-        self.calls.get(index).map(|(generation, _)| CallKey { index, generation: *generation })
+        self.calls.get(index).map(|call| CallKey { index, generation: call.generation })
     }
 
     /// The calls that have, or are about to have, a room on an SFU, in order of their keys, behind `after`.
@@ -259,14 +260,15 @@ impl Shard {
         let calls = self.by_sfu.get(&sfu).into_iter();
         let numbers = calls.flat_map(move |calls| behind(calls, after.map(|key| key.index)));
         numbers.filter_map(move |index| {
-            let (generation, call) = self.calls.get(index)?;
-            Some((CallKey { index, generation: *generation }, call))
+            let call = self.calls.get(index)?;
+            Some((CallKey { index, generation: call.generation }, call))
         })
     }
 
-    fn insert(&mut self, named: Named, call: Call) -> CallKey {
+    fn insert(&mut self, named: Named, mut call: Call) -> CallKey {
         self.generation = self.generation.wrapping_add(1);
-        let key = CallKey { index: self.calls.insert(self.generation, call), generation: self.generation };
+        call.generation = self.generation;
+        let key = CallKey { index: self.calls.insert(call), generation: self.generation };
         self.guilds.insert(&self.calls, named.hash, key.index);
         self.counts.ending += 1; // a call begins empty
         key
@@ -274,7 +276,7 @@ impl Shard {
 
     /// The one way to change a call: indexes, counts and invariants follow.
     fn edit<R>(&mut self, key: CallKey, f: impl FnOnce(&mut Call, &mut Dirty) -> R) -> Option<R> {
-        let (_, call) = self.calls.get_mut(key.index).filter(|(g, _)| *g == key.generation)?;
+        let call = self.calls.get_mut(key.index).filter(|call| call.generation == key.generation)?;
         let (before, demand_before, astray) = (call.placement.sfus(), call.demand(), self.dirty.astray());
         uncount(&mut self.counts, call);
         let result = f(call, &mut self.dirty);
@@ -301,7 +303,7 @@ impl Shard {
     fn forget(&mut self, key: CallKey) -> Option<Call> {
         self.get(key)?;
         self.guilds.remove(&self.calls, key.index);
-        let (_, mut call) = self.calls.remove(key.index)?;
+        let mut call = self.calls.remove(key.index)?;
         call.put_into(&mut self.dirty, key, Place::Clean);
         self.demand.change(&call, call.demand(), None);
         uncount(&mut self.counts, &call);

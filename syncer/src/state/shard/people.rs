@@ -69,6 +69,21 @@ pub enum Left {
     Removed,
 }
 
+/// What a write is about.
+#[derive(Clone, Copy, Debug)]
+pub struct About<'a> {
+    /// Slot of the guild.
+    pub slot: Slot,
+    /// The guild.
+    pub guild: &'a GuildId,
+    /// The call.
+    pub call: &'a CallId,
+    /// Who joins or leaves.
+    pub session: &'a SessionId,
+    /// The gateway that says so.
+    pub gateway: &'a GatewayId,
+}
+
 /// Something for each of the writes of one shard that came together: of 256 lines a sixteenth, and some more.
 pub type Row<T> = SmallVec<[T; 24]>;
 
@@ -76,20 +91,31 @@ impl Shard {
     /// Reads what writes about these calls will read, and names them. Memory that is far away answers a row of
     /// questions in little more than the time of one, unless one has to wait for the answer to another; and a join
     /// asks several that do.
-    pub fn warm<'a>(&self, calls: impl Iterator<Item = (Slot, &'a GuildId, &'a CallId)>) -> Row<Named> {
-        let asked: Row<(Named, &CallId)> = calls.map(|(slot, guild, id)| (self.named(slot, guild), id)).collect();
+    pub fn warm<'a>(&self, writes: impl Iterator<Item = About<'a>>) -> Row<Named> {
+        let asked: Row<(Named, About<'_>)> = writes.map(|write| (self.named(write.slot, write.guild), write)).collect();
         let named = asked.iter().map(|(named, _)| *named).collect();
         if asked.len() < 2 {
             return named; // nothing to ask meanwhile
         }
-        let numbers: Row<&[u32]> = asked.iter().map(|(named, id)| self.guilds.likely(named.hash, id)).collect();
-        let calls = || numbers.iter().copied().flatten().filter_map(|number| self.numbered(*number));
-        let mut read = 0;
-        for call in calls() {
-            read ^= call.touch();
+        let numbers: Row<&[u32]> =
+            asked.iter().map(|(named, write)| self.guilds.likely(named.hash, write.call)).collect();
+        // Hashes first: questions have to stand close together to be asked at once.
+        let left = asked.iter().filter(|_| !self.gone.is_empty());
+        let left: Row<_> = left.map(|(named, write)| self.gone.who(named.hash, write.call, write.session)).collect();
+        let left: Row<_> = left.into_iter().filter_map(|who| self.gone.likely(who)).collect();
+        let mut read = left.iter().fold(0, |read, left| read ^ left.touch());
+        for number in numbers.iter().copied().flatten() {
+            read ^= self.numbered(*number).map_or(0, Call::touch_name);
         }
-        for call in calls() {
-            read ^= call.participants.touch();
+        let mut of = None; // mostly one gateway's
+        for ((_, write), numbers) in asked.iter().zip(numbers) {
+            let mut calls = numbers.iter().filter_map(|number| Some((*number, self.numbered(*number)?)));
+            let Some((number, call)) = calls.find(|(_, call)| call.id == *write.call) else { continue };
+            read ^= call.touch();
+            if of.is_none_or(|(gateway, _)| gateway != write.gateway) {
+                of = Some((write.gateway, self.gateways.now(write.gateway)));
+            }
+            read ^= of.and_then(|(_, calls)| calls).map_or(0, |calls| calls.touch(number));
         }
         std::hint::black_box(read); // or nothing would be read at all
         named
@@ -112,7 +138,7 @@ impl Shard {
     ) -> Result<Joined, E> {
         if let Some(seq) = join.seq
             && !self.gone.is_empty()
-            && self.gone.is_late(&join.guild, &join.call, &join.session, seq)
+            && self.gone.is_late(self.gone.who(named.hash, &join.call, &join.session), seq, now)
         {
             let key = self.find_named(named, &join.guild, &join.call);
             return Ok(Joined { key, seq: SeqCheck::Old, marked: false });
@@ -191,12 +217,8 @@ impl Shard {
         let present = found.and_then(|key| self.get(key)).and_then(|call| call.participants.get(&leave.session));
         if let Some(seq) = leave.seq.filter(|seq| present.is_none_or(|(_, last)| last <= *seq)) {
             // Also when it was not there: its join may still be under way.
-            self.gone.note(
-                (leave.guild.clone(), leave.call.clone(), leave.session.clone()),
-                seq,
-                limits.left_remembered_max,
-                now,
-            );
+            let who = self.gone.who(named.hash, &leave.call, &leave.session);
+            self.gone.note(who, seq, limits.left_remembered_max, now);
         }
         let Some(key) = found else { return Left::Nothing };
         let same_gateway = present.is_some_and(|(on, _)| self.gateways.is_of(on, &leave.gateway));

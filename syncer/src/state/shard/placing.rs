@@ -6,7 +6,7 @@ use super::*;
 use crate::state::Blocker;
 
 /// Attempts to keep a call where its people are. Beyond, its SFU has refused or timed out for seconds.
-const FOUND_ATTEMPTS: u32 = 4;
+const FOUND_ATTEMPTS: u8 = 4;
 
 /// A call that wants a place now.
 #[derive(Clone, Debug)]
@@ -285,7 +285,7 @@ impl Shard {
             region: call.region.clone(),
             class: call.class(),
             participants: u32::try_from(call.participants.len()).unwrap_or(u32::MAX),
-            attempts: call.attempts,
+            attempts: call.attempts.into(),
             in_place: None,
             found: false,
             last: call.placement.sfu(),
@@ -358,7 +358,7 @@ impl Shard {
                     Placement::Unplaced { found: attempt.found.filter(|_| !sent || call.attempts < FOUND_ATTEMPTS) }
                 }
             };
-            call.attempts = call.attempts.saturating_sub(u32::from(!sent));
+            call.attempts = call.attempts.saturating_sub(u8::from(!sent));
             let to = if call.is_live() { Place::Waiting(not_before) } else { Place::Clean };
             call.put_into(dirty, key, to);
             true

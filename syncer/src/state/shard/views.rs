@@ -1,7 +1,7 @@
 //! What operators, digests and watchers read.
 
 use super::*;
-use crate::state::gateways::count_of;
+use crate::state::call_set::count_of;
 
 /// Calls looked at in each line for the age of the oldest: ten times a second in each shard, ~2 µs.
 const LOOKED_AT: usize = 8;
@@ -93,7 +93,7 @@ impl Shard {
     pub fn list(&self, guild: Option<&GuildId>) -> impl Iterator<Item = &Call> {
         let of_one =
             guild.map(|guild| self.guilds.of(&self.calls, self.guilds.hash(guild), guild)).into_iter().flatten();
-        let of_all = guild.is_none().then(|| self.calls.iter().map(|(_, (_, call))| call)).into_iter().flatten();
+        let of_all = guild.is_none().then(|| self.calls.iter().map(|(_, call)| call)).into_iter().flatten();
         of_one.filter_map(|number| self.numbered(*number)).chain(of_all)
     }
 
