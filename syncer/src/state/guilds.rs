@@ -3,13 +3,15 @@
 //! Tables hold numbers of calls and repeat no name: what a number is called is said by the call itself. With half a
 //! million guilds their names would be most of a table. Almost every guild has a handful of calls, so a call is looked
 //! for among those of its guild, and only guilds with many have a table of names: finding a call reads a few words and at
-//! most four calls, whatever else its guild has.
+//! most three calls, whatever else its guild has.
 
 use std::hash::BuildHasher as _;
 
 use foldhash::quality::RandomState;
 use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
 use sfu_api::{CallId, GuildId, Slot};
+use slab::Slab;
 use smallvec::SmallVec;
 
 use super::Call;
@@ -17,19 +19,25 @@ use super::calls::Calls;
 
 /// Calls of a guild that are looked through one by one. They stand in the table itself, where most guilds have one or
 /// two.
-const FEW_MAX: usize = 4;
-/// A guild that shrank to this has few again; half of it, so that a guild on the edge does not flap.
-const FEW_AGAIN: usize = FEW_MAX / 2;
+const FEW_MAX: usize = 3;
+/// A guild that shrank to this has few again; less, so that a guild on the edge does not flap.
+const FEW_AGAIN: usize = 2;
+/// Stands where a number would be. No call has it: memory ends before.
+const NONE: u32 = u32::MAX;
 
-/// The calls of a guild, in no order and never none. Many are kept elsewhere (it has spilled), and by name too.
-type Numbers = SmallVec<[u32; FEW_MAX]>;
+/// The calls of a guild, in no order and never none: their numbers and then nothing, or first nothing and then where the
+/// many are. With its [`Mark`] that is 16 bytes of the table, where there may be half a million guilds.
+#[derive(Clone, Copy, Debug)]
+struct Numbers([u32; FEW_MAX]);
 
 /// The calls of each guild. What is kept stands under a hash that it carries along: a table that grows would otherwise
 /// read every call again.
 #[derive(Debug, Default)]
 pub(super) struct Guilds {
     guilds: HashTable<(Mark, Numbers)>,
-    /// The calls of guilds with many, by name.
+    /// The calls of guilds with many.
+    many: Slab<Vec<u32>>,
+    /// The same, by name.
     names: HashTable<(Mark, u32)>,
     hasher: RandomState,
 }
@@ -84,7 +92,8 @@ impl Guilds {
     /// The number of a call, and how many calls its guild has.
     pub(super) fn find(&self, calls: &Calls, hash: u64, guild: &GuildId, id: &CallId) -> (Option<u32>, usize) {
         let Some(numbers) = self.numbers(calls, hash, guild) else { return (None, 0) };
-        let found = if numbers.spilled() {
+        let all = numbers.all(&self.many);
+        let found = if numbers.many_at().is_some() {
             let mark = name(&self.hasher, hash, id);
             let is_it = |(kept, number): &(Mark, u32)| {
                 *kept == mark && {
@@ -94,9 +103,9 @@ impl Guilds {
             };
             self.names.find(mark.spread(), is_it).map(|(_, number)| *number)
         } else {
-            numbers.iter().copied().find(|number| of(calls, *number).id == *id)
+            all.iter().copied().find(|number| of(calls, *number).id == *id)
         };
-        (found, numbers.len())
+        (found, all.len())
     }
 
     /// The numbers of the calls that will be read, but for one that says whose guild of many it is: probably, by hashes
@@ -104,39 +113,54 @@ impl Guilds {
     pub(super) fn likely(&self, hash: u64, id: &CallId) -> &[u32] {
         let guild = Mark::of(hash);
         let Some((_, numbers)) = self.guilds.find(guild.spread(), |(kept, _)| *kept == guild) else { return &[] };
-        if !numbers.spilled() {
-            return numbers;
-        }
+        let Some(at) = numbers.many_at() else { return numbers.few() };
         let mark = name(&self.hasher, hash, id);
         let found = self.names.find(mark.spread(), |(kept, _)| *kept == mark);
-        found.map_or(&numbers[..1], |(_, number)| std::slice::from_ref(number))
+        found.map_or(&self.many[at][..1], |(_, number)| std::slice::from_ref(number))
     }
 
     /// The calls of a guild.
     pub(super) fn of(&self, calls: &Calls, hash: u64, guild: &GuildId) -> &[u32] {
-        self.numbers(calls, hash, guild).map_or(&[], SmallVec::as_slice)
+        self.numbers(calls, hash, guild).map_or(&[], |numbers| numbers.all(&self.many))
     }
 
     fn numbers(&self, calls: &Calls, hash: u64, guild: &GuildId) -> Option<&Numbers> {
         let mark = Mark::of(hash);
-        self.guilds.find(mark.spread(), |entry| is_of(calls, entry, mark, guild)).map(|(_, numbers)| numbers)
+        let is_its = |entry: &(Mark, Numbers)| is_of(calls, &self.many, entry, mark, guild);
+        self.guilds.find(mark.spread(), is_its).map(|(_, numbers)| numbers)
     }
 
     /// Takes in a call that is in `calls` by now.
     pub(super) fn insert(&mut self, calls: &Calls, hash: u64, number: u32) {
         let (call, mark) = (of(calls, number), Mark::of(hash));
         debug_assert_eq!(hash, self.hash(&call.guild), "hashed elsewhere");
-        let is_its = |entry: &(Mark, Numbers)| is_of(calls, entry, mark, &call.guild);
-        let entry = self.guilds.entry(mark.spread(), is_its, |(kept, _)| kept.spread());
-        let numbers = &mut entry.or_insert_with(|| (mark, Numbers::new())).into_mut().1;
-        let had_few = !numbers.spilled();
-        numbers.push(number);
-        if numbers.spilled() {
-            let nameless = if had_few { numbers.as_slice() } else { std::slice::from_ref(&number) };
-            for number in nameless {
-                let mark = name(&self.hasher, hash, &of(calls, *number).id);
-                self.names.insert_unique(mark.spread(), (mark, *number), |(kept, _)| kept.spread());
+        let is_its = |entry: &(Mark, Numbers)| is_of(calls, &self.many, entry, mark, &call.guild);
+        let mut known = match self.guilds.entry(mark.spread(), is_its, |(kept, _)| kept.spread()) {
+            Entry::Occupied(known) => known,
+            Entry::Vacant(new) => {
+                new.insert((mark, Numbers::some(&[number])));
+                return;
             }
+        };
+        let numbers = &mut known.get_mut().1;
+        let nameless = match numbers.many_at() {
+            Some(at) => {
+                self.many[at].push(number);
+                SmallVec::from_slice(&[number])
+            }
+            None => {
+                let all: SmallVec<[u32; FEW_MAX + 1]> = numbers.few().iter().copied().chain([number]).collect();
+                if all.len() <= FEW_MAX {
+                    *numbers = Numbers::some(&all);
+                    return;
+                }
+                *numbers = Numbers::many(self.many.insert(all.to_vec()));
+                all
+            }
+        };
+        for number in nameless {
+            let mark = name(&self.hasher, hash, &of(calls, number).id);
+            self.names.insert_unique(mark.spread(), (mark, number), |(kept, _)| kept.spread());
         }
     }
 
@@ -145,25 +169,64 @@ impl Guilds {
         let call = of(calls, number);
         let hash = self.hash(&call.guild);
         let mark = Mark::of(hash);
-        let is_its = |entry: &(Mark, Numbers)| is_of(calls, entry, mark, &call.guild);
+        let is_its = |entry: &(Mark, Numbers)| is_of(calls, &self.many, entry, mark, &call.guild);
         let Ok(mut entry) = self.guilds.find_entry(mark.spread(), is_its) else { return };
         let numbers = &mut entry.get_mut().1;
+        let Some(at) = numbers.many_at() else {
+            let rest: SmallVec<[u32; FEW_MAX]> = numbers.few().iter().copied().filter(|kept| *kept != number).collect();
+            if rest.is_empty() {
+                entry.remove();
+            } else {
+                *numbers = Numbers::some(&rest);
+            }
+            return;
+        };
         let mut unname = |number: u32| {
             let mark = name(&self.hasher, hash, &of(calls, number).id);
             if let Ok(found) = self.names.find_entry(mark.spread(), |(_, named)| *named == number) {
                 found.remove();
             }
         };
-        numbers.retain(|kept| *kept != number);
-        if numbers.spilled() {
-            unname(number);
-            if numbers.len() <= FEW_AGAIN {
-                numbers.iter().copied().for_each(unname);
-                numbers.shrink_to_fit();
-            }
-        } else if numbers.is_empty() {
-            entry.remove();
+        unname(number);
+        let all = &mut self.many[at];
+        all.retain(|kept| *kept != number);
+        if all.len() <= FEW_AGAIN {
+            all.iter().copied().for_each(unname);
+            *numbers = Numbers::some(all);
+            self.many.remove(at);
         }
+    }
+}
+
+// === impl Numbers ===
+
+impl Numbers {
+    /// A few.
+    fn some(few: &[u32]) -> Self {
+        let mut numbers = [NONE; FEW_MAX];
+        numbers[..few.len()].copy_from_slice(few);
+        Self(numbers)
+    }
+
+    fn many(at: usize) -> Self {
+        let mut numbers = [NONE; FEW_MAX];
+        numbers[1] = u32::try_from(at).expect("guilds with many calls are fewer than calls");
+        Self(numbers)
+    }
+
+    /// Where they are, if they are many.
+    fn many_at(&self) -> Option<usize> {
+        (self.0[0] == NONE).then_some(self.0[1] as usize)
+    }
+
+    /// Those that stand here.
+    fn few(&self) -> &[u32] {
+        let end = self.0.iter().position(|number| *number == NONE).unwrap_or(FEW_MAX);
+        &self.0[..end]
+    }
+
+    fn all<'a>(&'a self, many: &'a Slab<Vec<u32>>) -> &'a [u32] {
+        self.many_at().map_or_else(|| self.few(), |at| &many[at])
     }
 }
 
@@ -172,9 +235,9 @@ fn name(hasher: &RandomState, guild: u64, id: &CallId) -> Mark {
     Mark::of(hasher.hash_one((guild, id)))
 }
 
-fn is_of(calls: &Calls, (kept, numbers): &(Mark, Numbers), mark: Mark, guild: &GuildId) -> bool {
-    let first = numbers.first().expect("a guild without calls has no entry");
-    *kept == mark && of(calls, *first).guild == *guild
+fn is_of(calls: &Calls, many: &Slab<Vec<u32>>, (kept, numbers): &(Mark, Numbers), mark: Mark, guild: &GuildId) -> bool {
+    let first = || numbers.all(many).first().expect("a guild without calls has no entry");
+    *kept == mark && of(calls, *first()).guild == *guild
 }
 
 fn of(calls: &Calls, number: u32) -> &Call {
@@ -191,6 +254,11 @@ mod tests {
 
     fn call((guild, id): &(u8, u8)) -> Call {
         Call::named(&guild.to_string(), &id.to_string())
+    }
+
+    #[test]
+    fn a_guild_takes_16_bytes_of_the_table() {
+        assert_eq!(size_of::<(Mark, Numbers)>(), 16);
     }
 
     proptest! {
@@ -225,10 +293,12 @@ mod tests {
                     prop_assert_eq!(guilds.of(&calls, hash, &wanted.guild).len(), in_guild);
                     prop_assert!(known.is_none_or(|number| guilds.likely(hash, &wanted.id).contains(&number)));
                 }
-                let all = || guilds.guilds.iter().map(|(_, numbers)| numbers);
-                let many: usize = all().filter(|numbers| numbers.spilled()).map(SmallVec::len).sum();
+                let many: usize = guilds.many.iter().map(|(_, all)| all.len()).sum();
                 prop_assert_eq!(guilds.names.len(), many);
-                prop_assert!(all().all(|numbers| (1 + FEW_AGAIN * usize::from(numbers.spilled())..).contains(&numbers.len())));
+                prop_assert!(guilds.many.iter().all(|(_, all)| all.len() > FEW_AGAIN));
+                let with_many = guilds.guilds.iter().filter(|(_, numbers)| numbers.many_at().is_some()).count();
+                prop_assert_eq!(guilds.many.len(), with_many);
+                prop_assert!(guilds.guilds.iter().all(|(_, numbers)| !numbers.all(&guilds.many).is_empty()));
             }
         }
     }
