@@ -347,6 +347,43 @@ async fn r14_rooms_are_not_ended_before_an_overloaded_sfu_wants_to_hear_of_it() 
     world.wait("the end of the rooms", S(30), |_| world.fleet.with("sfu-0", |n| n.rooms.is_empty())).await;
 }
 
+/// Patience that an SFU asks for in part of a request is as good as that for the whole.
+#[tokio::test(start_paused = true)]
+async fn r14_an_sfu_that_does_part_of_a_request_is_left_alone_with_the_rest() {
+    let world = World::new(1, 1);
+    world.set("calls.empty_grace", &json!("1s"));
+    for lever in ["placement.overall", "placement.region", "placement.sfu"] {
+        world.set(&format!("{lever}.rate"), &json!(5_000.0));
+        world.set(&format!("{lever}.burst"), &json!(5_000));
+    }
+    let rooms = || world.fleet.with("sfu-0", |n| n.rooms.len());
+    let asked = || world.fleet.with("sfu-0", |n| n.asked);
+    world.place(1_000, 1).await;
+    tokio::time::sleep(S(3)).await; // it was looked at once, and its rooms were compared
+    world.fleet.with("sfu-0", |n| n.batch_max = 2);
+    let before = asked();
+    for call in 1_000..2_000 {
+        world.join(call, 0);
+    }
+    world.wait("the first of them", S(3), |_| rooms() >= 1_002).await;
+    tokio::time::sleep(Duration::from_millis(900)).await; // it asks for a second
+    let (requests, made) = (asked() - before, rooms() - 1_000);
+    assert!(made < 100 && requests <= 100, "{made} rooms made by {requests} requests");
+    world.fleet.with("sfu-0", |n| n.batch_max = usize::MAX);
+    world.wait("all of them", S(60), |_| rooms() == 2_000).await;
+
+    world.fleet.with("sfu-0", |n| n.batch_max = 2);
+    let before = asked();
+    for call in 0..2_000 {
+        world.leave(call, 0);
+    }
+    world.wait("the end of the first", S(3), |_| rooms() < 2_000).await;
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    assert!(asked() - before <= 4 + 3, "{} requests to an SFU that asked to be left alone", asked() - before);
+    world.fleet.with("sfu-0", |n| n.batch_max = usize::MAX);
+    world.wait("the end of all", S(60), |_| rooms() == 0).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn r20_the_pause_lever_holds_and_releases_placements() {
     let world = World::new(4, 1);

@@ -8,6 +8,7 @@
 mod common;
 
 mod apart;
+mod descriptors;
 mod dev;
 mod input;
 mod limits;

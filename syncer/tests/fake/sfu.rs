@@ -64,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) draining: bool,
     /// Rooms it can carry.
     pub(crate) capacity: u32,
+    /// Operations of one request that it does; it is overloaded for the others, and says so of each.
+    pub(crate) batch_max: usize,
     /// Who holds a slot here, by the highest term seen.
     pub(crate) holders: HashMap<Slot, (OwnerTerm, SyncerId)>,
     /// Operations done, by id: none may be used for two.
@@ -160,9 +162,7 @@ impl FakeSfu {
                     self.fleet.with(self.id.as_str(), serve)?;
                     Err(DriverError::new(ErrorKind::Reset, "closed before the answer"))
                 }
-                Mode::Overloaded => {
-                    Err(DriverError::new(ErrorKind::Overloaded, "503").with_retry_after(Some(Duration::from_secs(1))))
-                }
+                Mode::Overloaded => Err(overloaded()),
                 Mode::Rejects => Err(DriverError::new(ErrorKind::Rejected, "422")),
                 Mode::Draining => {
                     Err(DriverError::new(ErrorKind::Draining, "503").with_retry_after(Some(Duration::from_secs(30))))
@@ -173,6 +173,21 @@ impl FakeSfu {
         }
         .boxed()
     }
+}
+
+fn overloaded() -> DriverError {
+    DriverError::new(ErrorKind::Overloaded, "503").with_retry_after(Some(Duration::from_secs(1)))
+}
+
+/// What came of the operations of one request.
+fn each_of<T, R>(
+    n: &mut Node,
+    operations: &[T],
+    mut serve: impl FnMut(&mut Node, &T) -> Result<R, DriverError>,
+) -> Vec<Result<R, DriverError>> {
+    let max = n.batch_max;
+    let one = |(nth, operation)| if nth < max { serve(n, operation) } else { Err(overloaded()) };
+    operations.iter().enumerate().map(one).collect()
 }
 
 /// Notes who holds a slot; refuses a lower term than seen.
@@ -267,9 +282,7 @@ impl SfuDriver for FakeSfu {
         specs: Vec<RoomSpec>,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Vec<Result<RoomReady, DriverError>>, DriverError>> {
-        self.exchange(false, deadline, move |n| {
-            Ok(specs.iter().map(|spec| ensure(&self.id, &self.by, n, spec)).collect())
-        })
+        self.exchange(false, deadline, move |n| Ok(each_of(n, &specs, |n, spec| ensure(&self.id, &self.by, n, spec))))
     }
 
     fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>> {
@@ -281,7 +294,7 @@ impl SfuDriver for FakeSfu {
         ends: Vec<EndSpec>,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Vec<Result<Ended, DriverError>>, DriverError>> {
-        self.exchange(false, deadline, move |n| Ok(ends.iter().map(|end| ended(n, end, false)).collect()))
+        self.exchange(false, deadline, move |n| Ok(each_of(n, &ends, |n, end| ended(n, end, false))))
     }
 
     fn list_rooms(&self, deadline: Instant) -> BoxFuture<'_, Result<RoomList, DriverError>> {
