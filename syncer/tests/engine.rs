@@ -327,10 +327,7 @@ async fn r20_rooms_are_ended_while_placements_hang() {
 async fn r14_rooms_are_not_ended_before_an_overloaded_sfu_wants_to_hear_of_it() {
     let world = World::new(1, 1);
     world.set("calls.empty_grace", &json!("1s"));
-    for lever in ["placement.overall", "placement.region", "placement.sfu"] {
-        world.set(&format!("{lever}.rate"), &json!(5_000.0));
-        world.set(&format!("{lever}.burst"), &json!(5_000));
-    }
+    world.place_fast();
     world.place(4_000, 1).await;
     tokio::time::sleep(S(3)).await; // it was looked at once, and its rooms were compared
     world.fleet.with("sfu-0", |n| n.mode = Mode::Overloaded);
@@ -352,10 +349,7 @@ async fn r14_rooms_are_not_ended_before_an_overloaded_sfu_wants_to_hear_of_it() 
 async fn r14_an_sfu_that_does_part_of_a_request_is_left_alone_with_the_rest() {
     let world = World::new(1, 1);
     world.set("calls.empty_grace", &json!("1s"));
-    for lever in ["placement.overall", "placement.region", "placement.sfu"] {
-        world.set(&format!("{lever}.rate"), &json!(5_000.0));
-        world.set(&format!("{lever}.burst"), &json!(5_000));
-    }
+    world.place_fast();
     let rooms = || world.fleet.with("sfu-0", |n| n.rooms.len());
     let asked = || world.fleet.with("sfu-0", |n| n.asked);
     world.place(1_000, 1).await;
@@ -368,7 +362,7 @@ async fn r14_an_sfu_that_does_part_of_a_request_is_left_alone_with_the_rest() {
     world.wait("the first of them", S(3), |_| rooms() >= 1_002).await;
     tokio::time::sleep(Duration::from_millis(900)).await; // it asks for a second
     let (requests, made) = (asked() - before, rooms() - 1_000);
-    assert!(made < 100 && requests <= 100, "{made} rooms made by {requests} requests");
+    assert!(made <= 8 && requests <= 4, "{made} rooms made by {requests} requests"); // with probes
     world.fleet.with("sfu-0", |n| n.batch_max = usize::MAX);
     world.wait("all of them", S(60), |_| rooms() == 2_000).await;
 

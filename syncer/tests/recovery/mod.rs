@@ -19,10 +19,7 @@ fn sfu(n: usize) -> SfuId {
 /// All of `calls` on `sfu-0`, and then the others are there too.
 async fn all_on_one(sfus: usize, regions: usize, calls: usize) -> World {
     let world = World::new(sfus, regions);
-    for lever in ["placement.overall", "placement.region", "placement.sfu"] {
-        world.set(&format!("{lever}.rate"), &json!(5_000.0));
-        world.set(&format!("{lever}.burst"), &json!(5_000));
-    }
+    world.place_fast();
     for n in 1..sfus {
         world.engine.cordon(&sfu(n), true).expect("known");
     }
