@@ -156,11 +156,11 @@ impl Bucket {
         meter.available(quota, now)
     }
 
-    /// Whether more than half of the burst could be taken now.
+    /// Takes `n` tokens if more than half of the burst could be taken now; says whether it did.
     #[must_use]
-    pub fn is_half_full(&self, now: Instant) -> bool {
-        let (quota, meter) = &*self.state.lock();
-        u64::from(meter.available(quota, now)) * 2 > u64::from(quota.burst)
+    pub fn try_take_spare(&self, n: u32, now: Instant) -> bool {
+        let (quota, meter) = &mut *self.state.lock();
+        u64::from(meter.available(quota, now)) * 2 > u64::from(quota.burst) && meter.try_take(quota, n, now).is_ok()
     }
 
     /// When the next token is there, as [`NotYet::ready_at`]; `now` if there is one already. Takes nothing.

@@ -255,3 +255,16 @@ fn r07_threads_cannot_overdraw() {
     });
     assert_eq!(taken, 1_000);
 }
+
+#[test]
+fn r08_spare_tokens_are_those_of_the_upper_half() {
+    let start = Instant::now();
+    let bucket = Bucket::new(quota(10.0, 10), start);
+    let spare = |at| std::iter::repeat_with(|| bucket.try_take_spare(1, at)).take_while(|taken| *taken).count();
+    assert_eq!((spare(start), bucket.available(start)), (5, 5), "half of them are nobody's to spare");
+    assert!(bucket.try_take(5, start).is_ok(), "and are there for who has to pay");
+    assert_eq!(spare(start + ms(500)), 0, "half full is not more than half");
+    assert_eq!(spare(start + ms(600)), 1);
+    assert!(!bucket.try_take_spare(11, start + ms(5_000)), "all or none");
+    assert_eq!(bucket.available(start + ms(5_000)), 10);
+}

@@ -87,7 +87,8 @@ pub struct Admission {
 /// Calls that want a place: those of the last tick, and those that came in since.
 #[derive(Debug, Default)]
 struct Queue {
-    all: AtomicU64,
+    /// What is neither a new call nor a stream that waits for its turn.
+    others: AtomicU64,
     new_calls: AtomicU64,
     streams: AtomicU64,
 }
@@ -293,7 +294,9 @@ impl Admission {
             return Err((Reason::Throttled, now));
         }
         let waiting = self.queue.get();
-        let charged = class.is_child() && !self.has_spare(gate, waiting.all, now);
+        // While so little is used, no guild takes from another.
+        let spare = class.is_child() && waiting.all * 2 <= gate.window() && self.children.try_take_spare(1, now);
+        let charged = class.is_child() && !spare;
         if charged {
             self.guilds.try_take(guild, 1, now).map_err(|not_yet| (Reason::Guild, not_yet.ready_at))?;
         }
@@ -301,18 +304,16 @@ impl Admission {
         if !class.is_child() {
             return admitted; // Not even nothing: a bucket that is closed or in debt refuses that too.
         }
+        if spare {
+            return admitted.inspect_err(|_| self.children.give_back(1, now));
+        }
         let used_up = if open < 1.0 { Reason::Throttled } else { Reason::Rate };
         let admitted =
             admitted.and_then(|()| self.children.try_take(1, now).map_err(|not_yet| (used_up, not_yet.ready_at)));
-        if admitted.is_err() && charged {
+        if admitted.is_err() {
             self.guilds.give_back(guild, 1, now);
         }
         admitted
-    }
-
-    /// Whether so little is used that no guild takes from another.
-    fn has_spare(&self, gate: &Gate, waiting: u64, now: Instant) -> bool {
-        waiting * 2 <= gate.window() && self.children.is_half_full(now)
     }
 }
 
@@ -320,12 +321,14 @@ impl Admission {
 
 impl Queue {
     fn get(&self) -> Waiting {
-        let [all, new_calls, streams] = [&self.all, &self.new_calls, &self.streams].map(|n| n.load(Ordering::Relaxed));
-        Waiting { all, new_calls, streams }
+        let [others, new_calls, streams] =
+            [&self.others, &self.new_calls, &self.streams].map(|n| n.load(Ordering::Relaxed));
+        Waiting { all: others + new_calls + streams, new_calls, streams }
     }
 
     fn set(&self, to: Waiting) {
-        for (n, to) in [(&self.all, to.all), (&self.new_calls, to.new_calls), (&self.streams, to.streams)] {
+        let others = to.all.saturating_sub(to.new_calls + to.streams);
+        for (n, to) in [(&self.others, others), (&self.new_calls, to.new_calls), (&self.streams, to.streams)] {
             n.store(to, Ordering::Relaxed);
         }
     }
@@ -337,7 +340,6 @@ impl Queue {
             Class::Stream => &self.streams,
             _ => return,
         };
-        self.all.fetch_add(1, Ordering::Relaxed);
         line.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -7,6 +7,7 @@
 //! Only numbers are kept. A call that goes is taken out of every line before its number is given again.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// Ranks are told apart to this: a fiftieth of what twice the size is worth. Calls of one tick stand in the order of
 /// their numbers.
@@ -42,12 +43,11 @@ impl Line {
 
     /// Takes a call out; says whether it was there.
     pub(super) fn remove(&mut self, tick: Tick, call: u32) -> bool {
-        let key = key(tick, call);
-        let Some(word) = self.words.get_mut(&key) else { return false };
-        let known = *word & bit(call) != 0;
-        *word &= !bit(call);
-        if *word == 0 {
-            self.words.remove(&key);
+        let Entry::Occupied(mut word) = self.words.entry(key(tick, call)) else { return false };
+        let known = *word.get() & bit(call) != 0;
+        *word.get_mut() &= !bit(call);
+        if *word.get() == 0 {
+            word.remove();
         }
         self.len -= usize::from(known);
         known

@@ -385,7 +385,10 @@ impl Demand {
             return;
         }
         if let Some(class) = after {
-            self.add(call.region.as_ref(), class, 1);
+            match self.0.get_mut(&call.region) {
+                Some(calls) => calls[class as usize] += 1,
+                None => self.add(call.region.as_ref(), class, 1),
+            }
         }
         if let Some(class) = before
             && let Some(calls) = self.0.get_mut(&call.region)
