@@ -202,11 +202,12 @@ mod tests {
         fn it_is_a_set_in_order(steps in steps(), after in prop::option::of(0u32..6_000)) {
             let (mut set, mut model) = (CallSet::new(), BTreeSet::new());
             for (put, backwards, from, calls) in steps {
+                let mut grew = false;
                 for nth in (0..calls).step_by(2) {
                     let call = from + if backwards { calls - nth } else { nth };
                     if put {
                         set.insert(call);
-                        model.insert(call);
+                        grew |= model.insert(call);
                     } else {
                         set.remove(call);
                         model.remove(&call);
@@ -223,9 +224,11 @@ mod tests {
                         prop_assert!(words.capacity() <= words.len().next_multiple_of(ROOM_STEP));
                         prop_assert!(words.last().is_some_and(|last| *last != 0) && set.is_counted());
                     }
+                    // Whether they are near enough is asked as one more comes, not as those far away go.
                     Kept::Thin(_) => {
                         let words = model.last().map_or(0, |last| word_of(*last) + 1);
-                        prop_assert!(model.len() < MANY || words > model.len() * WORDS_MAX_AT_FIRST, "many and near");
+                        let far = words > model.len() * WORDS_MAX_AT_FIRST;
+                        prop_assert!(!grew || model.len() < MANY || far, "many and near");
                     }
                 }
             }
