@@ -10,7 +10,8 @@
 //!   cannot lock out the small ones.
 //! - **Class admission** is [`Gate`]: what the queue, the CPU and the memory say, by class, from the bottom.
 //! - **The child bucket** is charged for every call and every stream, whichever guild asks (R8): that is where
-//!   the cost is. It is this syncer's share of the fleet's limit (R9).
+//!   the cost is. It is this syncer's share of the fleet's limit (R9). What it has to spare is taken first, and given back
+//!   if the class is not admitted.
 //!
 //! A session that repeats itself is never asked here: it costs nothing new. Leaves and repairs are never
 //! turned away. Whoever is, is told when to come back ([`Slots`]).
@@ -255,11 +256,11 @@ impl Admission {
     #[must_use]
     pub fn view(&self) -> AdmissionView {
         let (memory_bytes, memory_bytes_max) = self.felt.memory();
-        let (waiting_max, throttle) = {
+        let (waiting_max, throttle, waiting) = {
             let inner = self.inner.read();
-            (inner.gate.window(), inner.throttle.open())
+            (inner.gate.window(), inner.throttle.open(), self.queue.get())
         };
-        let Waiting { all, new_calls, streams } = self.queue.get();
+        let Waiting { all, new_calls, streams } = waiting;
         AdmissionView {
             waiting: all,
             waiting_new_calls: new_calls,
@@ -294,32 +295,25 @@ impl Admission {
             return Err((Reason::Throttled, now));
         }
         let waiting = self.queue.get();
-        // While so little is used, no guild takes from another.
-        let spare = class.is_child() && waiting.all * 2 <= gate.window() && self.children.try_take_spare(1, now);
-        let charged = class.is_child() && !spare;
-        if charged {
-            self.guilds.try_take(guild, 1, now).map_err(|not_yet| (Reason::Guild, not_yet.ready_at))?;
-        }
-        let admitted = gate.admit(class, &waiting, now, draw).map_err(|reason| (reason, now));
+        let admitted = || gate.admit(class, &waiting, now, draw).map_err(|reason| (reason, now));
         if !class.is_child() {
-            return admitted; // Not even nothing: a bucket that is closed or in debt refuses that too.
+            return admitted(); // Not even nothing: a bucket that is closed or in debt refuses that too.
         }
-        if spare {
-            return admitted.inspect_err(|_| self.children.give_back(1, now));
+        // While so little is used, no guild takes from another.
+        if waiting.all * 2 <= gate.window() && self.children.try_take_spare(1, now) {
+            return admitted().inspect_err(|_| self.children.give_back(1, now));
         }
+        self.guilds.try_take(guild, 1, now).map_err(|not_yet| (Reason::Guild, not_yet.ready_at))?;
         let used_up = if open < 1.0 { Reason::Throttled } else { Reason::Rate };
-        let admitted =
-            admitted.and_then(|()| self.children.try_take(1, now).map_err(|not_yet| (used_up, not_yet.ready_at)));
-        if admitted.is_err() {
-            self.guilds.give_back(guild, 1, now);
-        }
-        admitted
+        let charged = || self.children.try_take(1, now).map_err(|not_yet| (used_up, not_yet.ready_at));
+        admitted().and_then(|()| charged()).inspect_err(|_| self.guilds.give_back(guild, 1, now))
     }
 }
 
 // === impl Queue ===
 
 impl Queue {
+    /// What waits now. A tick changes all of it, so it is asked under the lock that a tick holds.
     fn get(&self) -> Waiting {
         let [others, new_calls, streams] =
             [&self.others, &self.new_calls, &self.streams].map(|n| n.load(Ordering::Relaxed));

@@ -111,6 +111,33 @@ fn r08_a_guild_takes_what_nobody_needs_and_no_more_once_others_do() {
     assert_eq!((denied.reason, denied.class), (Reason::Guild, Class::NewCall));
 }
 
+fn signals(memory: f64, waiting: Waiting) -> Signals {
+    Signals { oldest: Duration::ZERO, waiting, lag: Duration::ZERO, memory }
+}
+
+#[test]
+fn r08_a_token_to_spare_comes_back_from_who_is_not_admitted() {
+    let t = Instant::now();
+    let door = Admission::new(settings(100.0, 10), t);
+    door.tick(&signals(1.0, Waiting::default()), t);
+    for n in 0..100 {
+        ask(&door, n, Class::NewCall, t).expect_err("there is no memory left");
+    }
+    assert_eq!(door.children.available(t), 10);
+}
+
+#[test]
+fn r10_what_waits_is_what_waited_at_the_last_tick_and_what_came_since() {
+    let t = Instant::now();
+    let door = Admission::new(settings(100.0, 100), t);
+    door.tick(&signals(0.0, Waiting { all: 30, new_calls: 12, streams: 5 }), t);
+    for (class, n) in [(Class::NewCall, 4), (Class::Stream, 3), (Class::Join, 2)] {
+        (0..n).for_each(|n| ask(&door, n, class, t).expect("nothing presses"));
+    }
+    let AdmissionView { waiting, waiting_new_calls, waiting_streams, .. } = door.view();
+    assert_eq!((waiting, waiting_new_calls, waiting_streams), (37, 16, 8));
+}
+
 #[test]
 fn r08_what_a_later_check_refuses_costs_the_guild_nothing() {
     let t = Instant::now();

@@ -7,15 +7,18 @@ use super::{CallKey, Class, Dirty, GatewayIdx, Join, Last, Members, Place, Place
 
 /// One call: the expensive child of a guild.
 ///
-/// Three lines of 64 bytes, each of which a write that changes the call may have to wait for when there are a million:
-/// who it is and who is in it, where it is, what it waits for. Who looks for another call reads the first alone.
+/// Two pairs of lines of 64 bytes, each of which a write may have to wait for when there are a million calls: who it is
+/// and in which line it waits, who is in it; where it is, and what is read when it moves on. Who looks for another call
+/// reads the first alone.
 #[derive(Clone, Debug)]
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub struct Call {
     /// Its guild.
     pub guild: GuildId,
     /// Its id within the guild.
     pub id: CallId,
+    /// Where it is in the dirty set.
+    pub(super) place: Place,
     /// Who is in it.
     pub participants: Members,
     /// Where it is.
@@ -28,8 +31,6 @@ pub struct Call {
     pub attempts: u8,
     /// Tells it from calls that had its number before.
     pub(super) generation: u32,
-    /// Where it is in the dirty set.
-    pub(super) place: Place,
     /// Since when it has wanted an endpoint without having one.
     pub awaiting_since: Option<Instant>,
     /// Region it asked for.
@@ -103,15 +104,20 @@ impl Call {
         Self::new(&join, Slot::new(0).expect("the first"), None)
     }
 
+    /// Whether this is its name.
+    pub(super) fn is_called(&self, guild: &GuildId, id: &CallId) -> bool {
+        self.id == *id && self.guild == *guild
+    }
+
     /// Reads what it is called, so that it is at hand.
     pub(super) fn touch_name(&self) -> u8 {
         self.guild.as_bytes()[0] ^ self.id.as_bytes()[0]
     }
 
-    /// Reads some of every other part of it.
+    /// Reads some of every part of it; of its sessions only where they are.
     pub(super) fn touch(&self) -> u8 {
-        let placed = u8::from(self.placement.is_placed()) ^ u8::from(matches!(self.place, Place::Clean));
-        placed ^ self.participants.touch()
+        let [placed, waits] = [self.placement.is_placed(), self.awaiting_since.is_some()].map(u8::from);
+        self.touch_name() ^ self.participants.touch() ^ placed ^ waits
     }
 
     /// Whether anyone is in the call.

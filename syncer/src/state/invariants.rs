@@ -108,6 +108,9 @@ pub fn of_shard(shard: &Shard) -> Option<Violation> {
     if !shard.gateways.is_tidy() {
         return Some(Violation::Index);
     }
+    if shard.guilds.len() != shard.keys().len() {
+        return Some(Violation::Index);
+    }
     if shard.gateways.len() != heard || shard.by_sfu.values().map(count_of).sum::<usize>() != indexed {
         return Some(Violation::Index);
     }

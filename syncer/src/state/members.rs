@@ -1,15 +1,17 @@
 //! Who is in one call, packed.
 //!
-//! Almost every call has a handful of sessions and there are a million calls, so a few sessions are one
-//! allocation for all of them: record after record, looked through from the start, with some room behind. Ids are mostly
-//! hexadecimal digits, and gateways and `seq` mostly small, so each takes the bytes it needs. A call that
-//! grows beyond [`FEW_MAX`] gets a map, so that no look-up is ever long.
+//! Almost every call has a handful of sessions and there are a million calls, so a few sessions stand in a row: record
+//! after record, looked through from the start, with some [space](Space) behind, in the call itself as long as they fit. Ids
+//! are mostly hexadecimal digits, and gateways and `seq` mostly small, so each takes the bytes it needs. A call that grows
+//! beyond [`FEW_MAX`] gets a map, so that no look-up is ever long.
 
 mod many;
+mod space;
 
 use sfu_api::{ID_BYTES_MAX, SessionId};
 
 use self::many::Many;
+use self::space::Space;
 use super::GatewayIdx;
 
 /// Sessions that are looked through one by one: ~0.3 KiB in a row, which costs no more than the few
@@ -17,10 +19,6 @@ use super::GatewayIdx;
 const FEW_MAX: usize = 16;
 /// A map that shrank to this is packed again; half of it, so that a call on the edge does not flap.
 const FEW_AGAIN: usize = FEW_MAX / 2;
-/// Least room for sessions: three of the usual ones, so that most calls are allocated for once.
-const ROOM_MIN_BYTES: usize = 64;
-/// Room is added in steps of one or two sessions.
-const ROOM_STEP_BYTES: usize = 32;
 /// Set in a record's first byte when the id is an even number of lower-case hexadecimal digits, kept two
 /// in a byte. The other seven bits are the id's length less one.
 const HEX: u8 = 0x80;
@@ -35,9 +33,9 @@ pub struct Members(Kept);
 
 #[derive(Clone, Debug)]
 enum Kept {
-    /// How many, if any; then for each: kind and length of the session's id, the id, gateway, `seq`; then room for
+    /// How many; then for each: kind and length of the session's id, the id, gateway, `seq`; then room for
     /// more.
-    Few(Box<[u8]>),
+    Few(Space),
     Many(Box<Many>),
 }
 
@@ -71,7 +69,7 @@ struct Records<'a> {
 impl Members {
     /// Nobody.
     pub(super) fn new() -> Self {
-        Self(Kept::Few(Box::default()))
+        Self(Kept::Few(Space::default()))
     }
 
     /// How many sessions there are.
@@ -101,11 +99,16 @@ impl Members {
         }
     }
 
-    /// Reads where the sessions' room begins and ends, so that it is at hand.
+    /// Reads some of what is in the call, so that it is at hand.
     pub(super) fn touch(&self) -> u8 {
+        u8::from(matches!(self.0, Kept::Many(_)))
+    }
+
+    /// Reads where those begin and end that are elsewhere.
+    pub(super) fn touch_elsewhere(&self) -> u8 {
         match &self.0 {
-            Kept::Few(bytes) => bytes.first().copied().unwrap_or(0) ^ bytes.last().copied().unwrap_or(0),
-            Kept::Many(_) => 0,
+            Kept::Few(bytes) if bytes.is_boxed() => bytes[0] ^ bytes[bytes.len() - 1],
+            Kept::Few(_) | Kept::Many(_) => 0,
         }
     }
 
@@ -203,15 +206,12 @@ impl Members {
             Kept::Few(bytes) => {
                 let Some((from, to)) = find(bytes, pack(session, &mut [0; _])).map(|r| (r.from, r.to)) else { return };
                 let end = cut(bytes, from, to);
-                // A little room is kept without anybody too: a call ends soon, or somebody comes back.
-                if 2 * room(end) <= bytes.len() {
-                    resize(bytes, room(end));
-                }
+                bytes.shrink(end);
             }
             Kept::Many(many) => {
                 many.remove(pack(session, &mut [0; _]));
                 if many.len() <= FEW_AGAIN {
-                    let (mut bytes, mut end) = (Box::default(), 1);
+                    let (mut bytes, mut end) = (Space::default(), 1);
                     for (id, (gateway, seq)) in many.iter() {
                         end = push(&mut bytes, end, id, tail(gateway, seq).as_bytes());
                     }
@@ -278,7 +278,7 @@ impl<const MAX: usize> Packed<MAX> {
 }
 
 fn count(bytes: &[u8]) -> u8 {
-    bytes.first().copied().unwrap_or(0)
+    bytes[0]
 }
 
 fn records(bytes: &[u8]) -> Records<'_> {
@@ -341,11 +341,9 @@ const fn value(digit: u8) -> u8 {
 }
 
 /// Adds a record behind the others, which end at `end`; returns where they end now.
-fn push(bytes: &mut Box<[u8]>, end: usize, id: &[u8], tail: &[u8]) -> usize {
+fn push(bytes: &mut Space, end: usize, id: &[u8], tail: &[u8]) -> usize {
     let (middle, to) = (end + id.len(), end + id.len() + tail.len());
-    if to > bytes.len() {
-        resize(bytes, room(to));
-    }
+    bytes.grow(to);
     bytes[end..middle].copy_from_slice(id);
     bytes[middle..to].copy_from_slice(tail);
     bytes[0] += 1;
@@ -358,19 +356,6 @@ fn cut(bytes: &mut [u8], from: usize, to: usize) -> usize {
     bytes.copy_within(to..end, from);
     bytes[0] -= 1;
     end - (to - from)
-}
-
-/// Room for so many bytes and some more.
-const fn room(bytes: usize) -> usize {
-    let least = if bytes < ROOM_MIN_BYTES { ROOM_MIN_BYTES } else { bytes };
-    least.next_multiple_of(ROOM_STEP_BYTES)
-}
-
-fn resize(bytes: &mut Box<[u8]>, room: usize) {
-    let mut resized = vec![0; room].into_boxed_slice();
-    let kept = bytes.len().min(room);
-    resized[..kept].copy_from_slice(&bytes[..kept]);
-    *bytes = resized;
 }
 
 fn tail(gateway: GatewayIdx, seq: u64) -> Packed<TAIL_BYTES_MAX> {
@@ -440,13 +425,28 @@ mod tests {
     }
 
     #[test]
-    fn three_sessions_are_allocated_for_once() {
+    fn three_sessions_need_no_allocation() {
         let mut members = Members::new();
         for n in 0..3 {
             let session = SessionId::new(format!("{n:032x}")).expect("valid");
             members.update(&session, |_| Some((GatewayIdx(0), 1)));
             let Kept::Few(bytes) = &members.0 else { panic!("three are few") };
-            assert_eq!((bytes.len(), size_of::<Members>()), (ROOM_MIN_BYTES, 16));
+            assert!(!bytes.is_boxed());
+        }
+        assert_eq!(size_of::<Members>(), 64);
+    }
+
+    #[test]
+    fn eleven_bytes_are_there_for_three_gateways_and_seqs() {
+        let of_three_bytes = 1 << 14;
+        for (last, is_boxed) in [(of_three_bytes - 1, false), (of_three_bytes, true)] {
+            let mut members = Members::new();
+            for (n, seq) in [of_three_bytes, of_three_bytes, last].into_iter().enumerate() {
+                let session = SessionId::new(format!("{n:032x}")).expect("valid");
+                members.update(&session, |_| Some((GatewayIdx(127), seq)));
+            }
+            let Kept::Few(bytes) = &members.0 else { panic!("three are few") };
+            assert_eq!(bytes.is_boxed(), is_boxed);
         }
     }
 
@@ -467,8 +467,8 @@ mod tests {
             members.remove(&session(n));
             note(&members);
         }
-        let expected = [64, 64, 64, 96, 96, 128, 160, 160, 192, 192];
+        let expected = [63, 63, 63, 96, 96, 128, 160, 160, 192, 192];
         assert_eq!(rooms[..10], expected);
-        assert_eq!(rooms[10..], [192, 192, 192, 192, 96, 96, 96, 96, 96, 96]);
+        assert_eq!(rooms[10..], [192, 192, 192, 192, 96, 96, 96, 63, 63, 63]);
     }
 }

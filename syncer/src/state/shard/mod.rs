@@ -27,7 +27,7 @@ use super::call_set::behind;
 use super::calls::Calls;
 use super::dirty::smallness;
 use super::gateways::Gateways;
-use super::guilds::Guilds;
+use super::guilds::{Guilds, Likely};
 use super::invariants::{self, Violation, check_invariant};
 use super::{
     Call, Cause, Class, Dirty, GatewayIdx, Gone, Last, Move, Place, Placement, Reserved, Round, Seat, SfuIdx, Tick,
@@ -124,7 +124,7 @@ pub struct Demand(HashMap<Option<RegionId>, [u64; Class::ALL.len()]>);
 #[derive(Debug, Default)]
 pub struct Shard {
     pub(super) calls: Calls,
-    guilds: Guilds,
+    pub(super) guilds: Guilds,
     /// Numbers of the calls placed, reserving or moving, by SFU, so that one notice finds them in one pass.
     pub(super) by_sfu: HashMap<SfuIdx, RoaringBitmap>,
     pub(super) gateways: Gateways,

@@ -97,25 +97,33 @@ impl Shard {
         if asked.len() < 2 {
             return named; // nothing to ask meanwhile
         }
-        let numbers: Row<&[u32]> =
-            asked.iter().map(|(named, write)| self.guilds.likely(named.hash, write.call)).collect();
+        let mut read = asked.iter().fold(0, |read, (named, _)| read ^ self.guilds.touch(named.hash));
         // Hashes first: questions have to stand close together to be asked at once.
         let left = asked.iter().filter(|_| !self.gone.is_empty());
         let left: Row<_> = left.map(|(named, write)| self.gone.who(named.hash, write.call, write.session)).collect();
         let left: Row<_> = left.into_iter().filter_map(|who| self.gone.likely(who)).collect();
-        let mut read = left.iter().fold(0, |read, left| read ^ left.touch());
-        for number in numbers.iter().copied().flatten() {
-            read ^= self.numbered(*number).map_or(0, Call::touch_name);
-        }
+        read ^= left.iter().fold(0, |read, left| read ^ u32::from(left.touch()));
+        let likely: Row<Likely> =
+            asked.iter().map(|(named, write)| self.guilds.likely(named.hash, write.call)).collect();
         let mut of = None; // mostly one gateway's
-        for ((_, write), numbers) in asked.iter().zip(numbers) {
-            let mut calls = numbers.iter().filter_map(|number| Some((*number, self.numbered(*number)?)));
-            let Some((number, call)) = calls.find(|(_, call)| call.id == *write.call) else { continue };
-            read ^= call.touch();
+        for ((_, write), likely) in asked.iter().zip(&likely) {
+            let number = match *likely {
+                Likely::Call(number) => number,
+                Likely::Guild(number) => {
+                    read ^= u32::from(self.numbered(number).map_or(0, Call::touch_name));
+                    continue;
+                }
+                Likely::Nothing => continue,
+            };
+            read ^= u32::from(self.numbered(number).map_or(0, Call::touch));
             if of.is_none_or(|(gateway, _)| gateway != write.gateway) {
                 of = Some((write.gateway, self.gateways.now(write.gateway)));
             }
-            read ^= of.and_then(|(_, calls)| calls).map_or(0, |calls| calls.touch(number));
+            read ^= u32::from(of.and_then(|(_, calls)| calls).map_or(0, |calls| calls.touch(number)));
+        }
+        for likely in likely {
+            let call = if let Likely::Call(number) = likely { self.numbered(number) } else { None };
+            read ^= u32::from(call.map_or(0, |call| call.participants.touch_elsewhere()));
         }
         std::hint::black_box(read); // or nothing would be read at all
         named

@@ -94,7 +94,7 @@ impl Shard {
         let of_one =
             guild.map(|guild| self.guilds.of(&self.calls, self.guilds.hash(guild), guild)).into_iter().flatten();
         let of_all = guild.is_none().then(|| self.calls.iter().map(|(_, call)| call)).into_iter().flatten();
-        of_one.filter_map(|number| self.numbered(*number)).chain(of_all)
+        of_one.filter_map(|number| self.numbered(number)).chain(of_all)
     }
 
     /// The last news of the calls in which `gateway` has sessions, with those sessions alone: at most `max`
