@@ -257,6 +257,22 @@ async fn a_forgotten_room_is_made_again() {
     assert!(world.fleet.with("sfu-1", |n| !n.rooms.is_empty()));
 }
 
+/// It may be late for hours: its calls are there, so what it forgets is made again, elsewhere.
+#[tokio::test(start_paused = true)]
+async fn r13_what_a_slow_sfu_forgets_is_noticed_too() {
+    let world = World::new(2, 1);
+    world.set("digest.interval", &json!("2s"));
+    world.place(10, 2).await;
+    let forgotten = world.fleet.with("sfu-1", |n| n.rooms.len());
+    world.fleet.with("sfu-1", |n| n.late = Duration::from_millis(1_500));
+    world.wait("its verdict", S(60), |s| s.sfus.slow == 1).await;
+    world.fleet.with("sfu-1", |n| n.rooms.clear());
+    world.wait("nulls", S(60), |_| world.ear.totals().0 == forgotten).await;
+    world.wait("rooms", S(60), |s| s.awaiting == 0).await;
+    assert_eq!(world.engine.status().sfus.slow, 1, "it stayed slow");
+    assert_eq!(world.fleet.with("sfu-0", |n| n.rooms.len()), 10);
+}
+
 #[tokio::test(start_paused = true)]
 async fn r19_a_driver_that_panics_costs_one_attempt_and_no_permit() {
     let world = World::new(4, 1);

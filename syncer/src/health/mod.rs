@@ -60,6 +60,12 @@ impl Verdict {
         matches!(self, Self::Healthy | Self::Restarted)
     }
 
+    /// Whether such an SFU answers, though perhaps late: it can be asked which rooms it has.
+    #[must_use]
+    pub const fn answers(self) -> bool {
+        matches!(self, Self::Healthy | Self::Slow | Self::Restarted)
+    }
+
     /// Whether such an SFU fails, or has failed.
     #[must_use]
     pub const fn is_bad(self) -> bool {

@@ -201,7 +201,7 @@ impl Observer {
         schedule.compare_rest(ctx, now);
         let due = now.saturating_duration_since(schedule.digested) >= every;
         if due
-            && verdict.takes_new()
+            && verdict.answers()
             && !ctx.levers.digest_paused.get()
             && !sfu.is_quarantined()
             && (schedule.first || schedule.may_sweep(ctx, every, now))

@@ -102,6 +102,7 @@ impl World {
                 stale: false,
                 draining: false,
                 capacity: 10_000,
+                late: Duration::ZERO,
                 batch_max: usize::MAX,
                 holders: HashMap::new(),
                 operations: HashMap::new(),

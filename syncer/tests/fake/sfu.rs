@@ -64,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) draining: bool,
     /// Rooms it can carry.
     pub(crate) capacity: u32,
+    /// Answers so much later.
+    pub(crate) late: Duration,
     /// Operations of one request that it does; it is overloaded for the others, and says so of each.
     pub(crate) batch_max: usize,
     /// Who holds a slot here, by the highest term seen.
@@ -146,7 +148,8 @@ impl FakeSfu {
         serve: impl FnOnce(&mut Node) -> Result<R, DriverError> + Send + 'a,
     ) -> BoxFuture<'a, Result<R, DriverError>> {
         async move {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            let late = self.fleet.with(self.id.as_str(), |n| n.late);
+            tokio::time::sleep(Duration::from_millis(5) + late).await;
             let mode = self.fleet.with(self.id.as_str(), |n| {
                 n.asked += 1;
                 mode(n)
