@@ -91,8 +91,9 @@ async fn boot(driver: &dyn SfuDriver) -> BootId {
 
 pub(crate) async fn names_tell_calls_apart(stand: &mut impl Stand) {
     let driver = stand.driver();
+    let ids = |guild: &str, call: &str| (GuildId::new(guild).expect("valid"), CallId::new(call).expect("valid"));
     let name = |guild: &str, call: &str, n| {
-        let (guild, call) = (GuildId::new(guild).expect("valid"), CallId::new(call).expect("valid"));
+        let (guild, call) = ids(guild, call);
         driver.room_name(&guild, &call, slot(), epoch(n))
     };
     let long = "x".repeat(128);
@@ -100,6 +101,15 @@ pub(crate) async fn names_tell_calls_apart(stand: &mut impl Stand) {
     let made: std::collections::BTreeSet<_> = names.iter().map(|(g, c)| name(g, c, 1)).collect();
     assert_eq!(made.len(), names.len(), "two calls share a name: {made:?}");
     assert_eq!(name("g", "c", 1), name("g", "c", 1));
+    for (guild, call) in names {
+        let told = driver.call_of(&name(guild, call, 1));
+        assert!(
+            told.is_none_or(|told| told == ids(guild, call)),
+            "the room of {guild} and {call} is taken for another's"
+        );
+    }
+    let told = driver.call_of(&name("g", "c", 1)).is_some();
+    assert_eq!(told, driver.capabilities().fences, "a room may be kept where the SFU fences, and there alone");
 }
 
 pub(crate) async fn rooms_come_and_go(stand: &mut impl Stand) {
@@ -251,6 +261,14 @@ pub(crate) async fn many_rooms_are_answered_in_order(stand: &mut impl Stand) {
     for (spec, ready) in specs.iter().zip(made) {
         let endpoint = ready.expect("made").endpoint;
         assert!(endpoint.contains(spec.room.as_str()), "{endpoint} is not for {}", spec.room);
+    }
+    let ends = specs.iter().enumerate().filter(|(n, _)| n % 2 == 0);
+    let ended = driver.end_rooms(ends.map(|(n, spec)| end(spec, &format!("e{n}"))).collect(), soon()).await;
+    let ended: Vec<Ended> = ended.expect("answered").into_iter().map(|ended| ended.expect("ended")).collect();
+    assert_eq!(ended, [Ended::Destroyed; 5]);
+    for (n, spec) in specs.into_iter().enumerate() {
+        let there = driver.participants(spec.room, soon()).await.expect("asked");
+        assert_eq!(there, (n % 2 == 1).then_some(0), "room {n}");
     }
 }
 
