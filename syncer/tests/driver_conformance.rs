@@ -6,10 +6,11 @@ mod driver_support;
 
 use std::sync::Arc;
 
-use conformance::{Stand, conformance};
+use conformance::{SESSION, Stand, conformance};
 use driver_support::fake_janus::FakeJanus;
 use driver_support::{built, closed_port, janus, lane, silent_server, soon};
 use pool::Lane;
+use sfu_api::RoomId;
 use sfu_mock::{Cluster, ClusterConfig, Fault, Target};
 use syncer::drivers::{JanusPlugin, SfuDriver};
 use syncer::token::Signer;
@@ -55,6 +56,14 @@ impl Stand for Mock {
     async fn hung(&mut self) -> Arc<dyn SfuDriver> {
         self.broken(Fault::Hang).await
     }
+
+    async fn enter(&mut self, _room: &RoomId, endpoint: &str, token: &str) {
+        let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let ca = reqwest::Certificate::from_pem(self.cluster.ca_pem().as_bytes()).expect("a certificate");
+        let http = reqwest::Client::builder().tls_certs_only([ca]).build().expect("a client");
+        let entered = http.put(format!("{endpoint}/{SESSION}")).bearer_auth(token).send().await.expect("answered");
+        assert_eq!(entered.status().as_u16(), 204);
+    }
 }
 
 /// Janus, as far as a few lines are one. `tests/real` runs the suite against Janus itself.
@@ -85,6 +94,10 @@ impl Stand for Fake {
 
     async fn hung(&mut self) -> Arc<dyn SfuDriver> {
         janus(&self.lane, &silent_server(), self.plugin)
+    }
+
+    async fn enter(&mut self, room: &RoomId, _endpoint: &str, _token: &str) {
+        self.janus.people(room.as_str(), 1);
     }
 }
 

@@ -82,6 +82,15 @@ impl Handle {
         }
     }
 
+    /// Goes into a room of either plugin without any media.
+    pub(crate) async fn enter(&self, endpoint: &Endpoint, pin: &str) -> Result<(), Refused> {
+        let join = json!({ "request": "join", "ptype": "publisher", "room": endpoint.room, "pin": pin });
+        post(&self.http, &self.handle_url, json!({ "janus": "message", "body": join })).await?;
+        let joined = self.event().await?;
+        let what = joined[endpoint.plugin.as_str()].as_str();
+        if what == Some("joined") { Ok(()) } else { Err(Refused(joined.to_string())) }
+    }
+
     /// The plugin's next event. Janus answers a long poll within 30 s.
     async fn event(&self) -> Result<Value, Refused> {
         let deadline = Instant::now() + Duration::from_secs(30);

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use sfu_api::RoomId;
 use syncer::drivers::{JanusPlugin, SfuDriver};
 
 use self::checks::{Stand, conformance};
-use crate::janus::Janus;
+use crate::client::{Endpoint, Handle};
+use crate::janus::{Janus, trusting};
 use crate::pki::Authority;
 
 #[path = "../../syncer/tests/driver_support/conformance.rs"]
@@ -14,13 +16,13 @@ mod checks;
 struct Real {
     janus: Janus,
     plugin: JanusPlugin,
-    _authority: Authority,
+    authority: Authority,
 }
 
 impl Real {
     async fn start(plugin: JanusPlugin) -> Self {
         let authority = Authority::new();
-        Self { janus: Janus::start("sfu-1", &authority).await, plugin, _authority: authority }
+        Self { janus: Janus::start("sfu-1", &authority).await, plugin, authority }
     }
 }
 
@@ -41,6 +43,12 @@ impl Stand for Real {
     async fn hung(&mut self) -> Arc<dyn SfuDriver> {
         self.janus.freeze().await;
         self.driver()
+    }
+
+    async fn enter(&mut self, _room: &RoomId, endpoint: &str, token: &str) {
+        let endpoint = Endpoint::parse(endpoint).expect("an endpoint of Janus");
+        let handle = Handle::open(&trusting(self.authority.pem()), &endpoint).await.expect("attached");
+        handle.enter(&endpoint, token).await.expect("joined");
     }
 }
 

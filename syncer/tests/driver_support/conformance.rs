@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sfu_api::{
-    BootId, CallId, CallKind, Epoch, GuildId, OpId, OwnerTerm, RoomRef, SessionId, Slot, SlotTerm, room_set_hash,
+    BootId, CallId, CallKind, Epoch, GuildId, OpId, OwnerTerm, RoomId, RoomRef, SessionId, Slot, SlotTerm,
+    room_set_hash,
 };
 use syncer::drivers::{CredentialRequest, DigestOutcome, DigestSpec, EndSpec, Ended, ErrorKind, RoomSpec, SfuDriver};
 use tokio::time::Instant;
@@ -23,6 +24,8 @@ pub(crate) trait Stand {
     /// Freezes it for good, or gives the driver for one that is frozen: it takes connections and never
     /// answers.
     async fn hung(&mut self) -> Arc<dyn SfuDriver>;
+    /// Somebody goes into the room at `endpoint`, as the driver told, and stays.
+    async fn enter(&mut self, room: &RoomId, endpoint: &str, token: &str);
 }
 
 /// Runs the suite as tests of their own in a module called `$name`; `$start` makes a [`Stand`].
@@ -35,7 +38,7 @@ macro_rules! conformance {
                 names_tell_calls_apart, rooms_come_and_go, an_incarnation_lasts_until_a_restart,
                 a_request_meant_for_another_incarnation_is_refused, an_older_epoch_harms_no_newer_one,
                 r13_a_crash_is_evidence_of_death, r17_a_hang_is_not, r14_draining_refuses_new_rooms_only,
-                credentials_are_secret, what_is_there_can_be_compared, many_rooms_are_answered_in_order,
+                credentials_are_secret, rooms_with_people_in_them_end_by_force_only, what_is_there_can_be_compared, many_rooms_are_answered_in_order,
                 r19_a_dropped_request_does_no_harm);
         }
     };
@@ -47,6 +50,9 @@ macro_rules! conformance {
     };
 }
 pub(crate) use conformance;
+
+/// Who enters rooms.
+pub(crate) const SESSION: &str = "somebody";
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
@@ -225,12 +231,32 @@ pub(crate) async fn credentials_are_secret(stand: &mut impl Stand) {
     assert_eq!(made[0] != made[1], driver.capabilities().credential_per_session);
 }
 
+pub(crate) async fn rooms_with_people_in_them_end_by_force_only(stand: &mut impl Stand) {
+    let driver = stand.driver();
+    let boot = Some(boot(&*driver).await);
+    let [spec, other] = [("c", 1), ("d", 2)].map(|(call, n)| spec(&*driver, call, n, boot.clone()));
+    let endpoint = driver.ensure_room(spec.clone(), soon()).await.expect("made").endpoint;
+    driver.ensure_room(other.clone(), soon()).await.expect("made");
+    let session = SessionId::new(SESSION).expect("valid id");
+    let request = CredentialRequest { session: &session, room: &spec.room, epoch: spec.epoch };
+    let token = driver.credential(&request).expect("made").into_token();
+    stand.enter(&spec.room, &endpoint, &token).await;
+    assert_eq!(driver.participants(spec.room.clone(), soon()).await.expect("asked"), Some(1));
+    assert_eq!(driver.end_room(end(&spec, "e1"), false, soon()).await.expect("asked"), Ended::Occupied);
+    let ends = vec![end(&spec, "e2"), end(&other, "e3")];
+    let ended = driver.end_rooms(ends, soon()).await.expect("answered").into_iter();
+    let ended: Vec<Ended> = ended.map(|ended| ended.expect("asked")).collect();
+    assert_eq!(ended, [Ended::Occupied, Ended::Destroyed], "of many, those with people stay");
+    assert_eq!(driver.end_room(end(&spec, "e4"), true, soon()).await.expect("asked"), Ended::Destroyed);
+    assert_eq!(driver.participants(spec.room, soon()).await.expect("asked"), None);
+}
+
 pub(crate) async fn what_is_there_can_be_compared(stand: &mut impl Stand) {
     let driver = stand.driver();
     let boot = boot(&*driver).await;
     let spec = spec(&*driver, "c", 1, Some(boot.clone()));
     driver.ensure_room(spec.clone(), soon()).await.expect("made");
-    let digest = |rooms: &[(&sfu_api::RoomId, Epoch)], named: Option<Vec<RoomRef>>| DigestSpec {
+    let digest = |rooms: &[(&RoomId, Epoch)], named: Option<Vec<RoomRef>>| DigestSpec {
         boot_id: Some(boot.clone()),
         terms: vec![SlotTerm { slot: slot(), term: epoch(1).term }],
         rooms: u32::try_from(rooms.len()).expect("few"),
