@@ -7,6 +7,7 @@ mod recovery;
 mod regions;
 mod replay;
 mod sharing;
+mod windows;
 mod writes;
 mod zones;
 

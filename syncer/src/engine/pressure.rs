@@ -113,3 +113,62 @@ impl Pressure {
         self.memory
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rate_limit::Levers;
+    use serde_json::json;
+    use sfu_api::SyncerId;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::context::{Announcement, Announcer};
+
+    #[derive(Debug)]
+    struct Deaf;
+
+    impl Announcer for Deaf {
+        fn announce(&self, _: &Announcement) {}
+    }
+
+    /// One that has all the memory it could want.
+    fn pressure(now: Instant) -> Pressure {
+        let id = SyncerId::new("s").expect("valid");
+        let ctx = Context::new(id, Levers::new(), Arc::new(Deaf), 7, CancellationToken::new(), now);
+        let pressure = Pressure::new(Arc::new(ctx));
+        allow(&pressure, 1 << 50);
+        pressure
+    }
+
+    fn allow(pressure: &Pressure, bytes: u64) {
+        pressure.ctx.registry.set("admission.memory_max", &json!(bytes), "test", None, 0).expect("valid");
+    }
+
+    #[test]
+    fn r14_a_loop_that_comes_late_narrows_the_window() {
+        let due = Instant::now();
+        let mut pressure = pressure(due);
+        pressure.feel(due, due + LAG_MAX);
+        assert_eq!(pressure.ctx.window.limit(), 64, "late by what is allowed");
+        pressure.feel(due, due + LAG_MAX + Duration::from_millis(1));
+        assert_eq!(pressure.ctx.window.limit(), 44);
+        let due = due + Duration::from_secs(1);
+        pressure.feel(due, due);
+        assert_eq!(pressure.ctx.window.limit(), 44, "in time");
+    }
+
+    #[test]
+    fn r14_short_memory_narrows_the_window_until_it_no_longer_is() {
+        let start = Instant::now();
+        let mut pressure = pressure(start);
+        let mut feel = |bytes, after| {
+            allow(&pressure, bytes);
+            pressure.feel(start + after, start + after);
+            pressure.ctx.window.limit()
+        };
+        assert_eq!(feel(1 << 50, Duration::ZERO), 64);
+        assert_eq!(feel(1, MEMORY_EVERY), 44, "more is used than there may be");
+        assert_eq!(feel(1 << 50, MEMORY_EVERY + PERIOD * 2), 31, "it is looked at once a second");
+        assert_eq!(feel(1 << 50, MEMORY_EVERY * 2), 31);
+    }
+}

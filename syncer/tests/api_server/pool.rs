@@ -75,3 +75,26 @@ async fn r20_limits_of_the_pool_are_levers_that_bite_while_it_runs() {
     })
     .await;
 }
+
+/// The syncer has less under way at once while dials wait for their turn.
+#[tokio::test(flavor = "multi_thread")]
+async fn r14_a_long_line_for_dials_narrows_the_window_of_the_syncer() {
+    let fleet = Fleet::start_tls(1, nodes(2), |config| {
+        // No connection gets old: the lane dials all the time.
+        config.limits = toml::from_str("pool.sfu.age_max = \"100ms\"").expect("limits");
+    })
+    .await;
+    until("there is a connection", || async { lane(&fleet, "sfu").await["totals"]["live"] != 0 }).await;
+    patch(&fleet, json!({ "pool.sfu.dial_burst": 0 })).await;
+    until("it is said to be short of dials", || async {
+        let metrics = fleet.request(0, Method::GET, "/metrics").send().await.expect("an answer");
+        let text = metrics.text().await.expect("text");
+        text.lines().any(|line| line.contains("local_pressure_total{") && line.contains("\"pool_wait\""))
+    })
+    .await;
+    // Nothing is placed that could open it again.
+    until("its window is narrower", || async {
+        fleet.get(0, "/v1/recovery").await.1["window"].as_u64().is_some_and(|window| window < 64)
+    })
+    .await;
+}

@@ -26,6 +26,8 @@ pub(crate) enum Mode {
     Refuses,
     /// Never answers.
     Hangs,
+    /// Never takes a connection: time runs out before anything is sent.
+    NoWay,
     /// Makes the room and loses the answer.
     LosesAnswers,
     /// Answers 503.
@@ -160,6 +162,10 @@ impl FakeSfu {
                 Mode::Hangs => {
                     tokio::time::sleep_until(deadline).await;
                     Err(DriverError::new(ErrorKind::TimedOutAfterSend, "no answer"))
+                }
+                Mode::NoWay => {
+                    tokio::time::sleep_until(deadline).await;
+                    Err(DriverError::new(ErrorKind::TimedOutBeforeSend, "no connection"))
                 }
                 Mode::LosesAnswers => {
                     self.fleet.with(self.id.as_str(), serve)?;

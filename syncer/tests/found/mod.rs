@@ -218,3 +218,26 @@ async fn i01_people_in_slots_of_a_higher_term_are_found_once_these_are_claimed_a
     assert!(before == places(&world, CALLS), "some were moved to the SFU that has nothing to do");
     assert_eq!(world.fleet.made().len(), made, "no room was made");
 }
+
+/// While it is paused no rooms are compared, so an orphan stays; and it is ended when it no longer is.
+#[tokio::test(start_paused = true)]
+async fn r20_the_pause_of_anti_entropy_keeps_orphans_and_its_end_ends_them() {
+    let world = World::new(2, 1);
+    world.set("digest.interval", &json!("2s"));
+    world.place(10, 2).await;
+    world.set("digest.paused", &json!(true));
+    tokio::time::sleep(S(10)).await; // what was under way ends
+    world.fleet.with("sfu-0", |n| {
+        let slot = Slot::new(9).expect("below 4,096");
+        let epoch = sfu_api::Epoch { term: OwnerTerm { generation: 1, revision: 0 }, n: 1 };
+        let guild = sfu_api::GuildId::new("left").expect("valid");
+        let room = sfu_api::RoomId::new("left~behind").expect("valid");
+        n.rooms.insert(room, Room { epoch, slot, guild, participants: 0 });
+    });
+    let is_there = || world.fleet.with("sfu-0", |n| n.rooms.contains_key("left~behind"));
+    tokio::time::sleep(S(30)).await; // many intervals
+    assert!(is_there(), "rooms were compared in the pause");
+    world.set("digest.paused", &json!(false));
+    world.wait("the orphan's end", S(60), |_| !is_there()).await;
+    assert_eq!(rooms(&world).0, 10, "and no other room's");
+}
