@@ -222,6 +222,9 @@ impl Drop for Open {
 }
 
 #[cfg(test)]
+mod h2_tests;
+
+#[cfg(test)]
 mod tests {
     use axum::routing::get;
     use bytes::Bytes;
@@ -231,7 +234,7 @@ mod tests {
     use super::*;
 
     /// A connection to a small server, without a network so that time can be skipped.
-    fn connected(limits: HttpLevers) -> (DuplexStream, HttpMetrics, tokio::task::JoinHandle<()>) {
+    pub(super) fn connected(limits: HttpLevers) -> (DuplexStream, HttpMetrics, tokio::task::JoinHandle<()>) {
         let large = || async { Bytes::from(vec![b'x'; 1 << 20]) };
         let endless = || async {
             let words = futures_util::stream::unfold((), |()| async {
@@ -240,7 +243,12 @@ mod tests {
             });
             Body::from_stream(words)
         };
+        let slow = || async {
+            sleep(Duration::from_secs(60)).await;
+            "at last"
+        };
         let router = Router::new()
+            .route("/slow", get(slow))
             .route("/small", get(|| async { "hello" }))
             .route("/large", get(large))
             .route("/endless", get(endless));
@@ -261,16 +269,20 @@ mod tests {
     }
 
     /// Levers and their values.
-    type Turned<'a> = &'a [(&'a str, &'a str)];
+    pub(super) type Turned<'a> = &'a [(&'a str, &'a str)];
 
-    /// How long the connection lives with these limits when the client sends this and reads, or does not.
-    async fn lives(turned: Turned<'_>, sent: &str, reads: bool) -> (Duration, HttpMetrics) {
+    pub(super) fn turned(values: Turned<'_>) -> HttpLevers {
         let levers = rate_limit::Levers::new();
         let limits = HttpLevers::register(&levers);
-        for (name, value) in turned {
+        for (name, value) in values {
             levers.set(name, &(*value).into(), "test", None, 0).expect("in range");
         }
-        let (mut stream, metrics, mut task) = connected(limits);
+        limits
+    }
+
+    /// How long the connection lives with these limits when the client sends this and reads, or does not.
+    async fn lives(levers: Turned<'_>, sent: &str, reads: bool) -> (Duration, HttpMetrics) {
+        let (mut stream, metrics, mut task) = connected(turned(levers));
         let began = Instant::now();
         stream.write_all(sent.as_bytes()).await.expect("written");
         let mut sink = [0; 4_096];

@@ -134,3 +134,42 @@ impl Default for ConnectionLimits {
         HttpLevers::register(&rate_limit::Levers::new()).connection()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rate_limit::LeverValue as _;
+
+    use super::*;
+    use crate::context::{Setting, each_lever_changes_what_it_names};
+
+    fn settings(levers: &HttpLevers) -> Vec<Setting> {
+        let (connection, body) = (levers.connection(), levers.body());
+        vec![
+            ("http.connections_max", levers.connections_max.get().to_json()),
+            ("http.streams_max", u64::from(connection.streams_max).to_json()),
+            ("http.handshake_timeout", levers.handshake_timeout.get().to_json()),
+            ("http.first_request_timeout", connection.first_request.to_json()),
+            ("http.head_timeout", connection.head.to_json()),
+            ("http.body_idle_timeout", body.idle.to_json()),
+            ("http.body_timeout", body.whole.to_json()),
+            ("http.request_timeout", levers.request_timeout.get().to_json()),
+            ("http.answer_timeout", connection.answer.to_json()),
+            ("http.write_timeout", connection.write.to_json()),
+            ("http.stream_idle_timeout", connection.stream_idle.to_json()),
+            ("http.bulk_idle_timeout", levers.bulk_idle_timeout.get().to_json()),
+            ("http.idle_timeout", connection.idle.to_json()),
+            ("http.age", connection.age.to_json()),
+            ("http.leave_timeout", connection.leave.to_json()),
+        ]
+    }
+
+    #[test]
+    fn r20_each_lever_of_the_server_changes_the_setting_that_it_names() {
+        // Longer, these two would lengthen what must not end before them.
+        let times = |name: &str| match name {
+            "http.request_timeout" | "http.bulk_idle_timeout" => 0.5,
+            _ => 2.0,
+        };
+        each_lever_changes_what_it_names(HttpLevers::register, times, settings);
+    }
+}

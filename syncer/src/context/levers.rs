@@ -287,3 +287,6 @@ fn quota(rate_per_s: f64, burst: u64) -> Quota {
     let burst = u32::try_from(burst).unwrap_or(u32::MAX);
     Quota::new(rate_per_s, burst).unwrap_or(Quota::CLOSED) // the levers' ranges are inside the quota's
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -34,6 +34,8 @@ use crate::state::{Cause, News, Release, Round, Shard};
 pub use self::announce::{Announcement, Announcer};
 pub use self::levers::EngineLevers;
 pub(crate) use self::levers::lever_set;
+#[cfg(test)]
+pub(crate) use self::levers::tests::{Setting, each_lever_changes_what_it_names};
 pub use self::losses::{Losses, Passing};
 pub use self::metrics::{AttemptEnd, Metrics};
 pub use self::pace::Pace;

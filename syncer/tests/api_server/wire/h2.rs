@@ -59,13 +59,22 @@ pub(super) fn get(stream: u32) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &head("GET", "/livez", &[]))
 }
 
-/// What the server did: `200` for an answer, `head` for another one, `reset N`, `goaway N`, `closed`.
+/// Status 408 in HPACK: a literal for a name of the static table, in Huffman's code.
+const TOO_SLOW: &[u8] = &[0x48, 0x83, 0x68, 0x0f, 0x7f];
+
+/// A join whose body begins and does not end.
+pub(super) fn half_body(stream: u32) -> Vec<u8> {
+    let put = head("PUT", "/v1/guilds/g/calls/c/participants/s", &[]);
+    [frame(HEADERS, END_HEADERS, stream, &put), frame(DATA, 0, stream, b"{")].concat()
+}
+
+/// What the server did: `200` for an answer, `408` for one that gives up, `head` for another one, `reset N`, `goaway N`, `closed`.
 pub(super) struct Seen<S>(pub(super) S);
 
 // === impl Seen ===
 
 impl Seen<TlsStream<TcpStream>> {
-    async fn open(target: &Target, bytes: &[u8]) -> Self {
+    pub(super) async fn open(target: &Target, bytes: &[u8]) -> Self {
         let mut stream = target.connect().await;
         let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), bytes].concat();
         write_some(&mut stream, &hello).await;
@@ -91,6 +100,7 @@ impl<S: AsyncRead + Unpin> Seen<S> {
                 |at: usize| payload.get(at..at + 4).map_or(99, |b| u32::from_be_bytes(b.try_into().expect("4 bytes")));
             match head[3] {
                 HEADERS if payload.first() == Some(&0x88) => return (stream, "200".into()),
+                HEADERS if payload.starts_with(TOO_SLOW) => return (stream, "408".into()),
                 HEADERS => return (stream, "head".into()),
                 RST_STREAM => return (stream, format!("reset {}", code(0))),
                 GOAWAY => return (0, format!("goaway {}", code(4))),

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::h2::{PREFACE, SETTINGS, frame};
+use super::h2::{PREFACE, SETTINGS, Seen, frame, get, half_body};
 use super::{Target, read_out, write_some};
 use crate::support::{Events, Fleet, answer, soon, until};
 
@@ -98,6 +98,26 @@ async fn r20_streams_of_a_connection_turn_while_it_runs() {
     assert_eq!(streams_max(&target).await, 256);
     turn(&target.fleet, &json!({"http.streams_max": 3}));
     assert_eq!(streams_max(&target).await, 3);
+}
+
+/// Over HTTP/2 a body that does not come ends its request alone: by its silence or as a whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn r20_time_outs_of_bodies_over_http2_turn_while_it_runs() {
+    let target = Target::start("h2").await;
+    for (idle, whole) in [("1s", "600s"), ("600s", "1s")] {
+        turn(&target.fleet, &json!({"http.body_idle_timeout": idle, "http.body_timeout": whole}));
+        let mut seen = Seen::open(&target, &half_body(1)).await;
+        assert_eq!(seen.next().await, (1, "408".to_owned()), "silence {idle}, whole {whole}");
+        write_some(&mut seen.0, &get(3)).await;
+        let next = loop {
+            let (stream, what) = seen.next().await;
+            if stream != 1 {
+                break (stream, what);
+            }
+        };
+        assert_eq!(next, (3, "200".to_owned()), "others on it are served");
+    }
+    assert_eq!(target.fleet.syncers[0].engine().status().calls, 0, "half a body is no join");
 }
 
 async fn ask(fleet: &Fleet) -> TcpStream {

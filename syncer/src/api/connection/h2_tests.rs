@@ -1,0 +1,119 @@
+//! HTTP/2 by hand-made frames, in time that is skipped: silence, age, and heads without end.
+
+use std::ops::RangeInclusive;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::Instant;
+
+use super::HttpMetrics;
+use super::tests::{Turned, connected, turned};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+// Types of frames.
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+
+// Flags.
+const ACK: u8 = 1;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A request; its header block ends with `flags`.
+fn get(flags: u8, stream: u32, path: &str) -> Vec<u8> {
+    let length = u8::try_from(path.len()).expect("short");
+    // Of the static table: GET, http, a path, the authority.
+    let block = [&[0x82, 0x86, 0x04, length], path.as_bytes(), &[0x01, 1, b'x']].concat();
+    frame(HEADERS, END_STREAM | flags, stream, &block)
+}
+
+/// What a server said and after how many seconds; at last `closed`.
+type Said = Vec<(u64, String)>;
+
+/// The client says this and no more, unless it answers PINGs.
+async fn said(levers: Turned<'_>, frames: &[Vec<u8>], pongs: bool) -> (Said, HttpMetrics) {
+    let (mut stream, metrics, task) = connected(turned(levers));
+    let began = Instant::now();
+    let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frames.concat()].concat();
+    stream.write_all(&hello).await.expect("written");
+    let mut said = Vec::new();
+    loop {
+        let mut head = [0; 9];
+        let read = stream.read_exact(&mut head).await;
+        let at = Instant::now().saturating_duration_since(began).as_secs();
+        if read.is_err() {
+            said.push((at, "closed".to_owned()));
+            task.await.expect("no panic");
+            return (said, metrics);
+        }
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        stream.read_exact(&mut payload).await.expect("its payload");
+        match head[3] {
+            HEADERS => said.push((at, if payload[0] == 0x88 { "200" } else { "head" }.to_owned())),
+            GOAWAY => said.push((at, format!("goaway {}", payload[7]))),
+            // It may be gone before it reads this.
+            PING if pongs && head[4] & ACK == 0 => drop(stream.write_all(&frame(PING, ACK, 0, &payload)).await),
+            _ => {}
+        }
+    }
+}
+
+/// When this was said first.
+fn first(said: &Said, what: &str) -> Option<u64> {
+    said.iter().find(|(_, said)| said == what).map(|(at, _)| *at)
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_way_to_keep_an_http2_connection_has_an_end() {
+    let whole = |path: &str| get(END_HEADERS, 1, path);
+    let half = |stream: u32| get(0, stream, "/small");
+    // What is sent, whether PINGs are answered, what is said before the end, seconds it may last, how it is counted.
+    type Case = (Vec<Vec<u8>>, bool, Option<&'static str>, RangeInclusive<u64>, Option<&'static str>);
+    let cases: [Case; 8] = [
+        (vec![], true, None, 5..=8, Some("slow_head")),
+        (vec![half(1)], true, None, 5..=8, Some("slow_head")),
+        // A PING after 20 s of silence, and 10 s to answer it, be a request under way or none.
+        (vec![whole("/small")], false, Some("200"), 30..=33, None),
+        (vec![whole("/endless")], false, Some("200"), 30..=33, None),
+        (vec![whole("/small"), half(3)], false, Some("200"), 30..=33, None),
+        // The answer comes in the middle of the head.
+        (vec![whole("/small"), half(3)], true, Some("200"), 20..=23, Some("protocol")),
+        // Who answers is there, and is asked to leave for nobody uses it, or for its age.
+        (vec![whole("/small")], true, Some("goaway 0"), 75..=80, None),
+        (vec![whole("/endless")], true, Some("goaway 0"), 35 * 60..=66 * 60, Some("too_old")),
+    ];
+    for (at, (frames, pongs, before, wanted, why)) in cases.into_iter().enumerate() {
+        let (said, metrics) = said(&[], &frames, pongs).await;
+        let (closed, _) = said.last().expect("closed");
+        assert!(wanted.contains(closed), "row {at}: {said:?}");
+        assert!(before.is_none_or(|what| first(&said, what).is_some()), "row {at}: {said:?}");
+        for cause in ["slow_head", "protocol", "too_old"] {
+            let counted = u64::from(why == Some(cause));
+            assert_eq!(metrics.refusals(cause), counted, "row {at}: {cause}, {said:?}");
+        }
+    }
+}
+
+/// Connections that are as old as each other leave at different times; what was asked before is answered, and then they
+/// close at once.
+#[tokio::test(start_paused = true)]
+async fn at_its_age_an_http2_connection_is_told_to_go_and_its_requests_are_finished() {
+    let mut left = std::collections::BTreeSet::new();
+    for _ in 0..12 {
+        let (said, metrics) = said(&[("http.age", "20s")], &[get(END_HEADERS, 1, "/slow")], true).await;
+        let goaway = first(&said, "goaway 0").expect("it is told to go");
+        assert!((20..=43).contains(&goaway), "after its age, and as much again at most: {said:?}");
+        let end = said.iter().skip_while(|(at, _)| *at < 60).map(|(_, what)| what.as_str()).collect::<Vec<_>>();
+        assert_eq!((end, said.last().expect("closed").0), (vec!["200", "closed"], 60), "{said:?}");
+        assert_eq!(metrics.refusals("too_old"), 0);
+        left.insert(goaway);
+    }
+    assert!(left.len() > 1, "all left at the same time: {left:?}");
+}
