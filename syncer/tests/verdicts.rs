@@ -165,8 +165,33 @@ async fn r17_a_freeze_ends_by_the_lever_and_never_holds_back_hard_evidence() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r17_an_sfu_that_keeps_dying_is_kept_out_for_longer_each_time() {
+async fn r17_r20_the_share_that_freezes_is_a_lever() {
+    let world = World::new(10, 1);
+    silent(&world).await;
+    world.set("health.freeze_share", &json!(0.9));
+    world.wait("all that are silent", S(120), |s| !s.frozen && s.notices_total == 8 && s.awaiting == 0).await;
+}
+
+/// How long a death by refusals takes with these levers.
+async fn death(levers: &[(&str, serde_json::Value)]) -> Duration {
     let world = World::new(4, 1);
+    levers.iter().for_each(|(name, value)| world.set(name, value));
+    world.place(40, 1).await;
+    world.fleet.with("sfu-1", |n| n.mode = Mode::Refuses);
+    world.wait("death", S(120), |s| s.sfus.dead == 1).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn r13_r20_how_many_refusals_are_a_death_and_how_often_a_suspect_is_tried_are_levers() {
+    let failures = ("health.dead_failures", json!(30));
+    let usual = death(&[]).await;
+    let sure = death(std::slice::from_ref(&failures)).await;
+    let eager = death(&[failures, ("health.suspect_probe_interval", json!("200ms"))]).await;
+    assert!(usual < S(8) && sure > S(15) && eager < sure / 2, "{usual:?}, {sure:?}, {eager:?}");
+}
+
+/// How long an SFU is held back after each of three falls.
+async fn falls(world: &World) -> Vec<u64> {
     world.place(40, 1).await;
     let mut held = Vec::new();
     for n in 1..=3 {
@@ -176,6 +201,24 @@ async fn r17_an_sfu_that_keeps_dying_is_kept_out_for_longer_each_time() {
         world.wait("return", S(60), |s| s.sfus.dead == 0 && s.sfus.suspect == 0).await;
         held.push(world.engine.sfu(&id("sfu-1")).expect("known").flapping_ms.unwrap_or(0));
     }
+    held
+}
+
+#[tokio::test(start_paused = true)]
+async fn r17_r20_how_long_an_sfu_that_falls_is_kept_out_and_when_falls_are_forgotten_are_levers() {
+    let world = World::new(4, 1);
+    world.set("health.flap_hold_max", &json!("6s"));
+    let held = falls(&world).await;
+    assert!(held[0] == 0 && held[1] > 4_000 && (5_000..=6_000).contains(&held[2]), "{held:?}");
+    let world = World::new(4, 1);
+    world.set("health.flap_forget", &json!("1s"));
+    assert_eq!(falls(&world).await, [0; 3], "each fall is the first");
+}
+
+#[tokio::test(start_paused = true)]
+async fn r17_an_sfu_that_keeps_dying_is_kept_out_for_longer_each_time() {
+    let world = World::new(4, 1);
+    let held = falls(&world).await;
     assert!(held[0] == 0 && (4_000..=5_000).contains(&held[1]) && (8_000..=10_000).contains(&held[2]), "{held:?}");
     for call in 100..160 {
         world.join(call, 0);

@@ -250,3 +250,14 @@ async fn r16_sfus_are_asked_in_bulk_and_at_a_pace() {
     assert_eq!(world.engine.status().participants, 600);
     assert!((24..=40).contains(&lists), "three SFUs, ten times, and a few probes: {lists}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn r16_r20_the_pace_at_which_sessions_expire_is_a_lever() {
+    for (rate, slow) in [(5_000.0, false), (1.0, true)] {
+        let world = world().await;
+        world.set("gateways.expire.rate", &json!(rate));
+        world.wait("the first", WINDOWS + S(10), |s| s.participants < 24).await;
+        let took = world.wait("the others", S(60), |s| s.participants == 0).await;
+        assert_eq!(took > S(15), slow, "{rate} a second: {took:?}");
+    }
+}

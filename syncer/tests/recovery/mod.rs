@@ -249,3 +249,19 @@ async fn an_estimate_follows_what_is_measured_when_no_limit_explains_it() {
     let eta = half.eta_s.expect("it ends");
     assert!((0.75..=1.25).contains(&(eta / truth)), "{eta:.1} s said, {truth:.1} s true: {half:?}");
 }
+
+/// At 20 a second a restarted SFU takes its hundred calls back within the usual 10 s.
+#[tokio::test(start_paused = true)]
+async fn r17_r20_how_long_calls_wait_for_their_own_sfu_is_a_lever() {
+    for (max, all) in [("10s", true), ("0s", false)] {
+        let world = World::new(3, 1);
+        world.place(300, 1).await;
+        world.set("placement.in_place_max", &json!(max));
+        let before: Vec<_> = (0..300).map(|call| world.sfu_of(call)).collect();
+        world.fleet.restart("sfu-1");
+        world.wait("the notice", S(30), |s| s.notices_total == 1).await;
+        world.wait("rooms", S(60), |s| s.awaiting == 0).await;
+        let after: Vec<_> = (0..300).map(|call| world.sfu_of(call)).collect();
+        assert_eq!(before == after, all, "{max}");
+    }
+}

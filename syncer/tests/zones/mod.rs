@@ -1,5 +1,6 @@
 //! What becomes of calls when a zone fails, and when it is well again.
 
+use serde_json::json;
 use sfu_api::{GuildId, SfuId, ZoneId};
 use syncer::engine::Explanation;
 use tokio::time::Instant;
@@ -122,4 +123,15 @@ async fn r07_rooms_are_made_again_in_place_in_a_failing_zone() {
     assert_eq!(failing(&world), ["even"]);
     assert_eq!(before, (0..140).map(|call| world.sfu_of(call)).collect::<Vec<_>>());
     assert_eq!(world.engine.status().moves_total, moves);
+}
+
+#[tokio::test(start_paused = true)]
+async fn r07_r20_the_share_of_a_zone_that_fails_it_is_a_lever() {
+    let world = world();
+    half_of_a_zone_dies(&world).await;
+    for (share, wanted) in [(0.6, &[][..]), (0.5, &["even".to_owned()][..])] {
+        world.set("placement.zone_failing_share", &json!(share));
+        tokio::time::sleep(S(15)).await; // a zone is failing for a while longer than its SFUs are
+        assert_eq!(failing(&world), wanted, "{share}");
+    }
 }
