@@ -38,7 +38,8 @@ macro_rules! conformance {
                 names_tell_calls_apart, rooms_come_and_go, an_incarnation_lasts_until_a_restart,
                 a_request_meant_for_another_incarnation_is_refused, an_older_epoch_harms_no_newer_one,
                 r13_a_crash_is_evidence_of_death, r17_a_hang_is_not, r14_draining_refuses_new_rooms_only,
-                credentials_are_secret, rooms_with_people_in_them_end_by_force_only, what_is_there_can_be_compared, many_rooms_are_answered_in_order,
+                credentials_are_secret, rooms_with_people_in_them_end_by_force_only, what_is_there_can_be_compared,
+                many_rooms_are_answered_in_order,
                 r19_a_dropped_request_does_no_harm);
         }
     };
