@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use driver_support::{built, closed_port, end, epoch, lane, native, raw_server, room, shortly, silent_server, soon};
+use pool::{Lane, LaneLimits};
 use serde_json::{Value, json};
 use sfu_api::{BootId, Digest, EndRoom, EnsureRoom, OwnerTerm, RoomId, SessionId, Slot, SlotTerm};
 use syncer::drivers::{CredentialRequest, DigestOutcome, DigestSpec, DriverError, Ended, ErrorKind};
 use syncer::token::{Claims, ISSUER, Signer};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
 use wiremock::matchers::{any, method, path, query_param, query_param_is_missing};
 use wiremock::{Mock, MockServer, ResponseTemplate};
 
@@ -207,6 +210,26 @@ async fn r13_a_time_out_alone_is_no_evidence() {
     let error = driver.ensure_room(room(&*driver, "c", 1, None), shortly()).await.expect_err("silence");
     assert_eq!(error.kind(), ErrorKind::TimedOutAfterSend, "{error}");
     assert!(error.is_time_out() && !error.is_dead_evidence() && error.room_may_exist());
+}
+
+#[tokio::test]
+async fn who_waits_behind_others_for_an_sfu_that_is_silent_says_nothing_of_it_or_of_us() {
+    let limits = LaneLimits { connections_per_origin_max: 1, ..LaneLimits::default() };
+    let lane = Lane::builder("sfu").limits(limits).build().expect("good limits");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let driver = native(&lane, &format!("http://{}", listener.local_addr().expect("bound")));
+    let asked = tokio::spawn({
+        let driver = Arc::clone(&driver);
+        async move { driver.ensure_room(room(&*driver, "first", 1, None), soon()).await }
+    });
+    let (mut stream, _) = listener.accept().await.expect("the only connection");
+    assert!(stream.read(&mut [0; 1]).await.is_ok_and(|n| n == 1));
+
+    let error = driver.ensure_room(room(&*driver, "second", 1, None), shortly()).await.expect_err("no turn");
+    assert_eq!(error.kind(), ErrorKind::Queued, "{error}");
+    assert!(error.is_local() && !error.is_time_out() && !error.is_overload() && !error.room_may_exist());
+    assert!(!asked.is_finished(), "it had its turn");
+    asked.abort();
 }
 
 #[tokio::test]

@@ -154,14 +154,15 @@ impl Serving {
                     if !clock.asked() && now.saturating_duration_since(began) >= limits.first_request {
                         return self.metrics.refused("silent");
                     }
-                    let mut leave = now >= ends;
-                    match clock.overdue(now) {
-                        Some(Overdue::Drop(why)) => return self.metrics.refused(why),
-                        Some(Overdue::Idle) => leave = true,
-                        None if leave && leaving => return self.metrics.refused("too_old"),
-                        None => {}
+                    let overdue = clock.overdue(now);
+                    if let Some(Overdue::Drop(why)) = overdue {
+                        return self.metrics.refused(why);
                     }
-                    if leave && !leaving {
+                    let ended = now >= ends;
+                    if ended && leaving {
+                        return self.metrics.refused("too_old");
+                    }
+                    if (ended || overdue.is_some()) && !leaving {
                         leaving = true;
                         ends = now + limits.leave;
                         connection.as_mut().graceful_shutdown();

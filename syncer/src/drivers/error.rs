@@ -60,6 +60,8 @@ pub enum ErrorKind {
     FailFast,
     /// Our own pool has no room for the request: says nothing of the SFU.
     Saturated,
+    /// Time ran out while other requests to the same SFU held its connections: says nothing new of it, and nothing of us.
+    Queued,
     /// Something else on our side of the connection.
     Local,
 }
@@ -68,7 +70,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// Every kind, for tables and metrics.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Refused,
         Self::Reset,
         Self::Tls,
@@ -83,6 +85,7 @@ impl ErrorKind {
         Self::Protocol,
         Self::FailFast,
         Self::Saturated,
+        Self::Queued,
         Self::Local,
     ];
 
@@ -104,6 +107,7 @@ impl ErrorKind {
             Self::Protocol => "protocol",
             Self::FailFast => "fail_fast",
             Self::Saturated => "saturated",
+            Self::Queued => "queued",
             Self::Local => "local",
         }
     }
@@ -202,7 +206,7 @@ impl DriverError {
     /// Whether the failure is ours and says nothing of the SFU.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Saturated | ErrorKind::Local | ErrorKind::FailFast)
+        matches!(self.0.kind, ErrorKind::Saturated | ErrorKind::Queued | ErrorKind::Local | ErrorKind::FailFast)
     }
 
     /// Whether an answer came back that made sense: the SFU is alive, whatever it said.
@@ -279,6 +283,7 @@ impl fmt::Display for DriverError {
             ErrorKind::Protocol => "the SFU's answer makes no sense",
             ErrorKind::FailFast => "not dialled: a dial failed a moment ago",
             ErrorKind::Saturated => "our pool is full",
+            ErrorKind::Queued => "time ran out behind other requests to the SFU",
             ErrorKind::Local => "the request could not be made",
         };
         f.write_str(what)?;

@@ -158,11 +158,13 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 
 fn of_pool(error: &pool::Error) -> DriverError {
     let sent = error.sent() == Sent::Maybe;
-    // Waiting in our own queue is not a sign of the SFU, however it ends: dead SFUs that use up the
+    // Waiting on our side is not a sign of the SFU, however it ends: dead SFUs that use up the
     // dials must not make the living look dead. Nor is a name that does not resolve.
     let ours = matches!(error.stage(), Stage::Queue | Stage::DialSlot | Stage::Dns);
     let kind = if error.is_fail_fast() {
         ErrorKind::FailFast
+    } else if error.is_timeout() && error.stage() == Stage::Queue {
+        ErrorKind::Queued
     } else if error.is_saturated() || (error.is_timeout() && ours) {
         ErrorKind::Saturated
     } else if error.is_timeout() {

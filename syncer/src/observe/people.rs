@@ -17,7 +17,7 @@ use sfu_api::{GatewayId, RoomId};
 use tokio::time::Instant;
 
 use crate::context::{Context, SHARDS};
-use crate::drivers::{DriverError, ErrorKind};
+use crate::drivers::DriverError;
 use crate::health::{Evidence, Verdict};
 use crate::presence::{Failures, Sight};
 use crate::reconcile::evidence;
@@ -191,8 +191,5 @@ async fn counted(ctx: &Context, sfu: Arc<Sfu>, deadline: Instant) -> (Arc<Sfu>, 
 }
 
 fn failed(error: &DriverError) -> Answer {
-    match error.kind() {
-        ErrorKind::FailFast | ErrorKind::Saturated | ErrorKind::Local => Answer::NotAsked,
-        _ => Answer::Failed,
-    }
+    if error.is_local() { Answer::NotAsked } else { Answer::Failed }
 }

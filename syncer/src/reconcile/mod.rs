@@ -301,7 +301,7 @@ pub fn evidence(error: &DriverError, asked: Instant, now: Instant) -> Option<Evi
             asked,
             took: now.saturating_duration_since(asked),
         }),
-        ErrorKind::FailFast | ErrorKind::Saturated | ErrorKind::Local => None,
+        ErrorKind::FailFast | ErrorKind::Saturated | ErrorKind::Queued | ErrorKind::Local => None,
     }
 }
 

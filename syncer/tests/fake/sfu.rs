@@ -40,6 +40,8 @@ pub(crate) enum Mode {
     Panics,
     /// There is no room for the request on our side.
     Saturated,
+    /// Others hold its connections until time runs out.
+    Queues,
 }
 
 #[derive(Debug)]
@@ -178,6 +180,10 @@ impl FakeSfu {
                 }
                 Mode::Panics => panic!("a driver with a bug"),
                 Mode::Saturated => Err(DriverError::new(ErrorKind::Saturated, "no room")),
+                Mode::Queues => {
+                    tokio::time::sleep_until(deadline).await;
+                    Err(DriverError::new(ErrorKind::Queued, "no turn"))
+                }
             }
         }
         .boxed()

@@ -9,27 +9,22 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
-/// What attackers say before they fall silent.
-const MIXED: [&[u8]; 3] = [
-    b"",
-    b"GET /v1/status HTTP/1.1\r\nhost: x\r\nauthoriz",
-    b"PUT /v1/guilds/g/calls/c/participants/s HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"seq\":",
-];
-
-/// Opened in one go, each millisecond: the crowd stands within two seconds.
-const BATCH: usize = 5;
+use super::scenario::Scenario;
+use super::server::Ready;
 
 /// Whoever was dropped comes back after this.
 const BACK_AFTER: Duration = Duration::from_secs(1);
 
-/// Longer than any limit of the server on such clients (10 s and what it takes to notice).
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longer than the server allows, by so much that it is not a matter of noticing.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What became of the crowd.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
@@ -38,9 +33,14 @@ pub(crate) struct Left {
     pub(crate) dropped: f64,
     /// The longest that one stood.
     pub(crate) longest_s: f64,
-    /// Connections that still stood after [`PATIENCE`].
+    /// Connections that still stood [`PATIENCE`] after their time.
     pub(crate) never_dropped: f64,
 }
+
+/// A connection, over TLS or not.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// A crowd that stands.
 #[derive(Debug)]
@@ -54,15 +54,16 @@ pub(crate) struct Attackers {
 
 impl Attackers {
     /// Starts the process and waits until the crowd stands.
-    pub(crate) fn start(addr: &str, kinds: &str, count: usize) -> Result<Self> {
-        let role = format!("attackers {addr} {kinds} {count}");
+    pub(crate) fn start(ready: &Ready, scenario: &Scenario, count: u32) -> Result<Self> {
+        let role = format!("attackers {} {} {count}", scenario.name, ready.addr);
         let mut child = Command::new(std::env::current_exe()?)
             .args(["--role", &role])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .context("starting the attackers")?;
-        let stdin = child.stdin.take().context("its input")?;
+        let mut stdin = child.stdin.take().context("its input")?;
+        writeln!(stdin, "{}", serde_json::to_string(&ready.ca_pem)?)?;
         let mut stdout = BufReader::new(child.stdout.take().context("its output")?);
         stdout.read_line(&mut String::new()).context("waiting for the crowd")?;
         Ok(Self { child, stdin, stdout })
@@ -79,46 +80,82 @@ impl Attackers {
     }
 }
 
+/// One who attacks, and how.
+#[derive(Clone)]
+struct Attacker {
+    scenario: &'static Scenario,
+    addr: SocketAddr,
+    tls: Option<TlsConnector>,
+    stop: CancellationToken,
+    left: Arc<Mutex<Left>>,
+}
+
 /// The process: opens `count` connections, keeps them open until told, then waits for their ends.
-pub(crate) async fn stand_until_told(addr: SocketAddr, kinds: &str, count: usize) -> Result<()> {
-    let words: &[&[u8]] = if kinds == "mixed" { &MIXED } else { &[b""] };
-    let (stop, left) = (CancellationToken::new(), Arc::new(Mutex::new(Left::default())));
+pub(crate) async fn stand_until_told(scenario: &'static Scenario, addr: SocketAddr, count: u32) -> Result<()> {
+    let mut told = tokio::io::BufReader::new(tokio::io::stdin()).lines();
+    let ca_pem: Option<String> = serde_json::from_str(&told.next_line().await?.context("whom to trust")?)?;
+    let tls = match ca_pem.filter(|_| scenario.handshakes) {
+        Some(pem) => Some(TlsConnector::from(Arc::new(benches::client::tls(&pem)?))),
+        None => None,
+    };
+    let attacker = Attacker { scenario, addr, tls, stop: CancellationToken::new(), left: Arc::default() };
     let mut crowd = JoinSet::new();
-    let mut tick = interval(Duration::from_millis(1));
-    for n in 0..count {
-        if n % BATCH == 0 {
-            tick.tick().await;
-        }
-        crowd.spawn(attack(addr, words[n % words.len()], stop.clone(), Arc::clone(&left)));
+    let (stands, mut all_stand) = mpsc::channel::<()>(1);
+    let began = Instant::now();
+    for (n, words) in (0..count).zip(scenario.words.iter().cycle()) {
+        sleep_until(began + Duration::from_secs(1) * n / scenario.opened_per_s).await;
+        crowd.spawn(attacker.clone().attack(words, stands.clone()));
     }
+    drop(stands);
+    all_stand.recv().await; // none is sent: everybody has dropped their end
     println!("standing");
-    let mut told = String::new();
-    tokio::io::BufReader::new(tokio::io::stdin()).read_line(&mut told).await?;
-    stop.cancel();
+    told.next_line().await?;
+    attacker.stop.cancel();
     while crowd.join_next().await.is_some() {}
-    println!("{}", serde_json::to_string(&*left.lock())?);
+    println!("{}", serde_json::to_string(&*attacker.left.lock())?);
     Ok(())
 }
 
-async fn attack(addr: SocketAddr, words: &[u8], stop: CancellationToken, left: Arc<Mutex<Left>>) {
-    while !stop.is_cancelled() {
-        if let Ok(mut stream) = TcpStream::connect(addr).await {
-            let began = Instant::now();
-            let mut sink = Vec::new();
-            let stands = async {
-                if stream.write_all(words).await.is_ok() {
-                    while stream.read_buf(&mut sink).await.is_ok_and(|n| n > 0) {}
+// === impl Attacker ===
+
+impl Attacker {
+    /// Stands again and again, or once. `stands` is dropped when it does for the first time.
+    async fn attack(self, words: &[u8], stands: mpsc::Sender<()>) {
+        let mut stands = Some(stands);
+        while !self.stop.is_cancelled() {
+            if let Ok(stream) = self.connected(words).await {
+                stands.take();
+                self.stand(stream).await;
+                if !self.scenario.come_back {
+                    return;
                 }
-            };
-            let dropped = timeout(PATIENCE, stands).await.is_ok();
-            let stood = Instant::now().saturating_duration_since(began).as_secs_f64();
-            let mut left = left.lock();
-            left.longest_s = left.longest_s.max(stood);
-            *(if dropped { &mut left.dropped } else { &mut left.never_dropped }) += 1.0;
+            }
+            tokio::select! {
+                () = sleep(BACK_AFTER) => {}
+                () = self.stop.cancelled() => {}
+            }
         }
-        tokio::select! {
-            () = sleep(BACK_AFTER) => {}
-            () = stop.cancelled() => {}
-        }
+    }
+
+    async fn connected(&self, words: &[u8]) -> Result<Box<dyn Stream>> {
+        let stream = TcpStream::connect(self.addr).await?;
+        let mut stream: Box<dyn Stream> = match &self.tls {
+            Some(tls) => Box::new(tls.connect(self.addr.ip().into(), stream).await?),
+            None => Box::new(stream),
+        };
+        stream.write_all(words).await?;
+        Ok(stream)
+    }
+
+    /// Says nothing any more until it is dropped.
+    async fn stand(&self, mut stream: Box<dyn Stream>) {
+        let began = Instant::now();
+        let mut sink = Vec::new();
+        let stands = async { while stream.read_buf(&mut sink).await.is_ok_and(|n| n > 0) {} };
+        let dropped = timeout(self.scenario.allowed + PATIENCE, stands).await.is_ok();
+        let stood = Instant::now().saturating_duration_since(began).as_secs_f64();
+        let mut left = self.left.lock();
+        left.longest_s = left.longest_s.max(stood);
+        *(if dropped { &mut left.dropped } else { &mut left.never_dropped }) += 1.0;
     }
 }

@@ -12,6 +12,8 @@ use syncer::{Config, Options, Syncer};
 use tokio::io::AsyncBufReadExt as _;
 use tokio::time::sleep;
 
+use super::scenario::Scenario;
+
 /// Clock ticks per second of `/proc/PID/stat`; 100 on every Linux in use.
 const TICKS_PER_S: f64 = 100.0;
 /// Bytes of a page.
@@ -45,9 +47,9 @@ pub(crate) struct Server {
 // === impl Server ===
 
 impl Server {
-    pub(crate) fn start(scheme: &str) -> Result<Self> {
+    pub(crate) fn start(scenario: &Scenario) -> Result<Self> {
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["--role", &format!("server {scheme}")])
+            .args(["--role", &format!("server {}", scenario.name)])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -82,12 +84,13 @@ impl Seen {
 }
 
 /// The process: a syncer without SFUs, whose joins are answered from memory.
-pub(crate) async fn serve_until_told(scheme: &str) -> Result<()> {
+pub(crate) async fn serve_until_told(scenario: &Scenario) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("trunkline-attack-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
-    let mut config = Config { listen: "127.0.0.1:0".parse()?, ..Config::default() };
+    let limits = scenario.levers.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())).collect();
+    let mut config = Config { listen: "127.0.0.1:0".parse()?, limits, ..Config::default() };
     let mut ca_pem = None;
-    if scheme == "https" {
+    if scenario.scheme == "https" {
         let mut ca = CertificateParams::default();
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(ca, KeyPair::generate()?)?;

@@ -126,6 +126,20 @@ async fn every_way_to_keep_an_http2_connection_has_an_end() {
     }
 }
 
+/// One that nobody uses and that does not go although it answers is not waited for longer than one that is in use.
+#[tokio::test(start_paused = true)]
+async fn r20_an_http2_connection_that_idles_has_the_time_to_leave_that_its_lever_says() {
+    let mut stayed = Vec::new();
+    for time in ["1s", "6s", "600s"] {
+        let levers = [("http.leave_timeout", time)];
+        let (said, metrics) = said(&levers, &[get(END_HEADERS, 1, "/small")], Pongs::NotTheLast).await;
+        let (closed, _) = said.last().expect("closed");
+        stayed.push((closed - first(&said, "goaway 0").expect("it is told to go"), metrics.refusals("too_old")));
+    }
+    let [(short, 1), (longer, 1), (by_ping, 0)] = stayed[..] else { panic!("{stayed:?}") };
+    assert!((1..=3).contains(&short) && (6..=8).contains(&longer) && by_ping > longer, "{stayed:?}");
+}
+
 /// Connections that are as old as each other leave at different times; what was asked before is answered, and then they
 /// close at once.
 #[tokio::test(start_paused = true)]
