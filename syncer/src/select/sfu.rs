@@ -1,12 +1,6 @@
 //! One SFU as selection sees it: atomics, a window, a bucket and a verdict.
 //!
-//! Beside atomics [`Sfu::fit`] takes short locks, one after the other: of the window, of its bucket and its region's, of
-//! the last load report, and of the two moments until which the SFU is left alone. Each is for a few words, is this SFU's
-//! (or its region's) alone, and is never held while another of them is taken. One task decides what is placed, so what
-//! it may meet there is an attempt that ends or an operator who looks. To read atomics alone, all of
-//! them would have to publish a copy of what they know at each change: a limit and what is in flight, a debt and its
-//! time, a load and its capacity belong together. That would be a second truth for each, kept in step by hand, and
-//! whatever is chosen by it has to be reserved under the same locks, since only there is a place taken for certain.
+//! Beside atomics [`Sfu::fit`] takes short locks, one after the other, each for a few words (docs/decisions/0039).
 
 mod excluded;
 mod reservation;
