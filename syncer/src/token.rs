@@ -1,19 +1,20 @@
 //! Credentials as JSON Web Tokens, and the keys that sign them.
 //!
-//! A token admits one session to one room at one epoch on one SFU, for [`TOKEN_TTL_S`] seconds. It
+//! A token admits one session to one room at one epoch on one SFU, for as long as `credentials.ttl` says. It
 //! is signed with Ed25519: short, the same length always, ~20 µs each, and the SFU holds only the
 //! public key, so a captured SFU cannot make tokens.
 //!
 //! **Rotation.** [`Signer::rotate`] takes a new key at once and keeps the former one *published*
 //! (in [`Signer::jwks`]) until the next rotation. Rotating no more often than once per token
-//! lifetime plus the verifiers' cache time therefore never invalidates a token that is still good.
+//! lifetime plus the verifiers' cache time therefore never invalidates a token that is still good. A token keeps the
+//! lifetime that it was made with: what counts is the longest that `credentials.ttl` has been since the rotation before.
 //!
 //! The key is parsed once. (The crate `jsonwebtoken` parses it again for each token, which doubles
 //! the cost when a dead SFU's thousands of participants all need new ones; it verifies in tests.)
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
@@ -21,18 +22,32 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use parking_lot::Mutex;
+use rate_limit::Lever;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Serialize;
 use sfu_api::{Epoch, RoomId, SessionId, SfuId};
 
-/// How long a token admits, in seconds.
-///
-/// Long enough that a client which got its endpoint, lost its network for minutes and came back
-/// still enters; short enough that a token from a log is soon worthless. Whoever is inside stays.
-pub const TOKEN_TTL_S: u64 = 600;
+use crate::context::lever_set;
 
-/// How far an SFU's clock may be behind ours, in seconds: `nbf` lies this much in the past.
+const S: fn(u64) -> Duration = Duration::from_secs;
+
+/// How long a token admits unless the lever says otherwise: long enough that a client which got its endpoint, lost its
+/// network for minutes and came back still enters; short enough that a token from a log is soon worthless.
+const TTL_DEFAULT: Duration = Duration::from_secs(600);
+
+lever_set! {
+    /// The limit of what is handed to clients.
+    pub struct TokenLevers {
+        // Below, clocks that differ decide; beyond a day, a key that leaked could hardly be done away with.
+        /// How long a token admits that is made from now on; whoever is inside stays. Keys must not be rotated more often than once
+        /// in this time and that for which SFUs keep the published keys.
+        ttl: Duration = "credentials.ttl" ["duration"] TTL_DEFAULT, S(30) => S(86_400);
+    }
+}
+
+/// How far an SFU's clock may be behind ours, in seconds: `nbf` lies this much in the past. No lever: it is a promise
+/// to whoever writes an SFU, and clocks that differ by more are to be set.
 pub const CLOCK_SKEW_S: u64 = 30;
 
 /// `iss` of every token.
@@ -40,6 +55,11 @@ pub const ISSUER: &str = "trunkline";
 
 /// Signs credentials and publishes the public keys.
 pub struct Signer {
+    ring: Arc<Ring>,
+    ttl: Lever<Duration>,
+}
+
+struct Ring {
     keys: ArcSwap<Keys>,
     // Held while keys are exchanged, so that two rotations do not lose one another's key.
     rotating: Mutex<()>,
@@ -131,7 +151,14 @@ impl Signer {
     }
 
     fn with_key(key: Key) -> Self {
-        Self { keys: ArcSwap::from_pointee(Keys { current: Arc::new(key), previous: None }), rotating: Mutex::new(()) }
+        let keys = ArcSwap::from_pointee(Keys { current: Arc::new(key), previous: None });
+        Self { ring: Arc::new(Ring { keys, rotating: Mutex::new(()) }), ttl: Lever::fixed(TTL_DEFAULT) }
+    }
+
+    /// Another with the same keys, whose tokens admit for as long as the lever says when they are made.
+    #[must_use]
+    pub fn with_ttl(&self, ttl: Lever<Duration>) -> Self {
+        Self { ring: Arc::clone(&self.ring), ttl }
     }
 
     /// Signs with a new key from now on; the former stays published until the next rotation.
@@ -155,18 +182,18 @@ impl Signer {
     }
 
     fn rotate_to(&self, key: Key) {
-        let _rotating = self.rotating.lock();
-        let former = self.keys.load_full();
+        let _rotating = self.ring.rotating.lock();
+        let former = self.ring.keys.load_full();
         if former.current.kid != key.kid {
             let previous = Some(Arc::clone(&former.current));
-            self.keys.store(Arc::new(Keys { current: Arc::new(key), previous }));
+            self.ring.keys.store(Arc::new(Keys { current: Arc::new(key), previous }));
         }
     }
 
     /// The public keys that verify tokens still good: the current one, then the former.
     #[must_use]
     pub fn jwks(&self) -> Jwks {
-        let keys = self.keys.load();
+        let keys = self.ring.keys.load();
         Jwks { keys: std::iter::once(&keys.current).chain(&keys.previous).map(|key| key.public()).collect() }
     }
 
@@ -183,17 +210,17 @@ impl Signer {
             epoch: epoch.to_string(),
             iss: ISSUER.to_owned(),
             aud: sfu.as_str().to_owned(),
-            exp: now_s.saturating_add(TOKEN_TTL_S),
+            exp: now_s.saturating_add(self.ttl.get().as_secs()),
             nbf: now_s.saturating_sub(CLOCK_SKEW_S),
         };
         let json = serde_json::to_vec(&claims).expect("strings and numbers only");
-        self.keys.load().current.sign(&json)
+        self.ring.keys.load().current.sign(&json)
     }
 }
 
 impl std::fmt::Debug for Signer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Signer").field("kid", &self.keys.load().current.kid).finish_non_exhaustive()
+        f.debug_struct("Signer").field("kid", &self.ring.keys.load().current.kid).finish_non_exhaustive()
     }
 }
 
@@ -253,7 +280,10 @@ impl Key {
 mod tests {
     use super::*;
     use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode, decode_header};
+    use rate_limit::LeverValue as _;
     use sfu_api::OwnerTerm;
+
+    use crate::context::each_lever_changes_what_it_names;
 
     fn ids() -> (SessionId, RoomId, Epoch, SfuId) {
         let epoch = Epoch { term: OwnerTerm { generation: 1, revision: 7 }, n: 3 };
@@ -289,10 +319,35 @@ mod tests {
     fn a_token_runs_out() {
         let signer = Signer::generate().expect("key");
         let (session, room, epoch, sfu) = ids();
-        let old = signer.sign_at(&session, &room, epoch, &sfu, unix_s() - TOKEN_TTL_S - 120);
+        let old = signer.sign_at(&session, &room, epoch, &sfu, unix_s() - TTL_DEFAULT.as_secs() - 120);
         assert!(verify(&signer.jwks(), &old, "a-1").expect_err("too old").contains("Expired"));
         let early = signer.sign_at(&session, &room, epoch, &sfu, unix_s() + 600);
         assert!(verify(&signer.jwks(), &early, "a-1").is_err());
+    }
+
+    #[test]
+    fn r20_how_long_a_token_admits_is_a_lever_of_each_syncer() {
+        let registry = rate_limit::Levers::new();
+        let levers = TokenLevers::register(&registry);
+        let shared = Signer::generate().expect("key");
+        let signer = shared.with_ttl(levers.ttl);
+        let (session, room, epoch, sfu) = ids();
+        let lasts = |signer: &Signer| {
+            let made = unix_s() - 20;
+            let token = signer.sign_at(&session, &room, epoch, &sfu, made);
+            verify(&shared.jwks(), &token, "a-1").expect("good token").exp - made
+        };
+        assert_eq!((lasts(&signer), lasts(&shared)), (600, 600));
+        registry.set("credentials.ttl", &"90s".into(), "test", None, 0).expect("in range");
+        assert_eq!((lasts(&signer), lasts(&shared)), (90, 600), "another syncer of this process has its own lever");
+        shared.rotate().expect("key");
+        assert_eq!((lasts(&signer), signer.jwks().keys.len()), (90, 2), "the keys are the same");
+    }
+
+    #[test]
+    fn r20_the_lever_of_tokens_changes_what_it_names() {
+        let settings = |levers: &TokenLevers| vec![("credentials.ttl", levers.ttl.get().to_json())];
+        each_lever_changes_what_it_names(TokenLevers::register, |_| 2.0, settings);
     }
 
     #[test]

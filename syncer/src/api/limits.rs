@@ -19,6 +19,9 @@ lever_set! {
         /// Connections to the API at once. Beyond, whoever comes takes the place of one that does nothing for anybody, or of
         /// the oldest stream if there is none. The process needs as many file descriptors, and some for the SFUs.
         connections_max: u64 = "http.connections_max" ["connections"] 10_000, 1 => 1_000_000;
+        // Probes, scrapers and a few operators; with fewer than eight they would displace each other.
+        /// Connections to the listener of operators (`admin_listen`) at once; beyond, whoever comes takes a place as there.
+        admin_connections_max: u64 = "http.admin_connections_max" ["connections"] 256, 8 => 10_000;
         // More would wait for each other here and not there.
         /// Requests at once on one HTTP/2 connection, for connections opened from now on.
         streams_max: u64 = "http.streams_max" ["requests"] 256, 1 => 4_096;
@@ -146,6 +149,7 @@ mod tests {
         let (connection, body) = (levers.connection(), levers.body());
         vec![
             ("http.connections_max", levers.connections_max.get().to_json()),
+            ("http.admin_connections_max", levers.admin_connections_max.get().to_json()),
             ("http.streams_max", u64::from(connection.streams_max).to_json()),
             ("http.handshake_timeout", levers.handshake_timeout.get().to_json()),
             ("http.first_request_timeout", connection.first_request.to_json()),

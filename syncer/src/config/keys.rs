@@ -84,7 +84,7 @@ pub(super) const KEYS: &[Key] = &[
         "token_key_file",
         Kind::Text,
         r#""token-key.pem""#,
-        "Ed25519 key that signs session tokens (PKCS #8 PEM), read again when the file changes. A fresh key at every start when absent,\nwhich only suits one syncer without other readers of its tokens.",
+        "Ed25519 key that signs session tokens (PKCS #8 PEM), read again when the file changes. A fresh key at every start when absent,\nwhich only suits one syncer without other readers of its tokens. The former key stays published until the next one comes:\nbetween two there should be the longest life of a token (`credentials.ttl`), and a minute more.",
     ),
     key(
         "state_dir",

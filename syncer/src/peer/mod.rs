@@ -20,6 +20,7 @@ use sfu_api::{GatewayId, SyncerId};
 use tokio::time::{Instant, timeout_at};
 
 pub use self::metrics::PeerMetrics;
+use crate::context::lever_set;
 
 /// Carries the syncers' shared secret.
 pub(crate) const SECRET_HEADER: HeaderName = HeaderName::from_static("trunkline-peer");
@@ -33,9 +34,6 @@ pub(crate) const ROLE_HEADER: HeaderName = HeaderName::from_static("trunkline-ro
 /// Where peers take what we see of the SFUs.
 pub(crate) const EVIDENCE_PATH: &str = "/v1/peers/evidence";
 
-/// How long the owner may take to answer. Joins answer from memory; a gateway's own time-out is
-/// longer, so that it learns of ours.
-pub(crate) const FORWARD_TIMEOUT: Duration = Duration::from_secs(3);
 /// Largest answer taken from a peer: a page of calls.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Connections to one peer. Over TLS everything shares a few; a plain HTTP/1.1 peer needs one per
@@ -44,6 +42,18 @@ const CONNECTIONS_PER_PEER_MAX: usize = 1_024;
 /// How long one watch at a peer may last before it is opened anew: its cursor makes that cheap.
 const WATCH_MAX: Duration = Duration::from_secs(24 * 3600);
 
+lever_set! {
+    /// The limits of what is said to other syncers, beside those of their lane.
+    pub struct PeerLevers {
+        // Joins answer from memory, so that 3 s is a peer that hangs or a network that lost what was sent.
+        /// How long another syncer may take to answer what is forwarded to it, and what it is told; then the caller gets a
+        /// 503. Gateways' own time-outs have to be longer, so that they learn of this one, and `http.request_timeout` longer by
+        /// the time that bodies take. A peer that answers later is no witness for the death of an SFU.
+        forward_timeout: Duration = "peer.forward_timeout" ["duration"] Duration::from_secs(3),
+            Duration::from_millis(100) => Duration::from_secs(30);
+    }
+}
+
 /// The lane to the other syncers.
 #[derive(Debug)]
 pub struct Peers {
@@ -51,6 +61,7 @@ pub struct Peers {
     me: HeaderValue,
     secret: Option<HeaderValue>,
     metrics: PeerMetrics,
+    levers: PeerLevers,
 }
 
 /// On whose behalf a request is forwarded.
@@ -109,6 +120,7 @@ impl Peers {
         tls: Arc<ClientConfig>,
         secret: Option<&str>,
         pool_metrics: &pool::Metrics,
+        levers: PeerLevers,
     ) -> Result<Self, PeerError> {
         let value = |s: &str| HeaderValue::from_bytes(s.as_bytes()).map_err(PeerError::new);
         let secret = secret
@@ -119,7 +131,7 @@ impl Peers {
             })
             .transpose()?;
         let lane = Lane::builder("peer").tls(tls).limits(Self::limits()).metrics(pool_metrics.clone()).build()?;
-        Ok(Self { lane, me: value(me.as_str())?, secret, metrics: PeerMetrics::default() })
+        Ok(Self { lane, me: value(me.as_str())?, secret, metrics: PeerMetrics::default(), levers })
     }
 
     /// Its counters.
@@ -197,7 +209,7 @@ impl Peers {
             request.headers_mut().insert(CONTENT_TYPE, kind.clone());
         }
         *request.body_mut() = Body::from(body);
-        let by = Instant::now() + FORWARD_TIMEOUT;
+        let by = Instant::now() + self.levers.forward_timeout.get();
         let (parts, body) = self.send(url, request, by, by).await?.into_parts();
         let bytes = timeout_at(by, body.bytes(ANSWER_BYTES_MAX))
             .await
@@ -224,7 +236,51 @@ impl Peers {
             request.headers_mut().insert("last-event-id", value);
         }
         let now = Instant::now();
-        let (parts, body) = self.send(url, request, now + FORWARD_TIMEOUT, now + WATCH_MAX).await?.into_parts();
+        let head_by = now + self.levers.forward_timeout.get();
+        let (parts, body) = self.send(url, request, head_by, now + WATCH_MAX).await?.into_parts();
         Ok((parts.status, body))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rate_limit::LeverValue as _;
+
+    use super::*;
+    use crate::context::each_lever_changes_what_it_names;
+
+    #[test]
+    fn r20_the_lever_of_peers_changes_what_it_names() {
+        let settings = |levers: &PeerLevers| vec![("peer.forward_timeout", levers.forward_timeout.get().to_json())];
+        each_lever_changes_what_it_names(PeerLevers::register, |_| 2.0, settings);
+    }
+
+    /// Who asks a silent peer first waits on, while one who asks by a shorter limit gives up.
+    async fn outwaits<T>(turn: impl Fn(&str), ask: impl AsyncFn() -> Result<T, PeerError>) {
+        turn("30s");
+        let mut early = std::pin::pin!(ask());
+        assert!(futures_util::poll!(&mut early).is_pending());
+        turn("100ms");
+        tokio::select! {
+            _ = &mut early => panic!("not by the limit of then"),
+            answer = ask() => assert!(answer.is_err()),
+        }
+    }
+
+    #[tokio::test]
+    async fn r20_how_long_a_peer_may_take_turns_for_requests_and_watches() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", silent.local_addr().expect("bound"));
+        let registry = rate_limit::Levers::new();
+        let levers = PeerLevers::register(&registry);
+        let turn =
+            |time: &str| drop(registry.set("peer.forward_timeout", &time.into(), "test", None, 0).expect("in range"));
+        let tls = crate::config::Config::default().peer_tls().expect("a configuration");
+        let me = SyncerId::new("me").expect("an id");
+        let peers = Peers::new(&me, tls, Some("secret"), &pool::Metrics::default(), levers).expect("a lane");
+        let gateway = GatewayId::new("gw").expect("an id");
+        let who = OnBehalf { gateway: gateway.clone(), operator: false };
+        outwaits(&turn, async || peers.watch(&url, &gateway, None).await).await;
+        outwaits(&turn, async || peers.forward(&url, Method::GET, "/", &who, None, Bytes::new()).await).await;
     }
 }

@@ -21,7 +21,7 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use pool::{Lane, LaneLimits};
 use rand::RngExt as _;
-use rate_limit::{Lever, Levers};
+use rate_limit::Levers;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -36,9 +36,9 @@ use crate::context::EngineLevers;
 use crate::drivers;
 use crate::engine::{DriverFactory, Engine};
 use crate::ownership::Ownership;
-use crate::peer::Peers;
+use crate::peer::{PeerLevers, Peers};
 use crate::registry::{Embedded, Member, MemberState, Registry};
-use crate::token::Signer;
+use crate::token::{Signer, TokenLevers};
 use crate::watch::{Hub, WatchLevers};
 
 pub use self::error::StartError;
@@ -56,9 +56,6 @@ const STAYING: &str = "nothing: this syncer is leaving";
 const SFU_LEVERS: &str = "pool.sfu";
 /// Where the levers of the lane to the peers begin.
 const PEER_LEVERS: &str = "pool.peer";
-
-/// Connections to the second listener: probes, scrapers and a few operators.
-const ADMIN_CONNECTIONS_MAX: u64 = 256;
 
 /// A syncer that is not running yet.
 #[derive(Debug)]
@@ -123,6 +120,7 @@ impl Syncer {
         let levers = Levers::new();
         let _registered =
             (EngineLevers::register(&levers), HttpLevers::register(&levers), WatchLevers::register(&levers));
+        let _registered = (PeerLevers::register(&levers), TokenLevers::register(&levers));
         sfu_limits().register_levers(&levers, SFU_LEVERS);
         Peers::limits().register_levers(&levers, PEER_LEVERS);
         apply_limits(config, &levers)?;
@@ -219,8 +217,10 @@ fn build(
     let pool_metrics = pool::Metrics::default();
     let sfu_lane =
         Lane::builder("sfu").tls(config.sfu_tls()?).limits(sfu_limits()).metrics(pool_metrics.clone()).build()?;
-    let peers = Arc::new(Peers::new(&config.id, config.peer_tls()?, config.peer_secret(), &pool_metrics)?);
     let levers = Levers::new();
+    let forwarding = PeerLevers::register(&levers);
+    let peers = Arc::new(Peers::new(&config.id, config.peer_tls()?, config.peer_secret(), &pool_metrics, forwarding)?);
+    let signer = Arc::new(signer.with_ttl(TokenLevers::register(&levers).ttl));
     let limits = Arc::new(HttpLevers::register(&levers));
     let hub = Hub::new(boot, WatchLevers::register(&levers));
     let factory: DriverFactory = {
@@ -399,7 +399,7 @@ impl Running {
         let api = Listener::new(tcp, app.limits.connections_max.clone(), turned(), serving(tls, operators));
         supervisor.run("accept loop", move || api.clone().run());
         if let Some(tcp) = admin {
-            let admin = Listener::new(tcp, Lever::fixed(ADMIN_CONNECTIONS_MAX), turned(), serving(None, true));
+            let admin = Listener::new(tcp, app.limits.admin_connections_max.clone(), turned(), serving(None, true));
             supervisor.run("admin accept loop", move || admin.clone().run());
         }
     }

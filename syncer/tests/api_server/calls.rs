@@ -2,6 +2,7 @@
 
 use reqwest::{Client, Method, StatusCode};
 use serde_json::json;
+use syncer::token::{CLOCK_SKEW_S, Claims};
 
 use crate::support::{Events, Fleet, answer, until};
 
@@ -156,4 +157,20 @@ async fn a_shutdown_ends_watches_and_leaves_nothing() {
     assert!(report.is_clean(), "{report:?}");
     while let Ok(Some(_)) = watch.chunk().await {}
     until("the port is closed", || async { fleet.client.get(&url).send().await.is_err() }).await;
+}
+
+/// Of tokens of one session, how long each admits: `nbf` lies 30 s before it was made.
+#[tokio::test(flavor = "multi_thread")]
+async fn r20_how_long_tokens_admit_is_a_lever() {
+    let fleet = Fleet::start(1, 1).await;
+    let lasts = async || {
+        let body = fleet.join_until_placed(0, "g", "c", "s").await;
+        let token = jsonwebtoken::dangerous::insecure_decode::<Claims>(body["token"].as_str().expect("a token"));
+        let claims = token.expect("claims").claims;
+        claims.exp - claims.nbf - CLOCK_SKEW_S
+    };
+    assert_eq!(lasts().await, 600);
+    let levers = json!({"credentials.ttl": "90s"});
+    assert_eq!(answer(fleet.request(0, Method::PATCH, "/v1/levers").json(&levers)).await.0, StatusCode::OK);
+    assert_eq!(lasts().await, 90);
 }

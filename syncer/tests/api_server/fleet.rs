@@ -1,6 +1,7 @@
 //! Several syncers: forwarding, redirects, unreachable owners, static files.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, StatusCode};
@@ -8,9 +9,11 @@ use serde_json::json;
 use sfu_api::SyncerId;
 use syncer::registry::{Member, Registry as _};
 use syncer::{Options, Syncer};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use wiremock::matchers::method;
+use wiremock::{Mock, MockServer, ResponseTemplate};
 
-use crate::support::{Fleet, answer, config, install_provider, sfus, until};
+use crate::support::{Fleet, PATIENCE, answer, config, install_provider, sfus, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_syncer_takes_any_request_for_the_owner() {
@@ -76,6 +79,42 @@ async fn an_unreachable_owner_is_a_503_that_spreads_its_callers() {
     let (_, result) = answer(fleet.request(0, Method::POST, "/v1/voice-states").body(bulk)).await;
     assert_eq!((&result["op"], &result["status"]), (&json!("o"), &json!(503)), "{result}");
     assert!(result["retry_after_ms"].as_u64().expect("a wait") >= 1000);
+}
+
+/// Who asked first waits on, by the limit of then, while others with a shorter one are given up.
+#[tokio::test(flavor = "multi_thread")]
+async fn r20_how_long_an_owner_may_take_is_a_lever() {
+    let fleet = Fleet::start(2, 1).await;
+    let owner = MockServer::start().await;
+    let late = ResponseTemplate::new(200).set_delay(PATIENCE * 2);
+    Mock::given(method("PUT")).respond_with(late).mount(&owner).await;
+    let turn = |time: &str| {
+        let levers = fleet.syncers[0].engine().levers();
+        levers.set("peer.forward_timeout", &time.into(), "test", None, 0).expect("in range");
+    };
+    turn("30s");
+    let guild = fleet.guild_of(1);
+    let member = Member::new(SyncerId::new("syncer-2").expect("an id"), owner.uri(), "z1");
+    fleet.registry.announce(member, Instant::now()).await.expect("announced");
+    let joins =
+        || async { owner.received_requests().await.expect("kept").iter().filter(|r| r.method == "PUT").count() };
+    until("the view follows", || async {
+        drop(timeout(Duration::from_millis(50), fleet.join(0, &guild, "c", "before")).await);
+        joins().await > 0
+    })
+    .await;
+    let before = joins().await;
+    let mut patient = std::pin::pin!(fleet.join(0, &guild, "c", "patient"));
+    tokio::select! {
+        answer = &mut patient => panic!("{answer:?}"),
+        () = until("it is forwarded", || async { joins().await > before }) => {}
+    }
+    turn("100ms");
+    let (status, body) = tokio::select! {
+        answer = &mut patient => panic!("{answer:?}"),
+        answer = fleet.join(0, &guild, "c", "s") => answer,
+    };
+    assert_eq!((status, &body["error_code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("owner_unreachable")), "{body}");
 }
 
 /// Syncers in processes of their own: each with its own registry, listed for each other in a file.

@@ -1,5 +1,7 @@
 //! Limits that are turned while connections are there: who comes later has the new ones, who was there keeps its own.
 
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use reqwest::Method;
@@ -124,7 +126,11 @@ async fn r20_time_outs_of_bodies_over_http2_turn_while_it_runs() {
 }
 
 async fn ask(fleet: &Fleet) -> TcpStream {
-    let mut stream = TcpStream::connect(fleet.syncers[0].addr()).await.expect("connects");
+    ask_at(fleet.syncers[0].addr()).await
+}
+
+async fn ask_at(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.expect("connects");
     stream.write_all(ASK.as_bytes()).await.expect("written");
     stream
 }
@@ -163,6 +169,32 @@ async fn r20_places_turn_while_it_runs() {
     }
     last.write_all(ASK.as_bytes()).await.expect("open");
     is_answered(&mut last).await;
+}
+
+/// On the listener of operators the longest idle makes room too, so that nobody is locked out there.
+#[tokio::test(flavor = "multi_thread")]
+async fn r20_places_of_operators_turn_while_it_runs() {
+    let fleet = Fleet::start_with(1, 1, |c| c.admin_listen = Some("127.0.0.1:0".parse().expect("an address"))).await;
+    let address = fleet.syncers[0].admin_addr().expect("listens");
+    let mut idle = VecDeque::new();
+    for _ in 0..9 {
+        let mut stream = ask_at(address).await;
+        is_answered(&mut stream).await;
+        idle.push_back(stream);
+    }
+    turn(&fleet, &json!({"http.admin_connections_max": 9}));
+    for _ in 0..3 {
+        let mut newcomer = ask_at(address).await;
+        is_answered(&mut newcomer).await;
+        let mut longest = idle.pop_front().expect("nine");
+        assert!(read_out(&mut longest).await.is_empty(), "there is no place for it");
+        idle.push_back(newcomer);
+    }
+    assert!(fleet.syncers[0].engine().levers().set("http.admin_connections_max", &1.into(), "test", None, 0).is_err());
+    for mut stream in idle {
+        stream.write_all(ASK.as_bytes()).await.expect("open");
+        is_answered(&mut stream).await;
+    }
 }
 
 /// Seconds that callers are told to wait, where nobody can say when it is their turn.
