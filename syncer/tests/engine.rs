@@ -1,6 +1,7 @@
 //! The whole engine on a fake fleet and a paused clock: what a storm does to it.
 
 mod absent;
+mod door;
 mod fake;
 mod found;
 mod recovery;
@@ -566,14 +567,4 @@ async fn r20_a_pace_that_is_cut_in_a_crowd_slows_it_and_does_not_stop_it() {
     let mut made = world.fleet.made();
     made.retain(|at| *at >= cut);
     assert_eq!(overdrawn(&made, 50.0, 10.0 + 1.0), 0, "and it holds at once");
-}
-
-#[tokio::test(start_paused = true)]
-async fn r08_r20_the_limit_of_new_calls_is_a_lever() {
-    let world = World::new(2, 1);
-    world.set("admission.new_calls.burst", &json!(10));
-    world.set("admission.new_calls.rate", &json!(1.0));
-    tokio::time::sleep(S(1)).await;
-    let admitted = (0..100).filter(|c| world.may_begin(*c)).count();
-    assert!((10..=11).contains(&admitted), "{admitted} of 100 calls began");
 }

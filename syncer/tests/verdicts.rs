@@ -190,6 +190,19 @@ async fn r13_r20_how_many_refusals_are_a_death_and_how_often_a_suspect_is_tried_
     assert!(usual < S(8) && sure > S(15) && eager < sure / 2, "{usual:?}, {sure:?}, {eager:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn r13_r20_what_is_late_is_a_lever() {
+    let world = World::new(2, 1);
+    world.place(10, 1).await;
+    world.fleet.with("sfu-1", |n| n.late = Duration::from_millis(300));
+    tokio::time::sleep(S(60)).await; // some thirty signs of life
+    assert_eq!(world.engine.status().sfus.slow, 0, "300 ms are not late");
+    world.set("health.slow_after", &json!("100ms"));
+    world.wait("the verdict", S(60), |s| s.sfus.slow == 1).await;
+    world.set("health.slow_after", &json!("500ms"));
+    world.wait("its end", S(60), |s| s.sfus.slow == 0).await;
+}
+
 /// How long an SFU is held back after each of three falls.
 async fn falls(world: &World) -> Vec<u64> {
     world.place(40, 1).await;

@@ -1,13 +1,8 @@
 //! The limits of a syncer that an operator can turn while it runs.
 //!
 //! Here are those of the engine; those of the HTTP server are `api::HttpLevers`, those of the watch `watch::WatchLevers`,
-//! and the pool has its own for each lane. What stays a constant, beside its derivation, is what nobody who is paged
-//! would turn, or cannot be turned alone: sizes that a protocol or the other end counts on (heads, lines, frames,
-//! windows, PINGs, pages), sizes that a layout of memory is made for (shards, the seconds of `admission::Slots`, a
-//! wheel), bounds of maps that hold one small entry for each name somebody could make up (gateways, guilds, blocks),
-//! how often loops look, the laws of ranks, windows and verdicts, back-off with its number of tries (a Retry-After goes
-//! before it), and how many probes, digests, lists and moves are under way at once: their rates are levers, and the
-//! bounds only keep a fleet that hangs from piling them up.
+//! of what is said to other syncers `peer::PeerLevers`, of tokens `token::TokenLevers`, and the pool has its own for each
+//! lane. What stays a constant, and why: `docs/decisions/0038-which-limits-are-levers.md`.
 
 use std::time::Duration;
 
@@ -109,7 +104,7 @@ lever_set! {
         /// The global throttle: how far the door is open for sessions, new calls and streams. It shuts
         /// at once and opens in steps of 0.1, one a second.
         throttle: f64 = "admission.throttle" ["share"] 1.0, 0.0 => 1.0;
-        /// Turns away every session that is not in its call yet.
+        /// Turns away every session that would join a call which has begun; one that begins a call is of the next two.
         block_joins: bool = "admission.block.joins" [""] false, false => true;
         /// Turns away every new voice call.
         block_new_calls: bool = "admission.block.new_calls" [""] false, false => true;

@@ -162,7 +162,17 @@ impl World {
 
     /// Whether a call may begin.
     pub(crate) fn may_begin(&self, call: usize) -> bool {
-        self.engine.join(&join(call, 0), Instant::now()).is_ok()
+        self.may_begin_as(CallKind::Voice, call)
+    }
+
+    /// Whether a call of this kind may begin.
+    pub(crate) fn may_begin_as(&self, kind: CallKind, call: usize) -> bool {
+        self.engine.join(&Join { kind, ..join(call, 0) }, Instant::now()).is_ok()
+    }
+
+    /// Whether a session may join.
+    pub(crate) fn may_join(&self, call: usize, session: usize) -> bool {
+        self.engine.join(&join(call, session), Instant::now()).is_ok()
     }
 
     pub(crate) fn leave(&self, call: usize, session: usize) {

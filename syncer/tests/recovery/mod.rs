@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use sfu_api::{GuildId, SfuId};
+use sfu_api::{CallKind, GuildId, SfuId};
 use syncer::engine::{Explanation, Recovery};
 use tokio::time::Instant;
 
@@ -144,28 +144,29 @@ async fn r10_r13_new_calls_have_their_turns_while_a_repair_goes_on_at_its_pace()
     }
 }
 
-/// What a long repair leaves to new calls, in its turns and at the door, is what the lever says.
+/// What a long repair leaves to new calls and to streams, in its turns and at the door, is what the levers say.
 #[tokio::test(start_paused = true)]
-async fn r10_r20_the_turns_of_new_calls_are_a_lever() {
-    for turns in [1, 8] {
+async fn r10_r20_the_turns_of_new_calls_and_of_streams_are_levers() {
+    let (new_calls, streams) = (("new_calls", CallKind::Voice), ("streams", CallKind::Stream));
+    for ((lever, kind), turns) in [(new_calls, 1), (new_calls, 8), (streams, 1), (streams, 4)] {
         let world = all_on_one(12, 2, 600).await;
         world.set("placement.overall.rate", &json!(20.0));
         world.set("placement.overall.burst", &json!(1));
-        world.set("placement.turns.new_calls", &json!(turns));
+        world.set(&format!("placement.turns.{lever}"), &json!(turns));
         tokio::time::sleep(S(1)).await;
         world.engine.declare_dead(&sfu(0), Instant::now()).expect("known");
         world.wait("the pass", S(5), |s| s.awaiting >= 590).await;
         tokio::time::sleep(S(1)).await; // the gate looks several times a second
-        let came_in: Vec<usize> = (600..800).filter(|call| world.may_begin(*call)).collect();
+        let came_in: Vec<usize> = (600..800).filter(|call| world.may_begin_as(kind, *call)).collect();
         // As many as their turns serve within the 10 s that they may wait.
         let served = turns * 20 * 10 / 20;
-        assert!((served - 2..=served + 4).contains(&came_in.len()), "{turns}: {} came in", came_in.len());
-        let (before, new_calls) = (world.engine.status().placed, turns * 4);
+        assert!((served - 2..=served + 4).contains(&came_in.len()), "{lever} {turns}: {} came in", came_in.len());
+        let (before, wanted) = (world.engine.status().placed, turns * 4);
         let placed = || came_in.iter().filter(|call| world.sfu_of(**call).is_some()).count();
-        world.wait("their turns", S(30), |_| placed() >= new_calls).await;
+        world.wait("their turns", S(30), |_| placed() >= wanted).await;
         let all = usize::try_from(world.engine.status().placed - before).expect("few");
-        let of_20 = new_calls as f64 / all as f64 * 20.0;
-        assert!((of_20 / turns as f64 - 1.0).abs() < 0.35, "{turns}: {new_calls} new calls of {all} placements");
+        let of_20 = wanted as f64 / all as f64 * 20.0;
+        assert!((of_20 / turns as f64 - 1.0).abs() < 0.35, "{lever} {turns}: {wanted} of {all} placements");
     }
 }
 
