@@ -32,7 +32,7 @@ pub fn build(
     match (spec.driver, &spec.janus) {
         (DriverKind::Native, None) => {
             let origin =
-                Origin::parse(&spec.url).map_err(|_| spec.error(format!("url {:?} is no origin", spec.url)))?;
+                Origin::parse(&spec.url).map_err(|_| spec.error(format!("url {:?} is no origin", shown(&spec.url))))?;
             let http = Http::new(lane.origin(&guarded(spec, origin)?));
             Ok(Arc::new(Native::new(spec.id.clone(), syncer.clone(), http, Arc::clone(tokens))))
         }
@@ -60,13 +60,18 @@ pub fn build(
 
 /// A URL with a path and nothing more.
 fn url(spec: &SfuSpec, name: &str, text: &str) -> Result<(Origin, String), SpecError> {
-    let wrong = || spec.error(format!("{name} {text:?} is no https URL with a path"));
+    let wrong = || spec.error(format!("{name} {:?} is no https URL with a path", shown(text)));
     let uri: Uri = text.parse().map_err(|_| wrong())?;
     let origin = Origin::of(&uri).map_err(|_| wrong())?;
     if uri.query().is_some() {
         return Err(wrong());
     }
     Ok((guarded(spec, origin)?, uri.path().to_owned()))
+}
+
+/// A URL as an error may show it: passwords are put before an `@` and secrets into queries.
+fn shown(url: &str) -> &str {
+    if url.contains(['@', '?']) { "(with a user or a query, not shown)" } else { url }
 }
 
 /// Secrets and tokens travel in clear over plain `http`, so it is for this machine only.
@@ -76,4 +81,33 @@ fn guarded(spec: &SfuSpec, origin: Origin) -> Result<Origin, SpecError> {
         return Err(spec.error(format!("{origin} is plain http; only a loopback address may be")));
     }
     Ok(origin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn passwords_in_urls_are_not_shown() {
+        let lane = Lane::builder("sfu").build().expect("default limits are good");
+        let tokens = Arc::new(Signer::generate().expect("randomness"));
+        let syncer = SyncerId::new("syncer-1").expect("valid id");
+        let error = |entry: &str| {
+            let spec: SfuSpec = toml::from_str(entry).expect("an entry");
+            build(&spec, &lane, &tokens, &syncer).expect_err("a wrong URL").to_string()
+        };
+        let native = |url: &str| error(&format!("id = \"n\"\nurl = \"{url}\"\nregion = \"a\"\ncapacity = 1"));
+        let janus = |url: &str| {
+            error(&format!(
+                "id = \"j\"\nurl = \"https://sfu/janus\"\nregion = \"a\"\ncapacity = 1\ndriver = \"janus\"\n[janus]\n\
+                 admin_url = \"{url}\"\nadmin_secret = \"s\"\nadmin_key = \"k\"\n"
+            ))
+        };
+        for url in ["https://me:s3cret@sfu", "https://sfu/?key=s3cret", "me:s3cret@sfu"] {
+            for told in [native(url), janus(url)] {
+                assert!(!told.contains("s3cret"), "{told}");
+            }
+        }
+        assert!(native("https://sfu/path").contains("https://sfu/path"), "what is no secret helps");
+    }
 }

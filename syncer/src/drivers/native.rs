@@ -7,8 +7,9 @@ use futures_util::future::BoxFuture;
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use sfu_api::{
-    Batch, BatchAnswer, BatchOperation, BatchResult, CallId, Digest, DigestAnswer, EndRoom, EnsureRoom, Epoch,
-    ErrorAnswer, ErrorCode, Fence, GuildId, Health, RoomEnded, RoomId, RoomPage, RoomState, SfuId, Slot, SyncerId,
+    Batch, BatchAnswer, BatchOperation, BatchResult, CallId, DIGEST_ROOMS_MAX, Digest, DigestAnswer, EndRoom,
+    EnsureRoom, Epoch, ErrorAnswer, ErrorCode, Fence, GuildId, Health, RoomEnded, RoomId, RoomPage, RoomState, SfuId,
+    Slot, SyncerId,
 };
 use tokio::time::Instant;
 
@@ -131,7 +132,14 @@ impl Native {
             named: spec.named,
         };
         let ask = Ask::new(Method::POST, "/v1/digest").json(&body)?.limit(LIST_BYTES_MAX);
-        self.ask(ask, deadline).await
+        let mut answer: DigestAnswer = self.ask(ask, deadline).await?;
+        if let Some(differences) = &mut answer.differences
+            // A full one stays full: there may be more, and then the list is asked, which shows ours only.
+            && differences.surplus.len() < DIGEST_ROOMS_MAX
+        {
+            differences.surplus.retain(|state| names::parse_plain(state.room.as_str()).is_some());
+        }
+        Ok(answer)
     }
 
     async fn health(&self, ask: Ask, deadline: Instant) -> Result<Probe, DriverError> {
@@ -144,7 +152,7 @@ impl Native {
     }
 }
 
-/// Every call placed by this system has a name that parses; a room with another name is not ours.
+/// Every call placed by this system has a name that parses; a room with another name is not ours, whatever its slot.
 fn listed(state: RoomState) -> Option<ListedRoom> {
     let parsed = names::parse_plain(state.room.as_str())?;
     Some(ListedRoom {

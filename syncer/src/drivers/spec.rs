@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 use sfu_api::{RegionId, SfuId, ZoneId};
 
 use super::Weight;
@@ -99,8 +99,7 @@ pub enum JanusPlugin {
 }
 
 /// A text that never shows in logs, errors or `Debug`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 /// Why a catalogue entry cannot be used.
@@ -193,6 +192,13 @@ impl Secret {
     }
 }
 
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        // The error that serde has for this shows what is there instead: a secret without its quotes.
+        String::deserialize(d).map(Self).map_err(|_| de::Error::custom("a secret is a text in quotes"))
+    }
+}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(redacted)")
@@ -223,6 +229,14 @@ mod tests {
         assert_eq!(janus.admin_secret().expect("given").expose(), "s3cret-admin");
         let shown = format!("{spec:?}");
         assert!(!shown.contains("s3cret"), "{shown}");
+    }
+
+    #[test]
+    fn a_secret_without_quotes_is_not_shown() {
+        let wrong = JANUS.replace("\"s3cret-key\"", "20071983");
+        let error = toml::from_str::<SfuSpec>(&wrong).expect_err("a number");
+        assert_eq!(error.message(), "a secret is a text in quotes");
+        assert!(error.span().is_some(), "the error knows its line");
     }
 
     #[test]

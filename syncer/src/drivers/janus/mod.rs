@@ -96,16 +96,22 @@ impl Janus {
     }
 
     /// Sends one admin request and checks the envelope of its answer.
-    async fn admin(&self, mut body: Value, limit: usize, fresh: bool, deadline: Instant) -> Result<Value, DriverError> {
+    async fn admin(
+        &self,
+        body: &mut Value,
+        limit: usize,
+        fresh: bool,
+        deadline: Instant,
+    ) -> Result<Value, DriverError> {
         let transaction = format!("tl{}", self.transactions.fetch_add(1, Ordering::Relaxed));
         body["transaction"] = transaction.as_str().into();
         body["admin_secret"] = self.access.secret.expose().into();
-        let ask = Ask::new(Method::POST, self.access.path.as_str()).json(&body)?.limit(limit).fresh(fresh);
+        let ask = Ask::new(Method::POST, self.access.path.as_str()).json(body)?.limit(limit).fresh(fresh);
         let answer = self.http.send(ask, deadline).await?;
         if !answer.status.is_success() {
             return Err(answer.failure());
         }
-        wire::unwrap(answer.parse()?, &transaction).map_err(|error| self.redacted(error))
+        wire::unwrap(answer.parse()?, &transaction).map_err(|error| self.redacted(error, &body["request"]))
     }
 
     /// Sends one request to the plugin and checks its answer.
@@ -115,22 +121,24 @@ impl Janus {
 
     async fn plugin_within(&self, request: Value, limit: usize, deadline: Instant) -> Result<Outcome, DriverError> {
         let plugin = self.access.plugin;
-        let body = json!({ "janus": "message_plugin", "plugin": plugin.package(), "request": request });
-        let answer = self.admin(body, limit, false, deadline).await?;
-        wire::outcome(plugin, answer).map_err(|error| self.redacted(error))
+        let mut body = json!({ "janus": "message_plugin", "plugin": plugin.package(), "request": request });
+        let answer = self.admin(&mut body, limit, false, deadline).await?;
+        wire::outcome(plugin, answer).map_err(|error| self.redacted(error, &body["request"]))
     }
 
-    /// A server that echoes what it was sent must not get our secrets into a log.
-    fn redacted(&self, error: wire::Refusal) -> DriverError {
-        error.into_error(|text| {
-            [&self.access.secret, &self.access.key]
-                .into_iter()
-                .fold(text, |text, secret| text.replace(secret.expose(), "(redacted)"))
-        })
+    /// A server that echoes what it was sent must not get our secrets into a log, nor the room's that `request` is
+    /// about.
+    fn redacted(&self, error: wire::Refusal, request: &Value) -> DriverError {
+        let of_room = [&request["secret"], &request["pin"]].into_iter().filter_map(Value::as_str);
+        let ours = [self.access.secret.expose(), self.access.key.expose()];
+        let mut secrets: Vec<_> = ours.into_iter().chain(of_room).collect();
+        // The longest first: one may begin with another.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+        error.into_error(|text| secrets.iter().fold(text, |text, secret| text.replace(secret, "(redacted)")))
     }
 
     async fn accepting(&self, fresh: bool, deadline: Instant) -> Result<bool, DriverError> {
-        let answer = self.admin(json!({ "janus": "info" }), ANSWER_BYTES_MAX, fresh, deadline).await?;
+        let answer = self.admin(&mut json!({ "janus": "info" }), ANSWER_BYTES_MAX, fresh, deadline).await?;
         let info: Info = wire::shape(answer)?;
         self.seen.lock().accepting = Some((info.accepting, Instant::now()));
         Ok(info.accepting)
@@ -264,8 +272,8 @@ impl Janus {
     }
 
     async fn drain(&self, draining: bool, deadline: Instant) -> Result<(), DriverError> {
-        let body = json!({ "janus": "accept_new_sessions", "accept": !draining });
-        let answer = self.admin(body, ANSWER_BYTES_MAX, false, deadline).await?;
+        let mut body = json!({ "janus": "accept_new_sessions", "accept": !draining });
+        let answer = self.admin(&mut body, ANSWER_BYTES_MAX, false, deadline).await?;
         if answer["accept"] != Value::Bool(!draining) {
             return Err(DriverError::new(ErrorKind::Protocol, "the SFU did not take the drain order"));
         }
