@@ -1,6 +1,6 @@
 //! A Janus of a few lines: enough of the admin API to script any answer.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -22,6 +22,25 @@ struct State {
     asked: Vec<Value>,
     /// Answers to give instead of the honest one, by the request's name.
     scripted: BTreeMap<String, VecDeque<ResponseTemplate>>,
+    /// What is answered wrongly every time: the request's name, and how.
+    lie: Option<(&'static str, Lie)>,
+}
+
+/// How to answer wrongly. Each repeats the secrets of the request where something of the server's own should be.
+#[derive(Clone, Copy, Debug)]
+pub enum Lie {
+    /// As an error of the core.
+    Core,
+    /// As an error of the plugin.
+    Plugin,
+    /// As what the plugin did.
+    Done,
+    /// As the transaction.
+    Transaction,
+    /// As another kind of text.
+    Text,
+    /// As the body of an HTTP error.
+    Status,
 }
 
 struct Room {
@@ -64,6 +83,15 @@ impl FakeJanus {
         self.state.lock().expect("no poison").rooms.get_mut(name).expect("the room exists").participants = participants;
     }
 
+    /// Somebody comes and stays; false when they are turned away.
+    pub fn enter(&self, name: &str) -> bool {
+        let mut state = self.state.lock().expect("no poison");
+        let accepts = !state.draining;
+        let room = state.rooms.get_mut(name).expect("the room exists");
+        room.participants += usize::from(accepts);
+        accepts
+    }
+
     pub fn rooms(&self) -> Vec<String> {
         self.state.lock().expect("no poison").rooms.keys().cloned().collect()
     }
@@ -74,11 +102,33 @@ impl FakeJanus {
         state.scripted.entry(request.to_owned()).or_default().push_back(answer);
     }
 
+    /// Answers every request of this name wrongly from now on, and all others as is right.
+    pub fn lie(&self, request: &'static str, how: Lie) {
+        self.state.lock().expect("no poison").lie = Some((request, how));
+    }
+
+    /// Answers all requests as is right.
+    pub fn be_honest(&self) {
+        self.state.lock().expect("no poison").lie = None;
+    }
+
+    /// Every secret it was sent: its own, and those of rooms.
+    pub fn secrets(&self) -> BTreeSet<String> {
+        self.state.lock().expect("no poison").asked.iter().flat_map(secrets).collect()
+    }
+
     /// The requests of this name, so far.
     pub fn asked(&self, request: &str) -> Vec<Value> {
         let state = self.state.lock().expect("no poison");
         state.asked.iter().filter(|asked| name(asked) == request).cloned().collect()
     }
+}
+
+/// What a request holds that nobody else should see.
+fn secrets(asked: &Value) -> Vec<String> {
+    let request = &asked["request"];
+    let all = [&request["pin"], &request["secret"], &request["admin_key"], &asked["admin_secret"]];
+    all.into_iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 fn name(asked: &Value) -> &str {
@@ -98,7 +148,27 @@ impl Respond for Responder {
         if let Some(answer) = state.scripted.get_mut(name(&asked)).and_then(VecDeque::pop_front) {
             return answer;
         }
+        if let Some((_, how)) = state.lie.filter(|(about, _)| *about == name(&asked)) {
+            return how.answer(&asked, self.1);
+        }
         ResponseTemplate::new(200).set_body_json(state.answer(&asked, self.1))
+    }
+}
+
+impl Lie {
+    pub const ALL: [Self; 6] = [Self::Core, Self::Plugin, Self::Done, Self::Transaction, Self::Text, Self::Status];
+
+    fn answer(self, asked: &Value, plugin: JanusPlugin) -> ResponseTemplate {
+        let (p, transaction, told) = (plugin.as_str(), &asked["transaction"], secrets(asked).join(" "));
+        let json = match self {
+            Self::Text => return ResponseTemplate::new(200).set_body_string(told),
+            Self::Status => return ResponseTemplate::new(500).set_body_string(told),
+            Self::Core => json!({ "janus": "error", "error": { "code": 403, "reason": told } }),
+            Self::Plugin => enveloped(transaction, &json!({ p: "event", "error_code": 499, "error": told })),
+            Self::Done => enveloped(transaction, &json!({ p: told })),
+            Self::Transaction => enveloped(&json!(told), &json!({ p: "success" })),
+        };
+        ResponseTemplate::new(200).set_body_json(json)
     }
 }
 

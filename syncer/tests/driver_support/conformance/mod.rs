@@ -3,6 +3,11 @@
 //! A new driver implements [`Stand`] for a test server of its kind and calls [`conformance!`]. What an SFU
 //! cannot do, its capabilities say; the suite then checks what the driver does instead.
 
+mod door;
+mod drain;
+mod secrets;
+mod strangers;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +17,11 @@ use sfu_api::{
 };
 use syncer::drivers::{CredentialRequest, DigestOutcome, DigestSpec, EndSpec, Ended, ErrorKind, RoomSpec, SfuDriver};
 use tokio::time::Instant;
+
+pub(crate) use self::door::Door;
+pub(crate) use self::drain::{r14_draining_refuses_new_rooms_only, what_is_said_of_people_while_it_drains_is_true};
+pub(crate) use self::secrets::{credentials_are_secret, secrets_are_in_no_error_and_no_debug};
+pub(crate) use self::strangers::foreign_rooms_are_load_and_nothing_else;
 
 /// An SFU to try a driver on. It starts well and without rooms.
 pub(crate) trait Stand {
@@ -24,8 +34,21 @@ pub(crate) trait Stand {
     /// Freezes it for good, or gives the driver for one that is frozen: it takes connections and never
     /// answers.
     async fn hung(&mut self) -> Arc<dyn SfuDriver>;
-    /// Somebody goes into the room at `endpoint`, as the driver told, and stays.
-    async fn enter(&mut self, room: &RoomId, endpoint: &str, token: &str);
+    /// A driver whose every connection goes through a door that counts them.
+    async fn counted(&mut self) -> (Arc<dyn SfuDriver>, Door);
+    /// Somebody goes into the room at `endpoint`, as the driver told, and stays. False: the SFU turned them away
+    /// because it drains.
+    async fn enter(&mut self, room: &RoomId, endpoint: &str, session: &SessionId, token: &str) -> bool;
+    /// Makes rooms as somebody else would who uses the same SFU: by its own means, without a driver, empty, and with
+    /// names that a driver has to tell from its own.
+    async fn make_foreign(&mut self) -> Vec<RoomId>;
+    /// Whether the server has this room, by its own account.
+    async fn is_there(&mut self, room: &RoomId) -> bool;
+    /// A driver for a server that, in one way or another, answers some of what it is asked with an error or nonsense,
+    /// and repeats the secrets it was sent where it can. `None`: there are no more than `n` ways.
+    async fn lying(&mut self, n: usize) -> Option<Arc<dyn SfuDriver>>;
+    /// What opens this SFU and its rooms, as far as the stand knows by now; credentials the suite knows itself.
+    fn secrets(&self) -> Vec<String>;
 }
 
 /// Runs the suite as tests of their own in a module called `$name`; `$start` makes a [`Stand`].
@@ -37,9 +60,12 @@ macro_rules! conformance {
             conformance!(@each suite, $start;
                 names_tell_calls_apart, rooms_come_and_go, an_incarnation_lasts_until_a_restart,
                 a_request_meant_for_another_incarnation_is_refused, an_older_epoch_harms_no_newer_one,
+                a_fresh_probe_has_a_connection_of_its_own,
                 r13_a_crash_is_evidence_of_death, r17_a_hang_is_not, r14_draining_refuses_new_rooms_only,
-                credentials_are_secret, rooms_with_people_in_them_end_by_force_only, what_is_there_can_be_compared,
-                many_rooms_are_answered_in_order,
+                what_is_said_of_people_while_it_drains_is_true,
+                credentials_are_secret, secrets_are_in_no_error_and_no_debug,
+                rooms_with_people_in_them_end_by_force_only, foreign_rooms_are_load_and_nothing_else,
+                what_is_there_can_be_compared, many_rooms_are_answered_in_order,
                 r19_a_dropped_request_does_no_harm);
         }
     };
@@ -51,9 +77,6 @@ macro_rules! conformance {
     };
 }
 pub(crate) use conformance;
-
-/// Who enters rooms.
-pub(crate) const SESSION: &str = "somebody";
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
@@ -94,6 +117,14 @@ fn end(spec: &RoomSpec, op: &str) -> EndSpec {
 
 async fn boot(driver: &dyn SfuDriver) -> BootId {
     driver.probe(false, soon()).await.expect("alive").boot_id.expect("every kind has an incarnation")
+}
+
+/// `session` goes into the room of `spec`; false when the SFU turns it away.
+async fn enter(stand: &mut impl Stand, driver: &dyn SfuDriver, spec: &RoomSpec, endpoint: &str, session: &str) -> bool {
+    let session = SessionId::new(session).expect("valid id");
+    let request = CredentialRequest { session: &session, room: &spec.room, epoch: spec.epoch };
+    let token = driver.credential(&request).expect("made").into_token();
+    stand.enter(&spec.room, endpoint, &session, &token).await
 }
 
 pub(crate) async fn names_tell_calls_apart(stand: &mut impl Stand) {
@@ -180,6 +211,26 @@ pub(crate) async fn an_older_epoch_harms_no_newer_one(stand: &mut impl Stand) {
     assert_eq!(driver.participants(new.room, soon()).await.expect("asked"), Some(0), "the newer room is gone");
 }
 
+/// What it sees there is news of the host; a connection of long ago may hold while the host takes no new ones.
+pub(crate) async fn a_fresh_probe_has_a_connection_of_its_own(stand: &mut impl Stand) {
+    let (driver, door) = stand.counted().await;
+    driver.probe(false, soon()).await.expect("alive");
+    let warm = door.accepted();
+    assert!(warm > 0, "the driver goes past the door");
+    let ordinary = async || {
+        driver.probe(false, soon()).await.expect("alive");
+        driver.list_rooms(soon()).await.expect("listed");
+    };
+    ordinary().await;
+    assert_eq!(door.accepted(), warm, "an ordinary request uses the connection that is there");
+    for n in 1..=3 {
+        driver.probe(true, soon()).await.expect("alive");
+        assert_eq!(door.accepted(), warm + n, "a fresh probe opens one connection");
+        ordinary().await;
+        assert_eq!(door.accepted(), warm + n, "an ordinary request uses a connection that is there");
+    }
+}
+
 pub(crate) async fn r13_a_crash_is_evidence_of_death(stand: &mut impl Stand) {
     let driver = stand.dead().await;
     let error = driver.probe(true, soon()).await.expect_err("dead");
@@ -200,48 +251,13 @@ pub(crate) async fn r17_a_hang_is_not(stand: &mut impl Stand) {
     assert!(known && !error.is_dead_evidence(), "{:?}: {error}", error.kind());
 }
 
-pub(crate) async fn r14_draining_refuses_new_rooms_only(stand: &mut impl Stand) {
-    let driver = stand.driver();
-    let boot = Some(boot(&*driver).await);
-    let there = spec(&*driver, "there", 1, boot.clone());
-    driver.ensure_room(there.clone(), soon()).await.expect("made");
-    driver.set_draining(true, soon()).await.expect("drains");
-    assert!(!driver.probe(false, soon()).await.expect("alive").accepting);
-    let new = spec(&*driver, "new", 1, boot);
-    let error = driver.ensure_room(new.clone(), soon()).await.expect_err("draining");
-    assert_eq!(error.kind(), ErrorKind::Draining, "{error}");
-    assert_eq!(driver.participants(there.room, soon()).await.expect("asked"), Some(0), "rooms stay");
-    driver.set_draining(false, soon()).await.expect("serves");
-    assert!(driver.probe(false, soon()).await.expect("alive").accepting);
-    let again = RoomSpec { op_id: OpId::new("another").expect("valid"), ..new };
-    assert!(driver.ensure_room(again, soon()).await.expect("made").created);
-}
-
-pub(crate) async fn credentials_are_secret(stand: &mut impl Stand) {
-    let driver = stand.driver();
-    let spec = spec(&*driver, "c", 1, None);
-    let made = ["a", "b"].map(|session| {
-        let session = SessionId::new(session).expect("valid id");
-        let request = CredentialRequest { session: &session, room: &spec.room, epoch: spec.epoch };
-        let credential = driver.credential(&request).expect("made");
-        let shown = format!("{credential:?}");
-        let token = credential.into_token();
-        assert!(!token.is_empty() && !shown.contains(&token), "{shown}");
-        token
-    });
-    assert_eq!(made[0] != made[1], driver.capabilities().credential_per_session);
-}
-
 pub(crate) async fn rooms_with_people_in_them_end_by_force_only(stand: &mut impl Stand) {
     let driver = stand.driver();
     let boot = Some(boot(&*driver).await);
     let [spec, other] = [("c", 1), ("d", 2)].map(|(call, n)| spec(&*driver, call, n, boot.clone()));
     let endpoint = driver.ensure_room(spec.clone(), soon()).await.expect("made").endpoint;
     driver.ensure_room(other.clone(), soon()).await.expect("made");
-    let session = SessionId::new(SESSION).expect("valid id");
-    let request = CredentialRequest { session: &session, room: &spec.room, epoch: spec.epoch };
-    let token = driver.credential(&request).expect("made").into_token();
-    stand.enter(&spec.room, &endpoint, &token).await;
+    assert!(enter(stand, &*driver, &spec, &endpoint, "somebody").await);
     assert_eq!(driver.participants(spec.room.clone(), soon()).await.expect("asked"), Some(1));
     assert_eq!(driver.end_room(end(&spec, "e1"), false, soon()).await.expect("asked"), Ended::Occupied);
     let ends = vec![end(&spec, "e2"), end(&other, "e3")];
