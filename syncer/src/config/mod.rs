@@ -34,6 +34,7 @@ pub use self::error::{ConfigError, Source};
 pub(crate) use self::load::{Known, in_file, read_text};
 pub use self::regions::{RegionGroups, RegionGroupsError};
 pub use self::secret::Secret;
+pub(crate) use self::secret::url_shown;
 pub(crate) use self::tls::client as client_tls;
 
 /// The port of the API when none is configured.

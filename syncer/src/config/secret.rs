@@ -1,13 +1,17 @@
-//! A string that never reaches a log, a debug page or `config print`.
+//! What never reaches a log, an error, a debug page or `config print`.
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// A string that never reaches a log, a debug page or `config print`.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
+/// A text that never reaches a log, an error, a debug page or `config print`.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
+
+/// A URL as an error may show it: passwords are put before an `@` and secrets into queries.
+pub(crate) fn url_shown(url: &str) -> &str {
+    if url.contains(['@', '?']) { "(with a user or a query, not shown)" } else { url }
+}
 
 // === impl Secret ===
 
@@ -22,6 +26,13 @@ impl Secret {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Secret {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        // The error that serde has for this shows what is there instead: a secret without its quotes.
+        String::deserialize(d).map(Self).map_err(|_| de::Error::custom("a secret is a text in quotes"))
     }
 }
 

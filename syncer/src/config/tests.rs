@@ -113,6 +113,16 @@ fn secrets_are_not_printed() {
     assert!(!config.print().contains("hush"));
     assert!(!format!("{config:?}").contains("hush"));
     assert_eq!(config.peer_secret(), Some("hush"));
+    // Without its quotes it is something else, which errors would show.
+    let forgotten = [
+        "[auth]\npeer_secret = 20071983\n",
+        "[auth]\ntokens = [{ token = 20071983, id = \"o\", role = \"operator\" }]\n",
+    ];
+    for text in forgotten {
+        let e = load(text).expect_err("a number");
+        assert_eq!(e.line(), Some(2), "{e}");
+        assert!(!format!("{e} {e:?}").contains("20071983"), "{e}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::http::Http;
 use super::janus::{Access, Janus};
 use super::native::Native;
 use super::{DriverKind, SfuDriver, SfuSpec, SpecError};
+use crate::config::url_shown;
 use crate::token::Signer;
 
 /// Most calls a Janus may be said to carry: what fits into one list of it, see
@@ -31,8 +32,8 @@ pub fn build(
 ) -> Result<Arc<dyn SfuDriver>, SpecError> {
     match (spec.driver, &spec.janus) {
         (DriverKind::Native, None) => {
-            let origin =
-                Origin::parse(&spec.url).map_err(|_| spec.error(format!("url {:?} is no origin", shown(&spec.url))))?;
+            let origin = Origin::parse(&spec.url)
+                .map_err(|_| spec.error(format!("url {:?} is no origin", url_shown(&spec.url))))?;
             let http = Http::new(lane.origin(&guarded(spec, origin)?));
             Ok(Arc::new(Native::new(spec.id.clone(), syncer.clone(), http, Arc::clone(tokens))))
         }
@@ -60,18 +61,13 @@ pub fn build(
 
 /// A URL with a path and nothing more.
 fn url(spec: &SfuSpec, name: &str, text: &str) -> Result<(Origin, String), SpecError> {
-    let wrong = || spec.error(format!("{name} {:?} is no https URL with a path", shown(text)));
+    let wrong = || spec.error(format!("{name} {:?} is no https URL with a path", url_shown(text)));
     let uri: Uri = text.parse().map_err(|_| wrong())?;
     let origin = Origin::of(&uri).map_err(|_| wrong())?;
     if uri.query().is_some() {
         return Err(wrong());
     }
     Ok((guarded(spec, origin)?, uri.path().to_owned()))
-}
-
-/// A URL as an error may show it: passwords are put before an `@` and secrets into queries.
-fn shown(url: &str) -> &str {
-    if url.contains(['@', '?']) { "(with a user or a query, not shown)" } else { url }
 }
 
 /// Secrets and tokens travel in clear over plain `http`, so it is for this machine only.

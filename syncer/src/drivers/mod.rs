@@ -38,7 +38,7 @@ use tokio::time::Instant;
 
 pub use self::build::build;
 pub use self::error::{DriverError, ErrorKind};
-pub use self::spec::{DriverKind, JanusPlugin, JanusSpec, Secret, SfuSpec, SpecError};
+pub use self::spec::{DriverKind, JanusPlugin, JanusSpec, SfuSpec, SpecError};
 pub use self::weight::{Weight, WeightError};
 
 /// What an SFU of this kind can do by itself.

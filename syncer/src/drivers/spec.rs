@@ -1,12 +1,12 @@
 //! What the catalogue says of an SFU. This is the shape of the static file too.
 
-use std::fmt;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 use sfu_api::{RegionId, SfuId, ZoneId};
 
 use super::Weight;
+use crate::config::Secret;
 
 /// Longest secret file that is read, in bytes: secrets are a line.
 const SECRET_BYTES_MAX: usize = 4096;
@@ -98,10 +98,6 @@ pub enum JanusPlugin {
     Audiobridge,
 }
 
-/// A text that never shows in logs, errors or `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
 /// Why a catalogue entry cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[error("SFU {id}: {reason}")]
@@ -139,7 +135,7 @@ fn resolve(name: &str, inline: Option<&Secret>, file: Option<&PathBuf>) -> Resul
         (None, None) => return Err(format!("janus needs {name} or {name}_file")),
         (Some(_), Some(_)) => return Err(format!("{name} and {name}_file are both given; keep one")),
     };
-    if secret.0.is_empty() { Err(format!("{name} is empty")) } else { Ok(secret) }
+    if secret.expose().is_empty() { Err(format!("{name} is empty")) } else { Ok(secret) }
 }
 
 fn read_secret(path: &PathBuf) -> Result<Secret, String> {
@@ -173,35 +169,6 @@ impl JanusPlugin {
             Self::Videoroom => "janus.plugin.videoroom",
             Self::Audiobridge => "janus.plugin.audiobridge",
         }
-    }
-}
-
-// === impl Secret ===
-
-impl Secret {
-    /// Wraps a secret.
-    #[must_use]
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The secret itself, for the one place that sends it.
-    #[must_use]
-    pub(super) fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl<'de> Deserialize<'de> for Secret {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        // The error that serde has for this shows what is there instead: a secret without its quotes.
-        String::deserialize(d).map(Self).map_err(|_| de::Error::custom("a secret is a text in quotes"))
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(redacted)")
     }
 }
 

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use sfu_api::SyncerId;
 
 use super::{MEMBERS_MAX, Member, WEIGHT_DEFAULT};
-use crate::config::{ConfigError, Known};
+use crate::config::{ConfigError, Known, url_shown};
 use crate::drivers::SfuSpec;
 
 /// Most SFUs in a catalogue: twice the largest fleet on record.
@@ -94,7 +94,8 @@ fn check_url(path: &Path, what: &str, id: &str, url: &str) -> Result<(), ConfigE
     if fine {
         Ok(())
     } else {
-        Err(ConfigError::file(path, None, format!("{what} `{id}`: `{url}` is no http or https URL")).with_key("url"))
+        Err(ConfigError::file(path, None, format!("{what} `{id}`: `{}` is no http or https URL", url_shown(url)))
+            .with_key("url"))
     }
 }
 

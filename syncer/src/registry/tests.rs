@@ -67,6 +67,17 @@ fn an_unknown_key_of_a_list_names_the_nearest_of_that_list() {
     }
 }
 
+#[test]
+fn a_wrong_url_is_shown_without_what_may_be_secret_in_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("f.toml");
+    for (url, shown) in [("ftp://me:s3cret@h", false), ("ftp://h/?key=s3cret", false), ("ftp://h/s3cret", true)] {
+        std::fs::write(&path, format!("[[members]]\nid = \"a\"\nurl = \"{url}\"\n")).expect("written");
+        let e = read_members(&path).expect_err("no https");
+        assert_eq!((e.key(), e.to_string().contains("s3cret")), (Some("url"), shown), "{e}");
+    }
+}
+
 /// Lists of SFUs as files, one after the other: which are taken?
 #[test]
 fn r06_a_list_that_lost_too_much_is_refused_until_confirmed() {

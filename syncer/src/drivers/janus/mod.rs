@@ -44,8 +44,9 @@ use tokio::time::Instant;
 use super::http::{ANSWER_BYTES_MAX, Ask, Http, LIST_BYTES_MAX};
 use super::{
     Capabilities, Credential, CredentialRequest, DigestOutcome, DigestSpec, DriverError, EndSpec, Ended, ErrorKind,
-    JanusPlugin, ListedRoom, Probe, RoomList, RoomReady, RoomSpec, Secret, SfuDriver, names,
+    JanusPlugin, ListedRoom, Probe, RoomList, RoomReady, RoomSpec, SfuDriver, names,
 };
+use crate::config::Secret;
 use wire::{Info, Listed, Outcome, Participants, Rooms};
 
 /// A probe lists the rooms anew when the last count is older than this. A list costs a large Janus
