@@ -64,6 +64,21 @@ async fn r16_i10_a_drained_sfu_loses_its_calls_without_a_null_within_the_budget(
 }
 
 #[tokio::test(start_paused = true)]
+async fn r20_a_budget_of_moves_that_is_cut_after_a_burst_is_in_force_and_not_a_stop() {
+    let world = World::new(3, 1);
+    world.set("moves.rate", &json!(1.0));
+    world.set("moves.burst", &json!(60));
+    world.place(300, 1).await;
+    drain(&world, "sfu-0", HOUR);
+    world.wait("the burst", S(10), |s| s.planned_moves_total >= 60).await;
+    world.set("moves.burst", &json!(5));
+    let before = world.engine.status().planned_moves_total;
+    tokio::time::sleep(S(20)).await;
+    let moved = world.engine.status().planned_moves_total - before;
+    assert!((15..=22).contains(&moved), "{moved} in 20 s at one a second");
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_undone_drain_leaves_what_moved_and_stops_the_rest() {
     let world = World::new(4, 1);
     world.set("moves.rate", &json!(5.0));

@@ -122,6 +122,32 @@ async fn r17_a_hung_sfu_moves_when_its_entry_is_gone() {
     world.wait("recovery", S(60), |s| s.notices_total == 1 && s.awaiting == 0).await;
 }
 
+/// Machines come and go under new names: what is known of those that went has an end, too.
+#[tokio::test(start_paused = true)]
+async fn r04_an_sfu_that_left_the_catalogue_long_ago_is_forgotten_unless_it_has_calls() {
+    let world = World::new(4, 1);
+    world.place(80, 1).await;
+    let known = |world: &World| [0, 1, 2, 3].map(|i| world.engine.sfu(&id(&format!("sfu-{i}"))).is_some());
+    world.recatalogue(4, 1, |specs| specs.truncate(1));
+    for gone in ["sfu-1", "sfu-2"] {
+        world.fleet.with(gone, |n| n.mode = Mode::Hangs);
+    }
+    world.wait("recovery", S(120), |s| s.notices_total == 2 && s.awaiting == 0).await;
+    tokio::time::sleep(S(3_500)).await;
+    assert_eq!(known(&world), [true; 4], "its entry may be gone by mistake");
+    tokio::time::sleep(S(200)).await;
+    assert_eq!(known(&world), [true, false, false, true], "one is listed and one has calls");
+
+    // Under its old name it is as new, in a number of its own.
+    world.fleet.restart("sfu-1");
+    world.recatalogue(4, 1, |specs| specs.truncate(2));
+    (100..140).for_each(|call| world.join(call, 0));
+    world.wait("the new calls", S(120), |s| s.placed == 120 && s.awaiting == 0).await;
+    let rooms = |sfu: &str| world.fleet.with(sfu, |n| n.rooms.len());
+    assert!(rooms("sfu-1") > 0);
+    assert_eq!(["sfu-0", "sfu-1", "sfu-3"].map(rooms).iter().sum::<usize>(), 120);
+}
+
 async fn silent(world: &World) {
     world.place(100, 1).await;
     world.set("health.suspect_max", &json!("5s"));

@@ -75,7 +75,7 @@ impl Engine {
     fn if_sfu_died(&self, view: &CallView, now: Instant) -> String {
         let snapshot = self.ctx.catalogue.now();
         let Some(sfu) = view.sfu.as_ref() else { return "it is on no SFU".to_owned() };
-        let Some(known) = snapshot.by_idx.iter().find(|s| s.id == *sfu) else {
+        let Some(known) = snapshot.named(sfu) else {
             return format!("{sfu} has left the catalogue");
         };
         let calls = self.calls_on(known);

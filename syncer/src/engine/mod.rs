@@ -148,9 +148,8 @@ impl Engine {
             tracing::info!(sfus, added = result.added, removed = result.removed, "catalogue changed");
         }
         let snapshot = self.ctx.catalogue.now();
-        for sfu in &snapshot.by_idx {
-            let listed = snapshot.by_id.get(&sfu.id).is_some_and(|s| s.idx == sfu.idx);
-            self.ctx.observe(sfu, &Evidence::Listed(listed), now);
+        for sfu in snapshot.known() {
+            self.ctx.observe(sfu, &Evidence::Listed(snapshot.lists(sfu)), now);
         }
         self.ctx.apply_shares(now);
         self.ctx.wake.notify_one();

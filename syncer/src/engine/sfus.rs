@@ -19,7 +19,7 @@ const LEFT_MAX: usize = 100;
 
 impl Engine {
     fn known(&self, id: &SfuId) -> Option<Arc<Sfu>> {
-        self.ctx.catalogue.now().by_idx.iter().find(|s| s.id == *id).cloned()
+        self.ctx.catalogue.now().named(id).cloned()
     }
 
     /// One SFU, with the calls that a drain has left there. `None`: there is no such SFU.

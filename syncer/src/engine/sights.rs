@@ -14,7 +14,7 @@ impl Engine {
     pub fn sights(&self, now: Instant) -> (Vec<SfuSight>, bool) {
         let rules = self.ctx.rules();
         let snapshot = self.ctx.catalogue.now();
-        let wrong = snapshot.by_idx.iter().filter(|sfu| sfu.verdict() != Verdict::Healthy);
+        let wrong = snapshot.known().filter(|sfu| sfu.verdict() != Verdict::Healthy);
         let sights = wrong.filter_map(|sfu| {
             let (sight, gateways) = sfu.with_health(|h| {
                 let named = h.reporters(now).take(GATEWAYS_NAMED_MAX).cloned().collect::<Vec<_>>();
@@ -33,12 +33,11 @@ impl Engine {
             self.ctx.freeze.lock().hear(&from, over, now + EVIDENCE_TTL);
         }
         let snapshot = self.ctx.catalogue.now();
-        let known = |heard: &SfuSight| snapshot.by_idx.iter().find(|s| s.id == heard.sfu).cloned();
         for heard in sfus {
-            let Some(sfu) = snapshot.by_id.get(&heard.sfu).cloned().or_else(|| known(&heard)) else { continue };
-            self.ctx.observe(&sfu, &Evidence::Witnessed { by: from.clone(), sight: heard.sight }, now);
+            let Some(sfu) = snapshot.named(&heard.sfu) else { continue };
+            self.ctx.observe(sfu, &Evidence::Witnessed { by: from.clone(), sight: heard.sight }, now);
             for gateway in heard.gateways.into_iter().take(GATEWAYS_NAMED_MAX) {
-                self.ctx.observe(&sfu, &Evidence::MediaFailed { gateway, here: false }, now);
+                self.ctx.observe(sfu, &Evidence::MediaFailed { gateway, here: false }, now);
             }
         }
     }

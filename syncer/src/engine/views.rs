@@ -36,7 +36,7 @@ impl Engine {
     pub fn calls(&self, filter: &CallFilter) -> CallPage {
         let limit = filter.limit.clamp(1, PAGE_MAX);
         let sfus = self.ctx.catalogue.now();
-        let on = filter.sfu.as_ref().map(|id| sfus.by_idx.iter().find(|s| s.id == *id).map(|s| s.idx));
+        let on = filter.sfu.as_ref().map(|id| sfus.named(id).map(|s| s.idx));
         let passes = |call: &Call| {
             filter.state.is_none_or(|s| s == state(call)) && on.is_none_or(|s| s.is_some() && s == call.placement.sfu())
         };

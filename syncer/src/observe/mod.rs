@@ -24,7 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::context::Context;
 use crate::health::{Evidence, Health, Verdict};
 use crate::reconcile::InFlight;
-use crate::select::Sfu;
+use crate::select::{Sfu, Snapshot};
 use crate::state::SfuIdx;
 
 pub use self::expiry::Expiry;
@@ -59,6 +59,10 @@ const AGAIN_MAX: u32 = 5;
 /// How often it is counted which SFUs hold calls of ours.
 const COUNT_PERIOD: Duration = Duration::from_secs(1);
 
+/// An SFU that left the catalogue and holds no call of ours is forgotten after this. Until then one that comes back under its
+/// name is who it was: longer than holds last by default, and than a mistake in a list takes to be noticed.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(3_600);
+
 /// When something was last started for an SFU, and whether it is under way.
 #[derive(Debug)]
 struct Schedule {
@@ -89,6 +93,8 @@ pub struct Observer {
     /// SFUs that hold calls of ours, as counted last.
     held: HashSet<SfuIdx>,
     count_at: Instant,
+    /// SFUs that left the catalogue and hold no call of ours, and since when.
+    gone: HashMap<SfuIdx, Instant>,
     /// Times that we had come to own more slots when it was looked last.
     gains: u64,
     /// Silence is no death until then: after a freeze, everyone is asked once more before it counts.
@@ -111,6 +117,7 @@ impl Observer {
             schedules: HashMap::new(),
             held: HashSet::new(),
             count_at: now,
+            gone: HashMap::new(),
             gains: 0,
             silence_from: now,
             next: 0,
@@ -142,9 +149,10 @@ impl Observer {
         if now >= self.count_at {
             self.count_at = now + COUNT_PERIOD;
             self.held = self.ctx.shards.iter().flat_map(|s| s.lock().sfus_in_use()).collect();
+            self.forget(&snapshot, now);
         }
-        let looked_after = |sfu: &Arc<Sfu>| self.held.contains(&sfu.idx) || snapshot.by_id.contains_key(&sfu.id);
-        let sfus: Vec<Arc<Sfu>> = snapshot.by_idx.iter().filter(|s| looked_after(s)).cloned().collect();
+        let looked_after = |held: &HashSet<SfuIdx>, sfu: &Sfu| held.contains(&sfu.idx) || snapshot.lists(sfu);
+        let sfus: Vec<Arc<Sfu>> = snapshot.known().filter(|s| looked_after(&self.held, s)).cloned().collect();
         if sfus.is_empty() {
             return;
         }
@@ -168,7 +176,18 @@ impl Observer {
             }
         }
         // As many entries as SFUs looked after.
-        self.schedules.retain(|idx, _| sfus.iter().any(|s| s.idx == *idx) || self.held.contains(idx));
+        self.schedules.retain(|idx, _| snapshot.get(*idx).is_some_and(|sfu| looked_after(&self.held, sfu)));
+    }
+
+    /// Forgets SFUs that left the catalogue long ago.
+    fn forget(&mut self, snapshot: &Snapshot, now: Instant) {
+        let gone = snapshot.known().filter(|s| !self.held.contains(&s.idx) && !snapshot.lists(s));
+        self.gone = gone.map(|s| (s.idx, self.gone.get(&s.idx).copied().unwrap_or(now))).collect();
+        let past = |since: &Instant| now.saturating_duration_since(*since) >= FORGOTTEN_AFTER;
+        if self.gone.values().any(past) {
+            let forgotten = self.gone.iter().filter(|(_, since)| past(since)).map(|(idx, _)| *idx);
+            self.ctx.catalogue.forget(forgotten);
+        }
     }
 
     /// Starts what is due for one SFU; returns whether it was probed.

@@ -36,6 +36,8 @@ const ASIDE_MAX: usize = 32;
 pub struct Mover {
     ctx: Arc<Context>,
     budget: Bucket,
+    /// Into how many parts the fleet's budget was shared when ours was set.
+    parts: u32,
     walks: HashMap<SfuIdx, Walk>,
     in_flight: Arc<AtomicU64>,
 }
@@ -63,8 +65,9 @@ impl Mover {
     /// A mover of `ctx`.
     #[must_use]
     pub fn new(ctx: Arc<Context>, now: Instant) -> Self {
-        let budget = Bucket::new(ctx.levers.moves().share(ctx.budget.parts()), now);
-        Self { ctx, budget, walks: HashMap::new(), in_flight: Arc::default() }
+        let parts = ctx.budget.parts();
+        let budget = Bucket::new(ctx.levers.moves().share(parts), now);
+        Self { ctx, budget, parts, walks: HashMap::new(), in_flight: Arc::default() }
     }
 
     /// Runs until the context stops. Moves under way go on, on the context's tracker.
@@ -85,13 +88,17 @@ impl Mover {
 
     fn round(&mut self, now: Instant) {
         let ctx = Arc::clone(&self.ctx);
-        let share = ctx.levers.moves().share(ctx.budget.parts());
+        let parts = ctx.budget.parts();
+        let share = ctx.levers.moves().share(parts);
         if self.budget.quota() != share {
-            self.budget.set_quota(share, now);
+            // Whoever took a part counts on what we owe. An operator who turned a lever does not.
+            let shared = std::mem::replace(&mut self.parts, parts) != parts;
+            let set = if shared { Bucket::set_quota } else { Bucket::set_limit };
+            set(&self.budget, share, now);
         }
         let snapshot = ctx.catalogue.now();
         let due = |sfu: &&Arc<Sfu>| sfu.drain().is_some_and(|d| d.moves(now));
-        let mut sfus: Vec<&Arc<Sfu>> = snapshot.by_idx.iter().filter(|s| s.is_draining()).filter(due).collect();
+        let mut sfus: Vec<&Arc<Sfu>> = snapshot.known().filter(|s| s.is_draining()).filter(due).collect();
         let walked: HashSet<SfuIdx> = sfus.iter().map(|s| s.idx).collect();
         self.walks.retain(|idx, _| walked.contains(idx));
         if sfus.is_empty() || ctx.levers.paused.get() || ctx.is_draining() {

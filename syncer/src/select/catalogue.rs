@@ -39,8 +39,8 @@ pub struct Snapshot {
     pub chances: [Vec<f64>; Rung::ALL.len()],
     /// Every zone that was ever in the catalogue, by region and name.
     pub zones: HashMap<(RegionId, ZoneId), Arc<Zone>>,
-    /// Every SFU that was ever in the catalogue, by number: calls may still be on it.
-    pub by_idx: Vec<Arc<Sfu>>,
+    /// By number, those of the catalogue and those that left it and are not forgotten: calls may still be on them.
+    by_idx: Vec<Option<Arc<Sfu>>>,
 }
 
 /// Regions that stand in for each other.
@@ -75,6 +75,29 @@ pub struct Replaced {
 // === impl Snapshot ===
 
 impl Snapshot {
+    /// Those of the catalogue, and those that left it and are not forgotten.
+    pub fn known(&self) -> impl Iterator<Item = &Arc<Sfu>> {
+        self.by_idx.iter().flatten()
+    }
+
+    /// Whether it is in the catalogue, not merely known.
+    #[must_use]
+    pub fn lists(&self, sfu: &Sfu) -> bool {
+        self.by_id.contains_key(&sfu.id)
+    }
+
+    /// The one of [`Self::known`] with this number.
+    #[must_use]
+    pub fn get(&self, idx: SfuIdx) -> Option<&Arc<Sfu>> {
+        self.by_idx.get(idx.0 as usize)?.as_ref()
+    }
+
+    /// The one of [`Self::known`] with this id.
+    #[must_use]
+    pub fn named(&self, id: &SfuId) -> Option<&Arc<Sfu>> {
+        self.by_id.get(id).or_else(|| self.known().find(|sfu| sfu.id == *id))
+    }
+
     fn take(&mut self, known: Option<Arc<Sfu>>, entry: Entry, budget: &Budget, now: Instant) {
         let sfu = match known {
             Some(sfu) => {
@@ -84,7 +107,7 @@ impl Snapshot {
             None => {
                 let idx = SfuIdx(u32::try_from(self.by_idx.len()).unwrap_or(u32::MAX));
                 let sfu = Arc::new(Sfu::new(idx, entry.spec.id.clone(), entry, budget.sfu_share(), now));
-                self.by_idx.push(sfu.clone());
+                self.by_idx.push(Some(sfu.clone()));
                 sfu
             }
         };
@@ -154,7 +177,7 @@ impl Catalogue {
     /// The SFU with this number.
     #[must_use]
     pub fn get(&self, idx: SfuIdx) -> Option<Arc<Sfu>> {
-        self.snapshot.load().by_idx.get(idx.0 as usize).cloned()
+        self.snapshot.load().get(idx).cloned()
     }
 
     /// Takes over the groups of regions.
@@ -179,7 +202,19 @@ impl Catalogue {
         self.snapshot.store(Arc::new(Snapshot { revision, ..next }));
     }
 
-    /// Takes over a new list. An SFU that was ever there keeps its number, calls, health and buckets,
+    /// Forgets these, unless they are in the catalogue. What may be drawn stays as it is, so this is no other revision.
+    pub fn forget(&self, gone: impl IntoIterator<Item = SfuIdx>) {
+        let _writing = self.write.lock();
+        let mut next = Snapshot::clone(&self.now());
+        for idx in gone {
+            if next.get(idx).is_some_and(|sfu| !next.lists(sfu)) {
+                next.by_idx[idx.0 as usize] = None;
+            }
+        }
+        self.snapshot.store(Arc::new(next));
+    }
+
+    /// Takes over a new list. An SFU that is known keeps its number, calls, health and buckets,
     /// also when its entry changed. Entries that `driver` refuses are reported; what was known of
     /// them stays in force, and the rest is taken (R6).
     pub fn replace<E: std::fmt::Display>(
@@ -198,7 +233,7 @@ impl Catalogue {
             ..Snapshot::default()
         };
         let mut result = Replaced::default();
-        let known: HashMap<SfuId, Arc<Sfu>> = old.by_idx.iter().map(|s| (s.id.clone(), s.clone())).collect();
+        let known: HashMap<SfuId, Arc<Sfu>> = old.known().map(|s| (s.id.clone(), s.clone())).collect();
         for spec in specs {
             let (id, region) = (spec.id.clone(), budget.region(&spec.region, now));
             let known = known.get(&id).cloned();

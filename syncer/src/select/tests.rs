@@ -14,6 +14,7 @@ use rate_limit::Quota;
 use tokio::time::Instant;
 
 use super::*;
+use crate::state::SfuIdx;
 
 fn quota(rate: f64, burst: u32) -> Quota {
     Quota::new(rate, burst).expect("a valid quota")
@@ -37,6 +38,23 @@ fn r07_ten_thousand_choices_on_stale_loads_stay_even() {
     let max = f64::from(*reserved.iter().max().expect("not empty"));
     let mean = 10_000.0 / 200.0;
     assert!(max / mean <= 1.5, "max {max} over mean {mean}");
+}
+
+#[test]
+fn r04_what_is_forgotten_frees_its_name_and_never_its_number() {
+    let now = Instant::now();
+    let entries = [0, 1].map(|i| fleet::entry(i, "a", "capacity = 10"));
+    let fleet = fleet::Fleet::new(&entries, quotas(100.0, 10), now);
+    fleet.list(&entries[..1], now);
+    let before = fleet.catalogue.now();
+    fleet.catalogue.forget([SfuIdx(0), SfuIdx(1), SfuIdx(7)]);
+    let after = fleet.catalogue.now();
+    assert_eq!(after.known().map(|sfu| sfu.idx).collect::<Vec<_>>(), [SfuIdx(0)], "the other is in the catalogue");
+    assert_eq!((after.revision, after.named(&entries[1].id).is_some()), (before.revision, false));
+    fleet.list(&entries, now);
+    let known = fleet.catalogue.now();
+    assert_eq!(known.named(&entries[1].id).map(|sfu| sfu.idx), Some(SfuIdx(2)));
+    assert!(known.get(SfuIdx(1)).is_none() && before.get(SfuIdx(1)).is_some(), "the past is as it was");
 }
 
 #[test]

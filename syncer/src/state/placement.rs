@@ -19,7 +19,7 @@ use sfu_api::{Epoch, RoomId};
 
 use super::Seat;
 
-/// Number of an SFU in this process: given once per id, never reused.
+/// Number of an SFU in this process: never given to another. One that was forgotten gets a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SfuIdx(pub u32);
 

@@ -8,7 +8,7 @@ use rate_limit::Outcome;
 use super::fleet::{Fleet, entry};
 use super::*;
 use crate::health::{Evidence, Failure, Rules, Verdict};
-use crate::state::{Rung, Seed};
+use crate::state::{Rung, Seed, SfuIdx};
 
 /// Longer than a zone counts as failing when it no longer is.
 const CALM: Duration = Duration::from_secs(10);
@@ -117,12 +117,12 @@ proptest! {
         let now = Instant::now();
         let fleet = fleet(&each.iter().map(|(of, _)| *of).collect::<Vec<_>>(), now);
         let snapshot = fleet.catalogue.now();
-        for (sfu, (_, is)) in snapshot.by_idx.iter().zip(&each) {
+        for (sfu, (_, is)) in snapshot.known().zip(&each) {
             become_so(sfu, *is, now);
         }
         snapshot.look_at_zones(share, now);
         let failing = failing(&each, share);
-        for (sfu, (of, _)) in snapshot.by_idx.iter().zip(&each) {
+        for (sfu, (of, _)) in snapshot.known().zip(&each) {
             prop_assert_eq!(sfu.is_zone_failing(), failing.contains(of));
         }
 
@@ -162,7 +162,7 @@ proptest! {
         let each: Vec<_> = each.into_iter().filter(|(_, is)| *is != Is::Busy).collect();
         let fleet = fleet(&each.iter().map(|(of, _)| *of).collect::<Vec<_>>(), now);
         let snapshot = fleet.catalogue.now();
-        for (sfu, (_, is)) in snapshot.by_idx.iter().zip(&each) {
+        for (sfu, (_, is)) in snapshot.known().zip(&each) {
             become_so(sfu, *is, now);
         }
         let placed = || {
@@ -212,7 +212,7 @@ fn r07_two_of_a_zone_must_fail_and_slow_is_not_failing() {
     let now = Instant::now();
     let fleet = fleet(&[(0, Some(0)), (0, Some(0)), (0, Some(0))], now);
     let snapshot = fleet.catalogue.now();
-    let sfu = |i: usize| &snapshot.by_idx[i];
+    let sfu = |i: u32| snapshot.get(SfuIdx(i)).expect("known");
     sfu(0).observe(&Evidence::Failed { failure: Failure::TimedOut, fresh: false }, &rules(), now);
     sfu(1).observe(&Evidence::Failed { failure: Failure::TimedOut, fresh: false }, &rules(), now);
     assert_eq!([sfu(0).verdict(), sfu(1).verdict()], [Verdict::Slow; 2]);
@@ -239,10 +239,11 @@ fn r07_a_zone_is_one_of_its_region_and_keeps_its_course_when_the_catalogue_chang
     let both = [(0, Some(0)), (0, Some(0)), (0, Some(0)), (1, Some(0)), (1, Some(0))];
     let fleet = fleet(&both, now);
     let before = fleet.catalogue.now();
-    fail(&before.by_idx[0], now);
-    fail(&before.by_idx[1], now);
+    for i in [0, 1] {
+        fail(before.get(SfuIdx(i)).expect("known"), now);
+    }
     before.look_at_zones(0.5, now);
-    let failing = |snapshot: &Snapshot| snapshot.by_idx.iter().map(|sfu| sfu.is_zone_failing()).collect::<Vec<_>>();
+    let failing = |snapshot: &Snapshot| snapshot.known().map(|sfu| sfu.is_zone_failing()).collect::<Vec<_>>();
     assert_eq!(failing(&before), [true, true, true, false, false], "another region's zone of that name is another");
 
     // One goes, one moves to the zone, one leaves it, and one comes.
