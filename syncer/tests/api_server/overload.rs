@@ -40,8 +40,8 @@ struct Scale {
     /// Calls that are there all the time. At full size they are all on the SFU that dies.
     homes: usize,
     full: bool,
-    /// What a latency may differ by for reasons that are not ours: at full size what a scheduler gives to one thread at
-    /// once; in a debug build other tests run beside this one.
+    /// What a latency may differ by for reasons that are not ours: at full size, alone on the machine, about what it takes to
+    /// wake a thread that slept; in a debug build other tests run beside this one.
     noise: Duration,
     /// Part of ten times the load that is asked for at least: ticks are late on a busy machine.
     offered_min: f64,
@@ -57,7 +57,7 @@ impl Scale {
                 sfus: 20,
                 homes: 900,
                 full: true,
-                noise: Duration::from_millis(1),
+                noise: Duration::from_micros(200),
                 offered_min: 0.95,
             }
         } else {
