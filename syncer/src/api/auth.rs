@@ -3,11 +3,13 @@
 //!
 //! A token decides when one is shown, else the certificate of the connection. Certificates name;
 //! what the name may do is looked up for each request, so that a caller who is taken off the list is
-//! refused at once, on connections that stand as well. Tokens are kept as digests: looking one up
-//! tells by its time nothing of others, and no dump of memory shows them.
+//! refused at once, on connections that stand as well. Streams that are open ask again whenever the list
+//! has been read again ([`Auth::stands_by`]), and end when it says something else of their caller. Tokens are
+//! kept as digests: looking one up tells by its time nothing of others, and no dump of memory shows them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::digest;
@@ -35,6 +37,8 @@ pub(crate) struct Auth {
     fixed: Callers,
     /// Those and the ones of the callers' file.
     known: ArcSwap<Known>,
+    /// How often they were read again.
+    loads: AtomicU64,
     peer_secret: Option<Secret>,
 }
 
@@ -43,11 +47,11 @@ type Digest = [u8; 32];
 
 #[derive(Debug, Default)]
 struct Known {
-    tokens: HashMap<Digest, Entry>,
-    certificates: HashMap<String, Entry>,
+    tokens: HashMap<Digest, Arc<Entry>>,
+    certificates: HashMap<String, Arc<Entry>>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Entry {
     id: GatewayId,
     role: Role,
@@ -60,7 +64,7 @@ pub(crate) struct Connected {
     /// Whether operators are served on it.
     pub(crate) operators: bool,
     /// Names in the certificate that the client showed.
-    pub(crate) names: Vec<String>,
+    pub(crate) names: Arc<[String]>,
     /// Its place, which is told of callers that are known.
     pub(super) seat: Arc<Seat>,
 }
@@ -76,6 +80,24 @@ pub(crate) struct Caller {
     pub(crate) forwarded: bool,
     /// The only guilds it may speak of. A forwarded caller was judged where it came in.
     guilds: Option<Arc<Guilds>>,
+    /// What that rests on, if on a list that may be read again.
+    listed: Option<Listed>,
+}
+
+/// How a caller was found.
+#[derive(Clone, Debug)]
+struct Listed {
+    shown: Shown,
+    entry: Arc<Entry>,
+    /// [`Auth::loads`] when it was looked up last.
+    loads: u64,
+}
+
+/// What a caller showed.
+#[derive(Clone, Debug)]
+enum Shown {
+    Token(Digest),
+    Certificate(Arc<[String]>),
 }
 
 // === impl Auth ===
@@ -84,12 +106,29 @@ impl Auth {
     pub(crate) fn new(config: &Config) -> Self {
         let fixed = Callers { tokens: config.auth.tokens.clone(), certificates: config.auth.certificates.clone() };
         let known = ArcSwap::from_pointee(Known::of([&fixed]));
-        Self { mode: config.auth.mode, fixed, known, peer_secret: config.peer_secret().map(Secret::new) }
+        let peer_secret = config.peer_secret().map(Secret::new);
+        Self { mode: config.auth.mode, fixed, known, loads: AtomicU64::new(0), peer_secret }
     }
 
     /// Takes the callers' file in force, instead of what it said before.
     pub(crate) fn load(&self, file: &Callers) {
         self.known.store(Arc::new(Known::of([file, &self.fixed])));
+        self.loads.fetch_add(1, Ordering::Release); // who sees this sees the list
+    }
+
+    /// Whether what the list says of a caller is still what it said when the caller came. Costs a look at a number, unless
+    /// the list has been read again since the last time.
+    pub(crate) fn stands_by(&self, caller: &mut Caller) -> bool {
+        let Some(listed) = &mut caller.listed else { return true };
+        let loads = self.loads.load(Ordering::Acquire);
+        if listed.loads == loads {
+            return true;
+        }
+        let stands = self.known.load().find(&listed.shown).is_some_and(|entry| entry == listed.entry);
+        if stands {
+            listed.loads = loads;
+        }
+        stands
     }
 
     /// Who calls, from the headers, the connection's certificate and, for watches in a browser, the
@@ -131,21 +170,32 @@ impl Auth {
             AuthMode::Open => {
                 let id = GatewayId::new(token.unwrap_or(ANONYMOUS))
                     .map_err(|e| ApiError::invalid(format!("the token is the gateway's id here: it {e}")))?;
-                Caller { id, operator: true, forwarded: false, guilds: None }
+                Caller { id, operator: true, forwarded: false, guilds: None, listed: None }
             }
             AuthMode::Tokens => {
-                let names = connected.map_or(&[][..], |c| &c.names);
-                let Entry { id, role, guilds } =
-                    self.known.load().find(token, names).ok_or_else(ApiError::unauthenticated)?;
-                if role == Role::Peer {
-                    return from_peer(headers);
+                let listed = self.look_up(connected, token)?;
+                let Entry { id, role, guilds } = &*listed.entry;
+                if *role == Role::Peer {
+                    return Ok(Caller { listed: Some(listed), ..from_peer(headers)? });
                 }
-                Caller { id, operator: role == Role::Operator, forwarded: false, guilds }
+                let (id, operator, guilds) = (id.clone(), *role == Role::Operator, guilds.clone());
+                Caller { id, operator, forwarded: false, guilds, listed: Some(listed) }
             }
         };
         // An operator is one where operators are served.
         caller.operator &= connected.is_none_or(|c| c.operators);
         Ok(caller)
+    }
+
+    fn look_up(&self, connected: Option<&Connected>, token: Option<&str>) -> Result<Listed, ApiError> {
+        let shown = match (token, connected) {
+            (Some(token), _) => Shown::Token(sha256(token)),
+            (None, Some(connected)) => Shown::Certificate(Arc::clone(&connected.names)),
+            (None, None) => return Err(ApiError::unauthenticated()),
+        };
+        let loads = self.loads.load(Ordering::Acquire); // before the list: it is looked up again if in doubt
+        let entry = self.known.load().find(&shown).ok_or_else(ApiError::unauthenticated)?;
+        Ok(Listed { shown, entry, loads })
     }
 }
 
@@ -158,20 +208,20 @@ impl Known {
         for list in lists {
             for t in &list.tokens {
                 let entry = Entry { id: t.id.clone(), role: t.role, guilds: t.guilds.clone().map(Arc::new) };
-                known.tokens.insert(sha256(t.token.expose()), entry);
+                known.tokens.insert(sha256(t.token.expose()), Arc::new(entry));
             }
             for c in &list.certificates {
                 let entry = Entry { id: c.id.clone(), role: c.role, guilds: c.guilds.clone().map(Arc::new) };
-                known.certificates.insert(c.name.clone(), entry);
+                known.certificates.insert(c.name.clone(), Arc::new(entry));
             }
         }
         known
     }
 
-    fn find(&self, token: Option<&str>, names: &[String]) -> Option<Entry> {
-        match token {
-            Some(token) => self.tokens.get(&sha256(token)).cloned(),
-            None => names.iter().find_map(|name| self.certificates.get(name)).cloned(),
+    fn find(&self, shown: &Shown) -> Option<Arc<Entry>> {
+        match shown {
+            Shown::Token(digest) => self.tokens.get(digest).cloned(),
+            Shown::Certificate(names) => names.iter().find_map(|name| self.certificates.get(name)).cloned(),
         }
     }
 }
@@ -202,7 +252,7 @@ fn from_peer(headers: &HeaderMap) -> Result<Caller, ApiError> {
     let name = text(headers, &GATEWAY_HEADER)?.unwrap_or(ANONYMOUS);
     let id = GatewayId::new(name).map_err(|e| ApiError::invalid(format!("{GATEWAY_HEADER} {e}")))?;
     let operator = text(headers, &ROLE_HEADER)? == Some("operator");
-    Ok(Caller { id, operator, forwarded: headers.contains_key(FORWARDED_HEADER), guilds: None })
+    Ok(Caller { id, operator, forwarded: headers.contains_key(FORWARDED_HEADER), guilds: None, listed: None })
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
@@ -354,6 +404,31 @@ mod tests {
         assert!(bearer(&auth, "t-new").is_ok() && bearer(&auth, "t-g").is_ok());
         auth.load(&Callers::default());
         assert!(bearer(&auth, "t-new").is_err() && bearer(&auth, "t-g").is_ok());
+    }
+
+    #[test]
+    fn r16_a_caller_is_stood_by_until_the_list_says_something_else_of_it() {
+        let file = |role: &str, guilds: &str| {
+            let entry = |shown: &str| format!("{{ {shown}, id = \"n\", role = \"{role}\", guilds = [{guilds}] }}");
+            let (token, name) = (entry("token = \"t-new\""), entry("name = \"new.test\""));
+            toml::from_str::<Callers>(&format!("tokens = [{token}]\ncertificates = [{name}]")).expect("callers")
+        };
+        let auth = strict();
+        for changed in [Callers::default(), file("operator", "\"one\""), file("gateway", "\"one\", \"two\"")] {
+            auth.load(&file("gateway", "\"one\""));
+            let certificate = shows(true, &["other", "new.test"]);
+            let mut listed = [bearer(&auth, "t-new"), auth.caller(Some(&certificate), &HeaderMap::new(), None)]
+                .map(|caller| caller.expect("known"));
+            let list = [("trunkline-peer", "hush"), ("trunkline-gateway", "n")];
+            let mut others =
+                [bearer(&auth, "t-g"), auth.caller(None, &headers(&list), None)].map(|c| c.expect("known"));
+            auth.load(&file("gateway", "\"one\"")); // says the same
+            assert!(listed.iter_mut().chain(&mut others).all(|caller| auth.stands_by(caller)));
+            auth.load(&changed);
+            assert!(!listed.iter_mut().any(|caller| auth.stands_by(caller)), "{changed:?}");
+            assert!(!listed.iter_mut().any(|caller| auth.stands_by(caller)), "asked again: {changed:?}");
+            assert!(others.iter_mut().all(|caller| auth.stands_by(caller)), "{changed:?}");
+        }
     }
 
     #[test]

@@ -112,7 +112,8 @@ impl Serving {
         let stream = Watched::new(stream, Arc::clone(&clock));
         let service = {
             let (clock, seat, router) = (Arc::clone(&clock), place.seat(), self.router.clone());
-            let connected = Arc::new(Connected { operators: self.operators, names, seat: Arc::clone(&seat) });
+            let connected =
+                Arc::new(Connected { operators: self.operators, names: names.into(), seat: Arc::clone(&seat) });
             hyper::service::service_fn(move |mut request: http::Request<Incoming>| {
                 request.extensions_mut().insert(Arc::clone(&connected));
                 if clock.two_lengths() {

@@ -73,6 +73,12 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "a known bearer token or certificate is needed")
     }
 
+    /// 401: of a stream that outlived what was known of its caller.
+    pub(crate) fn caller_changed() -> Self {
+        let message = "the caller is no longer listed as it was when this stream was opened: open a new one";
+        Self::new(StatusCode::UNAUTHORIZED, "caller_changed", message)
+    }
+
     /// 403.
     pub(crate) fn forbidden(message: &str) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)

@@ -42,7 +42,8 @@ pub(crate) struct WatchParams {
 /// Endpoint changes of the calls in which the caller has sessions.
 ///
 /// A gateway may have `gateways.watches_max` watches open at one syncer. When it opens one more, its oldest ends, with
-/// the event `end` (`{"reason":"too_many_watches"}`).
+/// the event `end` (`{"reason":"too_many_watches"}`). When the caller is no longer listed as it was, it ends with
+/// `{"reason":"caller_changed"}`, within ten seconds and before anything else is told.
 #[utoipa::path(get, path = "/v1/watch", tag = "gateways",
     params(WatchParams, ("Last-Event-ID" = Option<String>, Header, description = "Resume after this event.")),
     responses(
@@ -58,7 +59,7 @@ pub(crate) async fn watch(
     Params(params): Params<WatchParams>,
 ) -> Result<Response, ApiError> {
     let connected = connected.as_deref().map(|c| &**c);
-    let caller = app.auth.caller(connected, &headers, params.access_token.as_deref())?;
+    let mut caller = app.auth.caller(connected, &headers, params.access_token.as_deref())?;
     let last = headers.get(LAST_EVENT_ID).map(|v| v.to_str().unwrap_or("\u{0}").to_owned()).or(params.last_event_id);
     let mut cursor = match last.filter(|l| !l.is_empty()) {
         Some(text) => text.parse::<Cursor>()?,
@@ -77,8 +78,10 @@ pub(crate) async fn watch(
         watcher.count_as_own(app.engine.watches_per_gateway_max(), Instant::now());
     }
     let alive = app.engine.stream(&caller.id, caller.via(), Instant::now());
+    let auth = Arc::clone(&app.auth);
     let fleet = Fleet {
-        gateway: caller.id,
+        gateway: caller.id.clone(),
+        may_hear: Box::new(move || auth.stands_by(&mut caller)),
         watcher,
         source: Arc::new(app.engine.clone()) as Arc<dyn Source>,
         ownership: Arc::clone(&app.ownership),

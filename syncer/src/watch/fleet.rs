@@ -39,6 +39,8 @@ const PEER_EVENTS_MAX: usize = 64;
 /// The last word of a watch whose gateway has opened too many. Clients that come back by themselves do so rarely
 /// then: at once, more of them than there may be would end one another for ever.
 const REPLACED: &[u8] = b"retry: 30000\nevent: end\ndata: {\"reason\":\"too_many_watches\"}\n\n";
+/// The last word of a watch whose caller is no longer listed, or may do something else.
+const CHANGED: &[u8] = b"event: end\ndata: {\"reason\":\"caller_changed\"}\n\n";
 /// Text gathered into one write.
 const WRITE_BYTES: usize = 16 * 1024;
 
@@ -56,6 +58,8 @@ pub(crate) enum Scope {
 /// A gateway's watch while it lasts.
 pub(crate) struct Fleet {
     pub(crate) gateway: GatewayId,
+    /// Whether it still may: asked before each write.
+    pub(crate) may_hear: Box<dyn FnMut() -> bool + Send>,
     pub(crate) watcher: Watcher,
     pub(crate) source: Arc<dyn Source>,
     pub(crate) ownership: Arc<Ownership>,
@@ -75,7 +79,8 @@ enum FromPeer {
 // === impl Fleet ===
 
 impl Fleet {
-    /// Writes events until the client is gone, the syncer stops, or the gateway has too many newer watches.
+    /// Writes events until the client is gone, the syncer stops, the gateway has too many newer watches, or it may not
+    /// hear of them any more.
     ///
     /// # Cancel safety
     ///
@@ -84,13 +89,17 @@ impl Fleet {
         // The last word has its place from the beginning: a client that does not read holds up nobody.
         let Ok(last_word) = out.clone().try_reserve_owned() else { return };
         let replaced = self.watcher.replaced();
-        tokio::select! {
-            () = self.write(&out) => {}
-            () = replaced => drop(last_word.send(Bytes::from_static(REPLACED))),
+        let why = tokio::select! {
+            why = self.write(&out) => why,
+            () = replaced => Some(REPLACED),
+        };
+        if let Some(why) = why {
+            drop(last_word.send(Bytes::from_static(why)));
         }
     }
 
-    async fn write(&mut self, out: &mpsc::Sender<Bytes>) {
+    /// Returns what is still to be said.
+    async fn write(&mut self, out: &mpsc::Sender<Bytes>) -> Option<&'static [u8]> {
         let (to_us, mut from_peers) = mpsc::channel(PEER_EVENTS_MAX);
         // Dropped with this future, and all subscriptions with it.
         let mut tasks = JoinSet::new();
@@ -101,12 +110,12 @@ impl Fleet {
         roster.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Says at once that the watch stands, and how soon to come back when it breaks.
         if out.send(Bytes::from_static(b"retry: 1000\n: watching\n\n")).await.is_err() {
-            return;
+            return None;
         }
         loop {
             let text = tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = out.closed() => return,
+                () = self.stop.cancelled() => return None,
+                () = out.closed() => return None,
                 item = self.watcher.next(&*self.source) => self.own(item),
                 Some(news) = from_peers.recv() => self.foreign(news),
                 _ = keep_alive.tick() => ": keep-alive\n\n".to_owned(),
@@ -115,8 +124,14 @@ impl Fleet {
                     continue;
                 }
             };
-            if !text.is_empty() && out.send(Bytes::from(text)).await.is_err() {
-                return;
+            if text.is_empty() {
+                continue;
+            }
+            if !(self.may_hear)() {
+                return Some(CHANGED);
+            }
+            if out.send(Bytes::from(text)).await.is_err() {
+                return None;
             }
         }
     }
@@ -264,6 +279,9 @@ impl Subscription {
             let Ok(bytes) = frame.into_data() else { continue };
             let Ok(events) = parser.push(&bytes) else { return Ended::Broken };
             for event in events {
+                if event.event == "end" {
+                    return Ended::Broken; // of our own watch at the peer: the gateway's goes on
+                }
                 if let Some(id) = &event.id
                     && let Ok(mut cursor) = id.parse::<Cursor>()
                     && let Some(at) = cursor.0.remove(&self.peer.id)

@@ -4,11 +4,14 @@ use std::path::Path;
 
 use rcgen::{CertificateParams, KeyPair};
 use reqwest::{Client, Identity, Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use syncer::Config;
 use syncer::config::{AuthConfig, TlsConfig};
 
-use crate::support::{Authority, Events, Fleet, answer, certificates, until};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::support::{Authority, Events, Fleet, answer, certificates, soon, until};
 
 const AUTH: &str = r#"
     mode = "tokens"
@@ -209,6 +212,100 @@ async fn callers_authorities_and_keys_are_read_again_and_cut_no_connection() {
     let put = plain.put(fleet.url(0, "/v1/guilds/g/calls/c/participants/s")).bearer_auth("t-g").body("{}");
     assert_eq!(answer(put).await.0, 200);
     assert_eq!(events.of_call("g", "c").await["phase"], 1);
+}
+
+/// One caller with both its streams open, and a call of its own.
+struct Open {
+    name: &'static str,
+    lines: mpsc::Sender<Result<String, std::io::Error>>,
+    results: reqwest::Response,
+    events: Events,
+}
+
+// === impl Open ===
+
+impl Open {
+    async fn at(fleet: &Fleet, name: &'static str, client: &Client, token: Option<&str>) -> Self {
+        let request = |method, path: &str| {
+            let request = client.request(method, fleet.url(0, path));
+            match token {
+                Some(token) => request.bearer_auth(token),
+                None => request,
+            }
+        };
+        let (lines, body) = mpsc::channel(1);
+        let body = reqwest::Body::wrap_stream(ReceiverStream::new(body));
+        let events = Events::open(request(Method::GET, "/v1/watch")).await;
+        lines.send(Ok(Self::line(name, "first"))).await.expect("there is room");
+        let sent = request(Method::POST, "/v1/voice-states").body(body).send();
+        let results = soon("the head", sent).await.expect("an answer");
+        let mut open = Self { name, lines, results, events };
+        assert_eq!(open.result().await.expect("one")["status"], 200, "{name}");
+        assert_eq!(open.events.of_call("g", &format!("{name}-first")).await["phase"], 1, "{name}");
+        open
+    }
+
+    fn line(name: &str, call: &str) -> String {
+        json!({ "op": call, "do": "join", "guild": "g", "call": format!("{name}-{call}"), "session": "s" }).to_string()
+            + "\n"
+    }
+
+    /// The next result, or the end of the stream.
+    async fn result(&mut self) -> Option<Value> {
+        let chunk = soon("a result", self.results.chunk()).await.expect("open").filter(|chunk| !chunk.is_empty())?;
+        Some(serde_json::from_slice(&chunk).expect("one result"))
+    }
+}
+
+/// Whoever is taken off the list, or may do something else by it, speaks and hears no longer on streams that stand.
+#[tokio::test(flavor = "multi_thread")]
+async fn r16_streams_of_a_caller_that_is_withdrawn_or_changed_end_and_those_of_others_go_on() {
+    const GONE: &str = "[[tokens]]\ntoken = \"t-gone\"\nid = \"gone\"\nrole = \"gateway\"\n\
+        [[certificates]]\nname = \"gone.test\"\nid = \"gone-too\"\nrole = \"gateway\"\n";
+    let listed = |guilds: &str| {
+        format!(
+            "[[tokens]]\ntoken = \"t-few\"\nid = \"few\"\nrole = \"gateway\"\nguilds = [{guilds}]\n\
+             [[tokens]]\ntoken = \"t-stays\"\nid = \"stays\"\nrole = \"gateway\"\nguilds = [\"g\"]\n"
+        )
+    };
+    let fleet = Fleet::start_with(1, 1, behind_tls).await;
+    let list = async |text: String, token: &str, status: u16| {
+        std::fs::write(fleet.dir.path().join("callers.toml"), text).expect("written");
+        fleet.syncers[0].reload();
+        let request = || client(&fleet, None).get(fleet.url(0, "/v1/status")).bearer_auth(token);
+        until("the list is read", || async { answer(request()).await.0 == status }).await;
+    };
+    list(listed("\"g\"") + GONE, "t-gone", 200).await;
+    let plain = client(&fleet, None);
+    let certified = client(&fleet, Some((&authority(&fleet), "gone.test")));
+    let mut withdrawn = [
+        Open::at(&fleet, "gone", &plain, Some("t-gone")).await,
+        Open::at(&fleet, "gone-too", &certified, None).await,
+        Open::at(&fleet, "few", &plain, Some("t-few")).await,
+    ];
+    let mut others = [
+        Open::at(&fleet, "stays", &plain, Some("t-stays")).await,
+        Open::at(&fleet, "fixed", &plain, Some("t-g")).await,
+    ];
+
+    list(listed("\"g\", \"h\""), "t-gone", 401).await;
+    for open in withdrawn.iter_mut().chain(&mut others) {
+        open.lines.send(Ok(Open::line(open.name, "second"))).await.expect("there is room");
+    }
+    for open in &mut withdrawn {
+        let result = open.result().await.expect("a last word");
+        let seen = (&result["op"], &result["status"], &result["error_code"]);
+        assert_eq!(seen, (&json!("second"), &json!(401), &json!("caller_changed")), "{}", open.name);
+        assert_eq!(open.result().await, None, "{}", open.name);
+        let event = open.events.next().await;
+        assert_eq!((&*event.name, &event.data), ("end", &json!({ "reason": "caller_changed" })), "{}", open.name);
+        soon("the end", open.events.ended()).await;
+    }
+    for open in &mut others {
+        assert_eq!(open.result().await.expect("open")["status"], 200, "{}", open.name);
+        assert_eq!(open.events.of_call("g", &format!("{}-second", open.name)).await["phase"], 1);
+    }
+    assert_eq!(fleet.syncers[0].engine().status().participants, 5 + 2, "the withdrawn did nothing more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -113,6 +113,9 @@ impl Road {
                     continue;
                 }
             };
+            if self.is_withdrawn(&next) {
+                break;
+            }
             match next {
                 Next::End => break,
                 Next::TooLong => self.refuse(None, ApiError::line_too_long(LINE_BYTES_MAX)),
@@ -136,6 +139,17 @@ impl Road {
             }
         }
         self.settle().await
+    }
+
+    /// Whether the caller is no longer who it was when the stream was opened; then the line is told so, and is the last.
+    /// Lines that are done together are looked at once, with the first of them.
+    fn is_withdrawn(&mut self, next: &Next) -> bool {
+        if !self.gathered.lines.is_empty() || *next == Next::End || self.app.auth.stands_by(&mut self.caller) {
+            return false;
+        }
+        let op = if let Next::Line(line) = next { op_of(line) } else { None };
+        self.refuse(op, ApiError::caller_changed());
+        true
     }
 
     /// Whether nothing is left to do or to tell.
