@@ -65,10 +65,13 @@ impl Results {
     }
 }
 
+/// How the process that beats begins and ends a round.
+const MARKS: [&str; 2] = ["{\"do\":\"sync\",\"incarnation\":\"i\"}\n", "{\"do\":\"synced\",\"incarnation\":\"i\"}\n"];
+
 /// The gateway tells these sessions in one round. Returns of each whether that was a repetition.
 async fn tell(fleet: &Fleet, client: &Client, people: &[usize]) -> Vec<bool> {
     let (to, body) = mpsc::channel::<Result<String, Infallible>>(1);
-    to.send(Ok("{\"do\":\"sync\"}\n".to_owned())).await.expect("room");
+    to.send(Ok(MARKS[0].to_owned())).await.expect("room");
     let request = client.post(fleet.url(0, "/v1/voice-states")).bearer_auth(GATEWAY);
     let response = request.body(Body::wrap_stream(ReceiverStream::new(body))).send().await.expect("an answer");
     let mut results = Results { response, text: String::new() };
@@ -86,7 +89,7 @@ async fn tell(fleet: &Fleet, client: &Client, people: &[usize]) -> Vec<bool> {
             }
             to.send(Ok(text)).await.expect("it is read");
         }
-        to.send(Ok("{\"do\":\"synced\"}\n".to_owned())).await.expect("it is read");
+        to.send(Ok(MARKS[1].to_owned())).await.expect("it is read");
         drop(to);
     };
     let reading = async {

@@ -115,7 +115,8 @@ pub(crate) enum Line {
 ///
 /// A gateway that tells everything again says `{"do":"sync"}`, waits for its result, sends a join for every
 /// session it has (the same `seq` as before will do) and says `{"do":"synced"}`. Sessions of the gateway that
-/// it did not tell since the `sync` expire after `gateways.resume_window`.
+/// it did not tell since the `sync` expire after `gateways.resume_window`. Both should name the `incarnation` of the
+/// gateway's heartbeats: a process that was replaced is refused then (409 `superseded`).
 ///
 /// With `Prefer: return=minimal` operations that follow each other, were done and have nothing else to say share a
 /// result, which names the first (`op`) and the last of them (`through`). All others have their own.

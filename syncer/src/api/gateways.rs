@@ -164,7 +164,8 @@ pub(crate) async fn list(State(app): State<Arc<App>>, caller: Caller) -> Result<
     Ok(Json(GatewayList { gateways: app.engine.gateways().into_iter().map(item).collect() }))
 }
 
-fn checked(incarnation: &str) -> Result<(), ApiError> {
+/// Refuses what is no incarnation.
+pub(super) fn checked(incarnation: &str) -> Result<(), ApiError> {
     if incarnation.is_empty() || incarnation.len() > sfu_api::ID_BYTES_MAX {
         return Err(ApiError::invalid(format!("incarnation must have 1 to {} bytes", sfu_api::ID_BYTES_MAX)));
     }

@@ -39,12 +39,22 @@ impl Engine {
         GatewayStream(opened.is_ok().then(|| (self.ctx.clone(), gateway.clone(), via)))
     }
 
+    /// Whether this process of the gateway may speak for it; one that does not say which it is may.
+    ///
+    /// # Errors
+    ///
+    /// When the incarnation has been replaced.
+    pub fn admits(&self, gateway: &GatewayId, incarnation: Option<&str>) -> Result<(), Refused> {
+        incarnation.map_or(Ok(()), |incarnation| self.ctx.presence.lock().admits(gateway, incarnation))
+    }
+
     /// A gateway begins to tell everything again: what it tells from now on is of this round.
     ///
     /// # Errors
     ///
-    /// When there are too many gateways.
-    pub fn begin_round(&self, gateway: &GatewayId, now: Instant) -> Result<Round, Refused> {
+    /// When the incarnation has been replaced, or there are too many gateways.
+    pub fn begin_round(&self, gateway: &GatewayId, incarnation: Option<&str>, now: Instant) -> Result<Round, Refused> {
+        self.admits(gateway, incarnation)?;
         let round = self.ctx.next_round();
         self.ctx.presence.lock().begin(gateway, round, now)?;
         for shard in &self.ctx.shards {
@@ -58,8 +68,15 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// When the round was not begun here.
-    pub fn synced(&self, gateway: &GatewayId, round: Round, now: Instant) -> Result<(), Refused> {
+    /// When the incarnation has been replaced, or the round was not begun here.
+    pub fn synced(
+        &self,
+        gateway: &GatewayId,
+        incarnation: Option<&str>,
+        round: Round,
+        now: Instant,
+    ) -> Result<(), Refused> {
+        self.admits(gateway, incarnation)?;
         self.ctx.presence.lock().synced(gateway, round, now)
     }
 
@@ -78,7 +95,7 @@ impl Engine {
         at_unix_ms: u64,
         now: Instant,
     ) -> Result<(), Refused> {
-        let round = self.begin_round(gateway, now)?;
+        let round = self.begin_round(gateway, None, now)?;
         let mut presence = self.ctx.presence.lock();
         presence.synced(gateway, round, now)?;
         // Should it be there after all, it hears that it has to tell everything again.

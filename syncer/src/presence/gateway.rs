@@ -86,9 +86,7 @@ impl Gateway {
     }
 
     pub(super) fn beat(&mut self, incarnation: &str, via: Via, now: Instant) -> Result<Beat, Refused> {
-        if self.replaced.iter().any(|old| old == incarnation) {
-            return Err(Refused::Superseded);
-        }
+        self.admits(incarnation)?;
         let restarted = self.incarnation.as_ref().is_some_and(|known| known != incarnation);
         if self.incarnation.as_deref() != Some(incarnation)
             && let Some(old) = self.incarnation.replace(incarnation.to_owned())
@@ -99,6 +97,11 @@ impl Gateway {
         }
         self.hear(via, now);
         Ok(Beat { resync: !self.synced, restarted })
+    }
+
+    /// Refuses what a process says that was replaced. One that is not known may be newer than those that are.
+    pub(super) fn admits(&self, incarnation: &str) -> Result<(), Refused> {
+        if self.replaced.iter().any(|old| old == incarnation) { Err(Refused::Superseded) } else { Ok(()) }
     }
 
     pub(super) fn opened(&mut self, via: Via, now: Instant) {

@@ -19,7 +19,8 @@
 //!   open here. Syncers tell each other which gateways they hear from, since a gateway speaks to one.
 //! - A **round** is a gateway telling everything again. Only its explicit end makes the rest out of date:
 //!   a stream that broke says nothing of what it would have told. Rounds may overlap (a process that was
-//!   replaced and does not know it): the end of each counts for what was told before its own beginning.
+//!   replaced and does not know it): the end of each counts for what was told before its own beginning. A process that
+//!   was replaced and says which one it is ends none.
 //! - **Who talks is still there**, whatever became of his gateway: once the window is over SFUs are asked, and say of
 //!   each room how many are in it. A call with more people than sessions of gateways that are here [has some whose
 //!   gateway is gone](Sight::next), and keeps the sessions of such, until its SFU says otherwise a few times in a row, has not
@@ -189,6 +190,15 @@ impl Presence {
             gateway.closed(via, now);
         }
         self.tidy(id, now);
+    }
+
+    /// Whether this process of the gateway may speak for it.
+    ///
+    /// # Errors
+    ///
+    /// When it has been replaced by another.
+    pub fn admits(&self, id: &GatewayId, incarnation: &str) -> Result<(), Refused> {
+        self.gateways.get(id).map_or(Ok(()), |gateway| gateway.admits(incarnation))
     }
 
     /// The gateway begins to tell everything again.

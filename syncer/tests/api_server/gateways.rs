@@ -291,6 +291,40 @@ async fn rounds_that_were_not_begun_and_processes_that_were_replaced_are_refused
     assert_eq!(answer(heard).await.0, StatusCode::FORBIDDEN, "only syncers say who else is there");
 }
 
+/// A process that hung, was replaced and comes to again puts nothing of its successor's out of date, at whatever syncer.
+#[tokio::test(flavor = "multi_thread")]
+async fn r15_a_process_that_was_replaced_and_says_which_it_is_begins_and_ends_no_round() {
+    let fleet = quick(2, &[("gateways.resume_window", "0ms")]).await;
+    let [here, there] = [0, 1].map(|n| Gateway::new(&fleet, n, "gw-1"));
+    let line = |what: &str, name: &str| json!({ "do": what, "incarnation": name });
+    let told = |name: &str| vec![line("sync", name), join("g", 0, 0, 1), line("synced", name)];
+    let codes = |results: Vec<Value>| -> Vec<(u64, String)> {
+        let code = |r: &Value| (r["status"].as_u64().expect("one"), r["error_code"].as_str().unwrap_or("").to_owned());
+        results.iter().map(code).collect()
+    };
+    let superseded = (409, "superseded".to_owned());
+    there.beat("old").await;
+    all_done(&there.say(&told("old")).await);
+    // It begins, its successor comes, and it ends.
+    let begun = there.say(&[line("sync", "old")]).await.remove(0)["round"].clone();
+    there.beat("new").await;
+    let mut end = line("synced", "old");
+    end["round"] = begun;
+    assert_eq!(codes(there.say(std::slice::from_ref(&end)).await), [superseded.clone()]);
+    // A syncer that has not heard of it yet asks the one that has.
+    for syncer in [&there, &here] {
+        let codes = codes(syncer.say(&[line("sync", "old"), line("synced", "old")]).await);
+        assert_eq!(codes[0], superseded);
+        assert_ne!(codes[1].0, 200, "nothing was begun");
+        all_done(&syncer.say(&told("new")).await);
+        all_done(&syncer.say(&told("never heard of")).await);
+    }
+    let unlisted = there.say(&[line("sync", ""), line("sync", &"x".repeat(129)), json!({ "do": "sync" })]).await;
+    assert_eq!(codes(unlisted).iter().map(|c| c.0).collect::<Vec<_>>(), [400, 400, 200]);
+    end.as_object_mut().expect("an object").remove("incarnation");
+    assert_eq!(codes(there.say(&[end]).await), [(409, "not_begun".to_owned())], "as before without it");
+}
+
 /// Counts the events that were written to watchers.
 async fn events_sent(fleet: &Fleet, gateway: &Gateway) -> u64 {
     let text = gateway.client.get(fleet.url(0, "/metrics")).send().await.expect("an answer").text().await;

@@ -217,7 +217,7 @@ impl Trial {
             Step::Begin(at) if self.begun.get(&at).is_some_and(|begun| begun.len() == ROUNDS_MAX) => {}
             Step::Begin(at) => {
                 for side in self.sides() {
-                    let round = side.world.engine.begin_round(&gateway(at), now).expect("few gateways");
+                    let round = side.world.engine.begin_round(&gateway(at), None, now).expect("few gateways");
                     side.begun.entry(at).or_default().push(round);
                 }
                 let round = self.model.as_mut().map(|model| model.begin(at));
@@ -232,7 +232,7 @@ impl Trial {
                 let round = begun.drain(..=n).next_back().expect("it was begun");
                 for side in self.sides() {
                     let round = side.begun.entry(at).or_default().drain(..=n).next_back().expect("as many");
-                    side.world.engine.synced(&gateway(at), round, now).expect("it was begun");
+                    side.world.engine.synced(&gateway(at), None, round, now).expect("it was begun");
                 }
                 if let Some(model) = &mut self.model {
                     model.end(at, round, now);

@@ -4,7 +4,8 @@
 //! by `synced` expires after the resume window. Every syncer of the fleet has to know of both, since the
 //! gateway's sessions are with all of them: the stream that begins a round tells the others, and keeps
 //! what each of them calls it. A syncer that cannot be reached fails the line: the gateway says `synced`
-//! again, or begins anew.
+//! again, or begins anew. A process that was replaced and says which one it is is refused wherever that is known:
+//! what its successor has told would be out of date by its rounds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,8 +22,10 @@ use super::result::OperationResult;
 use super::road::{Gone, Road};
 use crate::api::ApiError;
 use crate::api::error::RETRY_BASE;
+use crate::api::gateways::checked;
 use crate::engine::CallAnswer;
 use crate::ownership::Owner;
+use crate::presence::Refused;
 use crate::state::Round;
 
 /// What a marker says.
@@ -49,6 +52,10 @@ pub(crate) struct Marker {
     /// stream began.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) round: Option<u64>,
+    /// The process that says so, as in its heartbeat: 409 `superseded` once a newer one goes by this name. Absent: not
+    /// compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) incarnation: Option<String>,
 }
 
 /// The round that a stream began: its number here and at the other syncers.
@@ -64,6 +71,8 @@ struct Answer {
     status: u16,
     #[serde(default)]
     round: Option<u64>,
+    #[serde(default)]
+    error_code: Option<String>,
 }
 
 // === impl Road ===
@@ -71,14 +80,16 @@ struct Answer {
 impl Road {
     /// Does what a marker says, everywhere.
     pub(super) async fn mark(&mut self, marker: Marker) -> Result<(), Gone> {
-        let Marker { op, what, round } = marker;
+        let Marker { op, what, round, incarnation } = marker;
+        let incarnation = incarnation.as_deref();
         self.flush().await?; // what came before it is done before it, and need not wait for others
-        let done = match what {
-            Mark::Sync => self.sync().await,
-            Mark::Synced => {
+        let done = match (incarnation.map_or(Ok(()), checked), what) {
+            (Err(e), _) => Err(e),
+            (Ok(()), Mark::Sync) => self.sync(incarnation).await,
+            (Ok(()), Mark::Synced) => {
                 // Also where other syncers do it.
                 self.settle().await?;
-                self.synced(round.map(Round)).await
+                self.synced(round.map(Round), incarnation).await
             }
         };
         let result = match done {
@@ -89,16 +100,17 @@ impl Road {
         Ok(())
     }
 
-    async fn sync(&mut self) -> Result<Round, ApiError> {
+    async fn sync(&mut self, incarnation: Option<&str>) -> Result<Round, ApiError> {
         self.begun = None;
-        let here = self.app.engine.begin_round(&self.caller.id, Instant::now())?;
+        let here = self.app.engine.begin_round(&self.caller.id, incarnation, Instant::now())?;
         let asked = self.others().into_iter().map(|owner| (owner, None)).collect();
-        let there = self.everywhere(Mark::Sync, asked).await?;
+        let there = self.everywhere(Mark::Sync, incarnation, asked).await?;
         self.begun = Some(Begun { here, there });
         Ok(here)
     }
 
-    async fn synced(&self, named: Option<Round>) -> Result<Round, ApiError> {
+    async fn synced(&self, named: Option<Round>, incarnation: Option<&str>) -> Result<Round, ApiError> {
+        self.app.engine.admits(&self.caller.id, incarnation)?; // others may not know yet
         let begun = self.begun.as_ref().filter(|begun| named.is_none_or(|named| named == begun.here));
         let Some(round) = named.or(begun.map(|begun| begun.here)) else {
             return Err(ApiError::new(
@@ -112,8 +124,8 @@ impl Road {
             self.others().into_iter().filter_map(numbered).map(|(number, owner)| (owner, Some(number))).collect()
         });
         // The others first: where it is said again, nothing has been missed here either.
-        self.everywhere(Mark::Synced, asked).await?;
-        self.app.engine.synced(&self.caller.id, round, Instant::now())?;
+        self.everywhere(Mark::Synced, incarnation, asked).await?;
+        self.app.engine.synced(&self.caller.id, incarnation, round, Instant::now())?;
         Ok(round)
     }
 
@@ -129,26 +141,33 @@ impl Road {
     async fn everywhere(
         &self,
         what: Mark,
+        incarnation: Option<&str>,
         asked: Vec<(Arc<Owner>, Option<u64>)>,
     ) -> Result<BTreeMap<SyncerId, u64>, ApiError> {
-        let answers = join_all(asked.into_iter().map(|(owner, round)| self.ask(what, owner, round))).await;
-        answers.into_iter().collect()
+        let asked = asked.into_iter().map(|(owner, round)| {
+            let marker = Marker { op: None, what, round, incarnation: incarnation.map(str::to_owned) };
+            self.ask(owner, marker)
+        });
+        join_all(asked).await.into_iter().collect()
     }
 
-    async fn ask(&self, what: Mark, owner: Arc<Owner>, round: Option<u64>) -> Result<(SyncerId, u64), ApiError> {
-        let line = serde_json::to_vec(&Marker { op: None, what, round }).unwrap_or_default();
+    async fn ask(&self, owner: Arc<Owner>, marker: Marker) -> Result<(SyncerId, u64), ApiError> {
+        let line = serde_json::to_vec(&marker).unwrap_or_default();
         let (path, who, kind) = ("/v1/voice-states", self.caller.on_behalf(), NDJSON);
         let sent = self.app.peers.forward(&owner.url, Method::POST, path, &who, Some(&kind), Bytes::from(line));
         let answer = match sent.await {
             Ok((head, body)) if head.status == StatusCode::OK => serde_json::from_slice(body.trim_ascii()).ok(),
-            Ok((head, _)) => Some(Answer { status: head.status.as_u16(), round: None }),
+            Ok((head, _)) => Some(Answer { status: head.status.as_u16(), round: None, error_code: None }),
             Err(error) => {
                 tracing::debug!(owner = %owner.id, %error, "owner not reached");
                 None
             }
         };
         match answer {
-            Some(Answer { status: 200, round: Some(round) }) => Ok((owner.id.clone(), round)),
+            Some(Answer { status: 200, round: Some(round), .. }) => Ok((owner.id.clone(), round)),
+            Some(Answer { status: 409, error_code: Some(code), .. }) if code == "superseded" => {
+                Err(Refused::Superseded.into())
+            }
             Some(Answer { status: 409, .. }) => {
                 let message = format!("syncer {} knows nothing of this round: say `sync` again", owner.id);
                 Err(ApiError::new(StatusCode::CONFLICT, "not_begun", message))
