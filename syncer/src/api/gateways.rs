@@ -138,7 +138,7 @@ pub(crate) async fn heard(State(app): State<Arc<App>>, caller: Caller, request: 
     let now = Instant::now();
     for HeardGateway { gateway, incarnation } in gateways {
         checked(&incarnation)?;
-        if let Err(error) = app.engine.beat(&gateway, &incarnation, caller.via(), now) {
+        if let Err(error) = app.engine.passed_on(&gateway, &incarnation, now) {
             tracing::debug!(%gateway, %error, "heartbeat heard by another syncer not taken");
         }
     }

@@ -26,10 +26,21 @@ impl Engine {
     /// When the incarnation has been replaced, or there are too many gateways.
     pub fn beat(&self, gateway: &GatewayId, incarnation: &str, via: Via, now: Instant) -> Result<Beat, Refused> {
         let beat = self.ctx.presence.lock().beat(gateway, incarnation, via, now)?;
-        if beat.restarted {
-            tracing::info!(%gateway, "gateway restarted");
-        }
+        log_restart(gateway, beat);
         Ok(beat)
+    }
+
+    /// Another syncer says that a gateway spoke to it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::beat`].
+    pub fn passed_on(&self, gateway: &GatewayId, incarnation: &str, now: Instant) -> Result<(), Refused> {
+        // Within one interval everybody has told everybody; another for what is on its way.
+        let settles = self.share_gateways_every() * 2;
+        let beat = self.ctx.presence.lock().passed_on(gateway, incarnation, settles, now)?;
+        log_restart(gateway, beat);
+        Ok(())
     }
 
     /// A gateway opened a watch or a bulk stream. One gateway too many is served and not looked after.
@@ -146,6 +157,12 @@ impl Engine {
             sessions_kept: counts.kept,
         };
         (counts, presence.is_frozen())
+    }
+}
+
+fn log_restart(gateway: &GatewayId, beat: Beat) {
+    if beat.restarted {
+        tracing::info!(%gateway, "gateway restarted");
     }
 }
 

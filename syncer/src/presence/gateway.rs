@@ -26,6 +26,8 @@ const ENDED_MAX: usize = 8;
 pub(super) struct Gateway {
     /// The process that beat last; without one there is no promise.
     incarnation: Option<String>,
+    /// When it was first heard of here.
+    since: Instant,
     replaced: VecDeque<String>,
     heard: Instant,
     streams: u32,
@@ -71,6 +73,7 @@ impl Gateway {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             incarnation: None,
+            since: now,
             replaced: VecDeque::new(),
             heard: now,
             streams: 0,
@@ -88,15 +91,29 @@ impl Gateway {
     pub(super) fn beat(&mut self, incarnation: &str, via: Via, now: Instant) -> Result<Beat, Refused> {
         self.admits(incarnation)?;
         let restarted = self.incarnation.as_ref().is_some_and(|known| known != incarnation);
-        if self.incarnation.as_deref() != Some(incarnation)
-            && let Some(old) = self.incarnation.replace(incarnation.to_owned())
-        {
-            self.replaced.truncate(REPLACED_MAX - 1);
-            self.replaced.push_front(old);
-            self.synced = false;
+        if self.incarnation.as_deref() != Some(incarnation) {
+            self.since = now;
+            if let Some(old) = self.incarnation.replace(incarnation.to_owned()) {
+                self.replaced.truncate(REPLACED_MAX - 1);
+                self.replaced.push_front(old);
+                self.synced = false;
+            }
         }
         self.hear(via, now);
         Ok(Beat { resync: !self.synced, restarted })
+    }
+
+    /// As [`Gateway::beat`], of what another syncer heard. It may not know yet what we do: while the incarnation that is
+    /// known here is as young as `settles`, another one may as well be the one before, and is a sign of life and no more.
+    /// If it is the newer one it is told again.
+    pub(super) fn passed_on(&mut self, incarnation: &str, settles: Duration, now: Instant) -> Result<Beat, Refused> {
+        self.admits(incarnation)?;
+        let differs = self.incarnation.as_ref().is_some_and(|known| known != incarnation);
+        if differs && now.saturating_duration_since(self.since) < settles {
+            self.hear(Via::Peer, now);
+            return Ok(Beat { resync: !self.synced, restarted: false });
+        }
+        self.beat(incarnation, Via::Peer, now)
     }
 
     /// Refuses what a process says that was replaced. One that is not known may be newer than those that are.

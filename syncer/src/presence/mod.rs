@@ -16,7 +16,8 @@
 //! - A **promise** is the first heartbeat. A gateway that never gave one is not held to it: its sessions
 //!   stay until they leave.
 //! - **Silent** is a gateway without a heartbeat for a lever's time that has no watch and no bulk stream
-//!   open here. Syncers tell each other which gateways they hear from, since a gateway speaks to one.
+//!   open here. Syncers tell each other which gateways they hear from, since a gateway speaks to one. A restart gets
+//!   round in the same way: one that knows it is not talked out of it by one that does not know it yet.
 //! - A **round** is a gateway telling everything again. Only its explicit end makes the rest out of date:
 //!   a stream that broke says nothing of what it would have told. Rounds may overlap (a process that was
 //!   replaced and does not know it): the end of each counts for what was told before its own beginning. A process that
@@ -172,6 +173,22 @@ impl Presence {
     /// When the incarnation has been replaced by another, or there are too many gateways.
     pub fn beat(&mut self, id: &GatewayId, incarnation: &str, via: Via, now: Instant) -> Result<Beat, Refused> {
         self.entry(id, now)?.beat(incarnation, via, now)
+    }
+
+    /// Another syncer says that the gateway lives. Of two incarnations that are heard of within `settles` of each other
+    /// such word does not say which is the newer; the gateway's own does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Presence::beat`].
+    pub fn passed_on(
+        &mut self,
+        id: &GatewayId,
+        incarnation: &str,
+        settles: Duration,
+        now: Instant,
+    ) -> Result<Beat, Refused> {
+        self.entry(id, now)?.passed_on(incarnation, settles, now)
     }
 
     /// The gateway opened a watch or a bulk stream here. Counts until [`Presence::closed`].

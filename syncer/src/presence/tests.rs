@@ -278,6 +278,38 @@ fn a_replaced_process_neither_lives_on_nor_ends_the_round_of_its_successor() {
     assert_eq!(presence.synced(&gateway(0), Round(9), t), Err(Refused::NotBegun));
 }
 
+/// A syncer that just began hears of both, in either order, and one tells of the old one for an interval longer.
+#[test]
+fn r15_a_syncer_that_does_not_know_of_a_restart_yet_takes_nobody_back_behind_it() {
+    const SETTLES: Duration = s(15);
+    let id = gateway(0);
+    for order in [["new", "old"], ["old", "new"]] {
+        let (mut presence, t) = (Presence::default(), Instant::now());
+        let told = |presence: &mut Presence, name: &str, at: u64| {
+            presence.passed_on(&id, name, SETTLES, t + s(at)).map(|b| b.restarted)
+        };
+        for (at, name) in order.into_iter().enumerate() {
+            assert_eq!(told(&mut presence, name, at as u64), Ok(false), "{order:?}");
+        }
+        assert_eq!(told(&mut presence, "old", 7), Ok(false), "{order:?}");
+        for at in [8, 15, 22, 29] {
+            told(&mut presence, "new", at).expect("it is the newer one");
+        }
+        assert_eq!(presence.list()[0].incarnation.as_deref(), Some("new"), "{order:?}");
+        assert_eq!(presence.look(&RULES, t + s(37)).vanished, [], "{order:?}");
+        assert_eq!(presence.beat(&id, "new", Via::Own, t + s(37)).map(|b| b.restarted), Ok(false), "{order:?}");
+        // What is known for long is replaced at once, on a peer's word too, and what was replaced stays so.
+        assert_eq!(told(&mut presence, "newer", 60), Ok(true), "{order:?}");
+        assert_eq!(told(&mut presence, "new", 61), Err(Refused::Superseded), "{order:?}");
+    }
+    // The gateway itself is believed at once, and not talked over by a peer.
+    let (mut presence, t) = (Presence::default(), Instant::now());
+    presence.passed_on(&id, "old", SETTLES, t).expect("few");
+    assert_eq!(presence.beat(&id, "new", Via::Own, t + s(1)), Ok(Beat { resync: true, restarted: true }));
+    assert_eq!(presence.passed_on(&id, "elder", SETTLES, t + s(2)).map(|b| b.restarted), Ok(false));
+    assert_eq!(presence.spoke(t), [(id, "new".to_owned())]);
+}
+
 #[test]
 fn i09_gateways_rounds_and_names_are_bounded() {
     let (mut presence, t) = (Presence::default(), Instant::now());
