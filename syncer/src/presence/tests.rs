@@ -305,8 +305,8 @@ fn r15_a_syncer_that_does_not_know_of_a_restart_yet_takes_nobody_back_behind_it(
     // The gateway itself is believed at once, and not talked over by a peer.
     let (mut presence, t) = (Presence::default(), Instant::now());
     presence.passed_on(&id, "old", SETTLES, t).expect("few");
-    assert_eq!(presence.beat(&id, "new", Via::Own, t + s(1)), Ok(Beat { resync: true, restarted: true }));
-    assert_eq!(presence.passed_on(&id, "elder", SETTLES, t + s(2)).map(|b| b.restarted), Ok(false));
+    assert_eq!(presence.beat(&id, "new", Via::Own, t + s(20)), Ok(Beat { resync: true, restarted: true }));
+    assert_eq!(presence.passed_on(&id, "elder", SETTLES, t + s(34)).map(|b| b.restarted), Ok(false));
     assert_eq!(presence.spoke(t), [(id, "new".to_owned())]);
 }
 
