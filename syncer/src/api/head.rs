@@ -6,7 +6,7 @@
 
 use axum::extract::Request;
 use http::header::{HOST, TRANSFER_ENCODING};
-use http::{StatusCode, Version};
+use http::{Method, StatusCode, Version};
 
 use super::ApiError;
 
@@ -34,7 +34,9 @@ pub(super) fn check(request: &Request) -> Result<(), ApiError> {
         return Err(too_large("header_too_large", format!("at most {HEADER_BYTES_MAX} bytes of header are taken")));
     }
     if request.version() >= Version::HTTP_2 {
-        return Ok(());
+        // RFC 9113, 8.3.1; h2 sees to it only where there is an authority.
+        let has_path = !request.uri().path().is_empty() || request.method() == Method::CONNECT;
+        return if has_path { Ok(()) } else { Err(ApiError::invalid("a request needs a `:path`")) };
     }
     let hosts = headers.get_all(HOST).iter().count();
     if hosts > 1 || (hosts == 0 && request.version() == Version::HTTP_11) {

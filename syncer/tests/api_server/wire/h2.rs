@@ -59,8 +59,27 @@ pub(super) fn get(stream: u32) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, stream, &head("GET", "/livez", &[]))
 }
 
-/// Status 408 in HPACK: a literal for a name of the static table, in Huffman's code.
-const TOO_SLOW: &[u8] = &[0x48, 0x83, 0x68, 0x0f, 0x7f];
+/// The status that an answer begins with, in HPACK: an entry of the static table, or a literal for a name of it.
+fn status(block: &[u8]) -> Option<u16> {
+    match *block {
+        [entry @ 0x88..=0x8e, ..] => Some([200, 204, 206, 304, 400, 404, 500][usize::from(entry - 0x88)]),
+        // In Huffman's code: digits 0, 1 and 2 have 5 bits, the others 6.
+        [0x08 | 0x18 | 0x48, length @ 0x82..=0x83, ref text @ ..] => {
+            let bytes = text.get(..usize::from(length & 0x7f))?;
+            let mut bits = bytes.iter().flat_map(|byte| (0..8).rev().map(move |at| u16::from(byte >> at & 1)));
+            let mut digit = || {
+                let mut take = |n: u32| (0..n).try_fold(0, |code, _| Some(code << 1 | bits.next()?));
+                match take(5)? {
+                    few @ 0..=2 => Some(few),
+                    more => (more << 1 | take(1)?).checked_sub(0x19 - 3),
+                }
+            };
+            Some(digit()? * 100 + digit()? * 10 + digit()?)
+        }
+        [0x08 | 0x18 | 0x48, 3, a, b, c, ..] => std::str::from_utf8(&[a, b, c]).ok()?.parse().ok(),
+        _ => None,
+    }
+}
 
 /// A join whose body begins and does not end.
 pub(super) fn half_body(stream: u32) -> Vec<u8> {
@@ -68,7 +87,7 @@ pub(super) fn half_body(stream: u32) -> Vec<u8> {
     [frame(HEADERS, END_HEADERS, stream, &put), frame(DATA, 0, stream, b"{")].concat()
 }
 
-/// What the server did: `200` for an answer, `408` for one that gives up, `head` for another one, `reset N`, `goaway N`, `closed`.
+/// What the server did: an answer's status, `head` for what is none, `reset N`, `goaway N`, `closed`.
 pub(super) struct Seen<S>(pub(super) S);
 
 // === impl Seen ===
@@ -99,9 +118,7 @@ impl<S: AsyncRead + Unpin> Seen<S> {
             let code =
                 |at: usize| payload.get(at..at + 4).map_or(99, |b| u32::from_be_bytes(b.try_into().expect("4 bytes")));
             match head[3] {
-                HEADERS if payload.first() == Some(&0x88) => return (stream, "200".into()),
-                HEADERS if payload.starts_with(TOO_SLOW) => return (stream, "408".into()),
-                HEADERS => return (stream, "head".into()),
+                HEADERS => return (stream, status(&payload).map_or_else(|| "head".into(), |s| s.to_string())),
                 RST_STREAM => return (stream, format!("reset {}", code(0))),
                 GOAWAY => return (0, format!("goaway {}", code(4))),
                 _ => {}
@@ -132,8 +149,8 @@ async fn wrong_frames_have_one_exact_end_and_harm_nobody() {
             "goaway 1",
         ),
         ("a header block without end", endless(), "goaway 11"),
-        ("a header list of 25 kB", frame(HEADERS, ended, 1, &bomb), "head"),
-        ("65 fields", frame(HEADERS, ended, 1, &head("GET", "/livez", &[("a", "b"); 65])), "head"),
+        ("a header list of 25 kB", frame(HEADERS, ended, 1, &bomb), "431"),
+        ("65 fields", frame(HEADERS, ended, 1, &head("GET", "/livez", &[("a", "b"); 65])), "431"),
         ("headers on stream 0", frame(HEADERS, ended, 0, &head("GET", "/livez", &[])), "goaway 1"),
         ("a stream of the server's", frame(HEADERS, ended, 2, &head("GET", "/livez", &[])), "goaway 1"),
         ("data on a stream that is not open", frame(DATA, 0, 1, b"{}"), "goaway 1"),
@@ -149,7 +166,23 @@ async fn wrong_frames_have_one_exact_end_and_harm_nobody() {
         ("chunks", frame(HEADERS, ended, 1, &head("GET", "/livez", &[("transfer-encoding", "chunked")])), "reset 1"),
         ("a NUL in a value", frame(HEADERS, ended, 1, &head("GET", "/livez", &[("a", "b\0c")])), "goaway 1"),
         ("two methods", frame(HEADERS, ended, 1, &head("GET", "/livez", &[(":method", "PUT")])), "reset 1"),
-        ("no path", frame(HEADERS, ended, 1, &[field(":method", "GET"), field(":scheme", "https")].concat()), "head"),
+        ("no path", frame(HEADERS, ended, 1, &[field(":method", "GET"), field(":scheme", "https")].concat()), "400"),
+        (
+            "an authority and no path",
+            frame(
+                HEADERS,
+                ended,
+                1,
+                &[field(":method", "GET"), field(":scheme", "https"), field(":authority", "x")].concat(),
+            ),
+            "reset 1",
+        ),
+        (
+            "a tunnel",
+            frame(HEADERS, ended, 1, &[field(":method", "CONNECT"), field(":authority", "x:443")].concat()),
+            "404",
+        ),
+        ("a path that is none", frame(HEADERS, ended, 1, &head("GET", "", &[])), "reset 1"),
         (
             "more data than its length",
             [frame(HEADERS, END_HEADERS, 1, &put(&[("content-length", "1")])), frame(DATA, END_STREAM, 1, b"{ }")]
