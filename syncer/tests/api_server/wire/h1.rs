@@ -21,6 +21,8 @@ async fn malformed_requests_have_one_exact_end_and_harm_nobody() {
     let (long, longer) = ("y".repeat(20_000), "y".repeat(70_000));
     let get = |rest: &str| format!("GET /livez HTTP/1.1\r\nhost: x\r\n{rest}");
     let put = |rest: &str| format!("{PUT}{rest}");
+    let chunks = |rest: &str| put(&format!("transfer-encoding: chunked\r\n\r\n2\r\n{{}}\r\n{rest}"));
+    let bare = |text: &str| text.replace("\r\n", "\n");
     let cases: Vec<(&str, String, &[u16])> = vec![
         // Two lengths.
         (
@@ -90,6 +92,17 @@ async fn malformed_requests_have_one_exact_end_and_harm_nobody() {
             put(&format!("transfer-encoding: chunked\r\n\r\n2;{long}\r\n{{}}\r\n0\r\n\r\n")),
             &[400],
         ),
+        ("chunks whose lines end with LF", put("transfer-encoding: chunked\r\n\r\n2\n{}\n0\n\n"), &[400]),
+        ("a chunk size that ends with LF", put("transfer-encoding: chunked\r\n\r\n2\n{}\r\n0\r\n\r\n"), &[400]),
+        ("a chunk that ends with LF", put("transfer-encoding: chunked\r\n\r\n2\r\n{}\n0\r\n\r\n"), &[400]),
+        ("LF in an extension", put("transfer-encoding: chunked\r\n\r\n2;a\nb\r\n{}\r\n0\r\n\r\n"), &[400]),
+        ("a last chunk that ends with LF", chunks(&format!("0\n\r\n{HIDDEN}")), &[400]),
+        ("trailers that end with LF", chunks(&format!("0\r\n\n{HIDDEN}")), &[200]),
+        ("LF in trailers", chunks(&format!("0\r\na: b\ncontent-length: 3\r\n\r\n{HIDDEN}")), &[400]),
+        // What trailers say of lengths is ignored: nothing that follows is a request.
+        ("a length in trailers", chunks(&format!("0\r\ncontent-length: 3\r\n\r\n{{}}\n{HIDDEN}")), &[200]),
+        ("a coding in trailers", chunks(&format!("0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}")), &[200]),
+        ("a host in trailers", chunks(&format!("0\r\nhost: y\r\n\r\n{HIDDEN}")), &[200]),
         // Too much.
         ("a body that says it is too large", put("content-length: 65537\r\n\r\n"), &[413]),
         (
@@ -113,6 +126,22 @@ async fn malformed_requests_have_one_exact_end_and_harm_nobody() {
         ("a space in the target", "GET /li vez HTTP/1.1\r\nhost: x\r\n\r\n".into(), &[400]),
         ("HTTP/3.0 by name", "GET /livez HTTP/3.0\r\nhost: x\r\n\r\n".into(), &[400]),
         ("no version", "GET /livez\r\n\r\n".into(), &[400]),
+        // RFC 9112, 2.2: a line may be taken to end at an LF alone. Then so it is throughout.
+        ("a head whose lines end with LF", bare(HIDDEN) + &get("connection: close\r\n\r\n"), &[200, 200]),
+        (
+            "a length whose line ends with LF",
+            bare(&put(&format!("content-length: {}\r\n\r\n", HIDDEN.len())))
+                + HIDDEN
+                + &get("connection: close\r\n\r\n"),
+            &[400, 200], // it is no JSON
+        ),
+        ("LF hides no length", put("a: b\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n"), &[400]),
+        (
+            "LF hides no chunks",
+            put(&format!("content-length: 2\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n{HIDDEN}")),
+            &[400],
+        ),
+        ("CR LF and LF end a head", get("connection: close\r\n\n"), &[200]),
         // Odd and right.
         (
             "the absolute form",
