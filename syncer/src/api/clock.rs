@@ -129,8 +129,10 @@ impl Clock {
         self.asked.load(Ordering::Relaxed)
     }
 
-    /// What took too long. Between requests HTTP/2 sends PINGs and windows, which are no heads; its
-    /// heads are bounded by its own limits.
+    /// What took too long. Between requests HTTP/2 sends PINGs and windows, which are no heads. Its later heads are
+    /// bounded otherwise: until one ends a client may send nothing else, not even the answer to the PING that follows
+    /// silence, and what drips is silence. So it has 30 s (`PING_AFTER` and `PING_MAX`), and five CONTINUATION
+    /// frames.
     pub(crate) fn overdue(&self, now: Instant) -> Option<Overdue> {
         let h2 = self.h2.load(Ordering::Relaxed);
         let ConnectionLimits { head, answer, write, stream_idle, idle: idle_max, .. } = self.limits;

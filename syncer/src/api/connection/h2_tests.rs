@@ -16,6 +16,7 @@ const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
 
 // Flags.
 const ACK: u8 = 1;
@@ -123,6 +124,46 @@ async fn every_way_to_keep_an_http2_connection_has_an_end() {
             let counted = u64::from(why == Some(cause));
             assert_eq!(metrics.refusals(cause), counted, "row {at}: {cause}, {said:?}");
         }
+    }
+}
+
+/// Within a header block nothing else may be sent, and so no answer to a PING: however it drips, it lasts as long as
+/// silence does, and has few frames.
+#[tokio::test(start_paused = true)]
+async fn r20_a_header_block_behind_a_request_lasts_no_longer_than_silence_however_it_drips() {
+    let begun = get(0, 3, "/small");
+    let piece = frame(CONTINUATION, 0, 3, &[0x00, 1, b'a', 1, b'b']);
+    let long = frame(CONTINUATION, 0, 3, &[b'y'; 1_000]);
+    let bytes = |frame: &[u8]| frame.iter().map(|byte| vec![*byte]).collect::<Vec<_>>();
+    // What is sent before and then bit by bit, seconds in between, seconds it may last, whether it is too many frames.
+    type Case = (&'static str, Vec<u8>, Vec<Vec<u8>>, u64, RangeInclusive<u64>, bool);
+    let cases: [Case; 5] = [
+        ("/small", begun.clone(), vec![piece.clone(); 5], 6, 30..=33, false),
+        ("/small", begun.clone(), vec![piece; 6], 1, 6..=7, true),
+        ("/small", begun.clone(), bytes(&long), 1, 30..=33, false),
+        ("/endless", begun.clone(), bytes(&long), 1, 30..=33, false),
+        ("/endless", vec![], bytes(&begun), 3, 30..=33, false),
+    ];
+    for (at, (path, before, bits, every_s, wanted, many)) in cases.into_iter().enumerate() {
+        let (mut stream, metrics, task) = connected(turned(&[]));
+        let began = Instant::now();
+        let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &get(END_HEADERS, 1, path), &before].concat();
+        stream.write_all(&hello).await.expect("written");
+        let (mut bits, mut said) = (bits.into_iter(), Vec::new());
+        let mut drip = tokio::time::interval_at(began + Duration::from_secs(every_s), Duration::from_secs(every_s));
+        loop {
+            tokio::select! {
+                read = stream.read_buf(&mut said) => if !read.is_ok_and(|n| n > 0) { break },
+                _ = drip.tick() => match bits.next() {
+                    Some(bit) => drop(stream.write_all(&bit).await), // it may be gone
+                    None => drip.reset_after(FOR_EVER),
+                },
+            }
+        }
+        task.await.expect("no panic");
+        let lasted = Instant::now().saturating_duration_since(began).as_secs();
+        assert!(wanted.contains(&lasted), "row {at}: {lasted} s");
+        assert_eq!(metrics.refusals("protocol"), u64::from(many), "row {at}");
     }
 }
 
