@@ -302,7 +302,7 @@ async fn r15_a_process_that_was_replaced_and_says_which_it_is_begins_and_ends_no
         let code = |r: &Value| (r["status"].as_u64().expect("one"), r["error_code"].as_str().unwrap_or("").to_owned());
         results.iter().map(code).collect()
     };
-    let superseded = (409, "superseded".to_owned());
+    let superseded = [(409, "superseded".to_owned())];
     there.beat("old").await;
     all_done(&there.say(&told("old")).await);
     // It begins, its successor comes, and it ends.
@@ -310,11 +310,11 @@ async fn r15_a_process_that_was_replaced_and_says_which_it_is_begins_and_ends_no
     there.beat("new").await;
     let mut end = line("synced", "old");
     end["round"] = begun;
-    assert_eq!(codes(there.say(std::slice::from_ref(&end)).await), [superseded.clone()]);
+    assert_eq!(codes(there.say(std::slice::from_ref(&end)).await), superseded);
     // A syncer that has not heard of it yet asks the one that has.
     for syncer in [&there, &here] {
         let codes = codes(syncer.say(&[line("sync", "old"), line("synced", "old")]).await);
-        assert_eq!(codes[0], superseded);
+        assert_eq!(codes[..1], superseded);
         assert_ne!(codes[1].0, 200, "nothing was begun");
         all_done(&syncer.say(&told("new")).await);
         all_done(&syncer.say(&told("never heard of")).await);
@@ -323,6 +323,41 @@ async fn r15_a_process_that_was_replaced_and_says_which_it_is_begins_and_ends_no
     assert_eq!(codes(unlisted).iter().map(|c| c.0).collect::<Vec<_>>(), [400, 400, 200]);
     end.as_object_mut().expect("an object").remove("incarnation");
     assert_eq!(codes(there.say(&[end]).await), [(409, "not_begun".to_owned())], "as before without it");
+}
+
+/// It is not ended at syncers that have not heard of the successor either.
+#[tokio::test(flavor = "multi_thread")]
+async fn r15_a_round_that_was_begun_before_its_process_was_replaced_ends_nowhere() {
+    let fleet = quick(2, &[("gateways.resume_window", "0ms")]).await;
+    let [gateway, other] = ["gw-1", "gw-2"].map(|name| Gateway::new(&fleet, 1, name));
+    let here = Gateway::new(&fleet, 0, "gw-3");
+    let guild = fleet.guild_of(0);
+    gateway.beat("old").await;
+    all_done(&gateway.say(&[join(&guild, 0, 0, 1)]).await);
+    all_done(&other.say(&[join(&guild, 0, 1, 1)]).await);
+
+    let (lines, body) = tokio::sync::mpsc::channel::<Result<String, std::io::Error>>(1);
+    let body = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(body));
+    let line = |what: &str| Ok(json!({ "do": what, "incarnation": "old" }).to_string() + "\n");
+    lines.send(line("sync")).await.expect("there is room");
+    let sent = gateway.request(Method::POST, "/v1/voice-states").body(body).send();
+    let mut results = soon("the head", sent).await.expect("an answer");
+    let mut result = async || -> Value {
+        let chunk = soon("a result", results.chunk()).await.expect("open").expect("not ended");
+        serde_json::from_slice(&chunk).expect("one result")
+    };
+    assert_eq!(result().await["status"], 200);
+    gateway.beat("new").await;
+    lines.send(line("synced")).await.expect("there is room");
+    assert_eq!(result().await["error_code"], "superseded");
+
+    // When what is due later has expired there, so has all that was due before.
+    all_done(&other.say(&round([])).await);
+    until("expiry of another's", || async { here.status().await["participants"] == 1 }).await;
+    let (_, call) = answer(here.request(Method::GET, &format!("/v1/guilds/{guild}/calls/c0"))).await;
+    assert_eq!(call["participants"], 1, "{call}");
+    let status = here.status().await;
+    assert_eq!(status["sessions_expired_total"], 1, "{status}");
 }
 
 /// Counts the events that were written to watchers.
