@@ -111,7 +111,8 @@ pub struct AdmissionView {
     /// New streams among them that wait for their turn.
     pub waiting_streams: u64,
     /// Calls that may wait at once before new ones are turned away; streams see half of it. While repairs
-    /// fill it, new calls may still fill 3/20 of it and streams 1/20: what their turns serve in time.
+    /// fill it, new calls and streams may still fill the share of it that is their turn (`placement.turns.new_calls` and
+    /// `placement.turns.streams`, of 20): what their turns serve in time.
     pub waiting_max: u64,
     /// Age of the oldest ready work by class, in milliseconds.
     pub queue_age_ms: QueueAgesView,
