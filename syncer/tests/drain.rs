@@ -120,19 +120,52 @@ async fn what_is_left_at_the_deadline_stays_and_is_listed() {
     assert_ne!(world.sfu_of(500), Some(id("sfu-0")), "nothing new is placed there");
 }
 
+/// Whichever bucket repairs wait for, elsewhere or where they were. The SFUs' own hold back as many in all as the others.
 #[tokio::test(start_paused = true)]
 async fn r10_repair_goes_before_planned_moves() {
-    let world = World::new(6, 1);
-    world.set("placement.overall.rate", &json!(20.0));
-    world.set("placement.overall.burst", &json!(5));
-    world.set("moves.rate", &json!(100.0));
-    world.place(240, 1).await;
-    world.fleet.with("sfu-2", |n| n.mode = Mode::Refuses);
-    world.wait("the notice", S(30), |s| s.notices_total == 1).await;
-    drain(&world, "sfu-1", HOUR);
-    world.wait("the repair", S(60), |s| s.awaiting <= 5).await;
-    assert!(world.engine.status().planned_moves_total <= 6, "moves took what repairs were waiting for");
-    world.wait("the drain", S(120), |_| progress(&world, "sfu-1").0 == "done").await;
+    let levels = [("overall", 20.0, 5), ("region", 20.0, 1), ("sfu", 4.0, 1)];
+    for ((level, rate, burst), restarts) in levels.into_iter().flat_map(|level| [(level, false), (level, true)]) {
+        let world = World::new(6, 1);
+        world.set(&format!("placement.{level}.rate"), &json!(rate));
+        world.set(&format!("placement.{level}.burst"), &json!(burst));
+        world.set("moves.rate", &json!(100.0));
+        world.place(600, 1).await;
+        match restarts {
+            true => world.fleet.restart("sfu-2"),
+            false => world.fleet.with("sfu-2", |n| n.mode = Mode::Refuses),
+        }
+        world.wait("the loss", S(30), |s| s.awaiting >= 20).await;
+        drain(&world, "sfu-1", HOUR);
+        world.wait("the repair", S(60), |s| s.awaiting <= 5).await;
+        let moved = world.engine.status().planned_moves_total;
+        assert!(moved <= 6, "{level}, {restarts}: {moved} moves took what repairs were waiting for");
+        world.wait("the drain", S(120), |_| progress(&world, "sfu-1").0 == "done").await;
+    }
+}
+
+/// A region of which every SFU is down, or makes no rooms: its calls wait for that and not for tokens.
+#[tokio::test(start_paused = true)]
+async fn a_drain_does_not_wait_for_repairs_that_no_token_would_bring_on() {
+    for down in [true, false] {
+        let world = World::new(6, 2);
+        world.set("placement.any_region", &json!(false));
+        (0..60).for_each(|call| world.join_in(call, ["r0", "r1"][call % 2]));
+        world.wait("placing", S(60), |s| s.placed == 60).await;
+        for sfu in ["sfu-1", "sfu-3", "sfu-5"] {
+            match down {
+                true => world.fleet.with(sfu, |n| n.mode = Mode::Refuses),
+                false => {
+                    world.fleet.with(sfu, |n| n.makes = Some(Mode::Overloaded));
+                    world.fleet.restart(sfu);
+                }
+            }
+        }
+        world.wait("their calls", S(60), |s| s.awaiting == 30).await;
+        tokio::time::sleep(S(60)).await; // who makes no rooms is seen to make none
+        drain(&world, "sfu-0", HOUR);
+        world.wait("the drain", S(120), |_| progress(&world, "sfu-0").0 == "done").await;
+        assert_eq!(world.engine.status().awaiting, 30, "{down}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,10 +2,16 @@
 //!
 //! A loop of its own, since a planned move is no repair: nobody is without an endpoint. It takes what
 //! the move budget allows (I10) and, for each room it makes, what a repair would take as well, so the
-//! SFUs' buckets hold. While a call waits for its repair, nothing is moved. A move that fails is not
-//! tried again by anyone but the next walk over the SFU's calls, which the budget paces too.
+//! SFUs' buckets hold. A move that fails is not tried again by anyone but the next walk over the SFU's
+//! calls, which the budget paces too.
+//!
+//! While a call waits for its repair, nothing is moved: neither while it waits for its turn, nor for a bucket or a
+//! window of those who could take it. What it waits for may be in another region: moves are never urgent, and which
+//! of them cost a repair nothing would have to be told for each. Only a repair that no token would bring on stops no
+//! move: one whose SFUs are all down, silent, full or out of service, or which waits for its SFU to come back. That may
+//! last, and a drain may be part of the cure. Nor does one that is being tried, or waits for its next try.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -18,8 +24,8 @@ use super::findings::Findings;
 use super::placer::SelectPlacer;
 use super::{InFlight, most_urgent};
 use crate::context::{Context, SHARDS};
-use crate::select::Sfu;
-use crate::state::{CallKey, Class, Moved, SfuIdx};
+use crate::select::{Care, Excluded, Sfu, Snapshot};
+use crate::state::{Blocker, CallKey, Class, Moved, SfuIdx};
 
 /// How often moves are looked for. At the default of 20 moves a second, one token comes in this time.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -101,7 +107,10 @@ impl Mover {
         let mut sfus: Vec<&Arc<Sfu>> = snapshot.known().filter(|s| s.is_draining()).filter(due).collect();
         let walked: HashSet<SfuIdx> = sfus.iter().map(|s| s.idx).collect();
         self.walks.retain(|idx, _| walked.contains(idx));
-        if sfus.is_empty() || ctx.levers.paused.get() || ctx.is_draining() {
+        if sfus.is_empty() || ctx.levers.paused.get() || ctx.is_draining() || self.budget.available(now) == 0 {
+            return;
+        }
+        if repairs_want_tokens(&ctx, &snapshot, now) {
             return;
         }
         let mut findings = Findings::default();
@@ -155,6 +164,23 @@ impl Mover {
         ctx.wake.notify_one(); // whoever found no room in the window may have waited for this
         if matches!(moved, Moved::Aside(_)) { Step::Aside } else { Step::End }
     }
+}
+
+/// Whether a repair waits for nothing but a bucket or a window. What is ready is looked at before each move.
+fn repairs_want_tokens(ctx: &Context, snapshot: &Snapshot, now: Instant) -> bool {
+    let mut blockers = BTreeSet::new();
+    for shard in &ctx.shards {
+        blockers.extend(shard.lock().dirty().blockers_of(Class::Repair).cloned());
+    }
+    let limited = |sfu: &Arc<Sfu>| sfu.fit_by(Care::AtLast, now).err().is_none_or(Excluded::is_passing);
+    blockers.iter().any(|on| match on {
+        Blocker::Limits(region) => {
+            let ladder = snapshot.ladder(region.as_ref(), ctx.levers.any_region.get());
+            ladder.iter().any(|step| step.sfus.iter().any(limited))
+        }
+        Blocker::Busy(idx) => ctx.catalogue.get(*idx).as_ref().is_some_and(limited),
+        Blocker::NoCandidate(_) => false,
+    })
 }
 
 // === impl Walk ===

@@ -227,6 +227,11 @@ impl Dirty {
         self.blocked.keys()
     }
 
+    /// What blocks calls of `class` now.
+    pub fn blockers_of(&self, class: Class) -> impl Iterator<Item = &Blocker> {
+        self.blocked.iter().filter(move |(_, lines)| !lines[class as usize].is_empty()).map(|(on, _)| on)
+    }
+
     /// The number of the most urgent call that `on` blocks, of `class` or of all, and its rank.
     #[must_use]
     pub fn first_blocked(&self, on: &Blocker, class: Option<Class>) -> Option<(Instant, u32)> {

@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rate_limit::Levers;
-use sfu_api::{CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, SessionId, SfuId, Slot, SyncerId};
+use sfu_api::{
+    BATCH_OPERATIONS_MAX, CallId, CallKind, Epoch, GatewayId, GuildId, OwnerTerm, RegionId, SessionId, SfuId, Slot,
+    SyncerId,
+};
 use syncer::drivers::{DriverKind, SfuSpec, Weight};
 use syncer::engine::{Announcement, Announcer, Engine, EngineStatus, Join, Leave};
 use tokio::time::Instant;
@@ -95,6 +98,7 @@ impl World {
             let node = Node {
                 mode: Mode::Well,
                 lists: None,
+                makes: None,
                 boot: 1,
                 rooms: BTreeMap::new(),
                 made: Vec::new(),
@@ -103,6 +107,7 @@ impl World {
                 draining: false,
                 capacity: 10_000,
                 late: Duration::ZERO,
+                batch_largest: 0,
                 batch_max: usize::MAX,
                 holders: HashMap::new(),
                 operations: HashMap::new(),
@@ -196,6 +201,7 @@ impl World {
             let status = self.engine.status();
             assert_eq!(status.invariant_violations, 0);
             assert_eq!(*self.ear.fell.lock(), [""; 0], "I7: what a watcher hears grows");
+            self.fleet.each(|id, n| assert!(n.batch_largest <= BATCH_OPERATIONS_MAX, "{id}: {}", n.batch_largest));
             if until(&status) {
                 return Instant::now() - start;
             }

@@ -57,6 +57,8 @@ pub(crate) struct Node {
     pub(crate) mode: Mode,
     /// How it behaves when it is asked for a list, if otherwise.
     pub(crate) lists: Option<Mode>,
+    /// How it behaves when it is asked for rooms, if otherwise.
+    pub(crate) makes: Option<Mode>,
     pub(crate) boot: u32,
     pub(crate) rooms: BTreeMap<RoomId, Room>,
     /// When rooms were made here.
@@ -70,6 +72,8 @@ pub(crate) struct Node {
     pub(crate) capacity: u32,
     /// Answers so much later.
     pub(crate) late: Duration,
+    /// Operations in the largest request so far.
+    pub(crate) batch_largest: usize,
     /// Operations of one request that it does; it is overloaded for the others, and says so of each.
     pub(crate) batch_max: usize,
     /// Who holds a slot here, by the highest term seen.
@@ -200,6 +204,8 @@ fn each_of<T, R>(
     operations: &[T],
     mut serve: impl FnMut(&mut Node, &T) -> Result<R, DriverError>,
 ) -> Vec<Result<R, DriverError>> {
+    // Not judged here, in a task of the engine, but in `World::wait`.
+    n.batch_largest = n.batch_largest.max(operations.len());
     let max = n.batch_max;
     let one = |(nth, operation)| if nth < max { serve(n, operation) } else { Err(overloaded()) };
     operations.iter().enumerate().map(one).collect()
@@ -289,7 +295,8 @@ impl SfuDriver for FakeSfu {
     }
 
     fn ensure_room(&self, spec: RoomSpec, deadline: Instant) -> BoxFuture<'_, Result<RoomReady, DriverError>> {
-        self.exchange(false, deadline, move |n| ensure(&self.id, &self.by, n, &spec))
+        let mode = |n: &Node| n.makes.unwrap_or(n.mode);
+        self.exchange_in(mode, false, deadline, move |n| ensure(&self.id, &self.by, n, &spec))
     }
 
     fn ensure_rooms(
@@ -297,7 +304,9 @@ impl SfuDriver for FakeSfu {
         specs: Vec<RoomSpec>,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Vec<Result<RoomReady, DriverError>>, DriverError>> {
-        self.exchange(false, deadline, move |n| Ok(each_of(n, &specs, |n, spec| ensure(&self.id, &self.by, n, spec))))
+        let mode = |n: &Node| n.makes.unwrap_or(n.mode);
+        let serve = move |n: &mut Node| Ok(each_of(n, &specs, |n, spec| ensure(&self.id, &self.by, n, spec)));
+        self.exchange_in(mode, false, deadline, serve)
     }
 
     fn end_room(&self, end: EndSpec, force: bool, deadline: Instant) -> BoxFuture<'_, Result<Ended, DriverError>> {
