@@ -1,6 +1,7 @@
 //! The whole engine on a fake fleet and a paused clock: what a storm does to it.
 
 mod absent;
+mod bounds;
 mod door;
 mod fake;
 mod found;
