@@ -100,7 +100,7 @@ async fn set(client: &Client, arguments: SetArgs, output: &Output) -> Result<(),
 }
 
 fn none_starts_with(prefix: &str) -> Failure {
-    Failure::new(Exit::Failed, format!("no limit starts with `{prefix}`"))
+    Failure::new(Exit::Failed, format!("no limit starts with `{prefix}`; `trunkline limits` lists all"))
 }
 
 fn table(output: &Output, levers: &[Value]) -> Table {

@@ -115,3 +115,38 @@ async fn r20_a_watch_of_nothing_is_an_error_that_says_what_is_missing() {
     assert_eq!(unknown.status.code(), Some(1), "{said}");
     assert!(said.contains("placemnt"), "{said}");
 }
+
+#[tokio::test]
+async fn r20_limits_are_listed_by_the_beginning_of_their_names() {
+    let syncer = Syncer::new();
+    let _syncer = syncer.start();
+    syncer.answers().await;
+    let listed = |args: &[&str]| -> Vec<(String, Value)> {
+        let told = syncer.limits(&[args, &["-o", "json"]].concat());
+        assert!(told.status.success(), "{told:?}");
+        let told: Value = serde_json::from_slice(&told.stdout).expect("JSON");
+        let levers = told["levers"].as_array().expect("a list").iter();
+        levers.map(|lever| (lever["name"].as_str().expect("a name").to_owned(), lever["value"].clone())).collect()
+    };
+    assert!(syncer.limits(&["set", &format!("{LEVER}=123"), "placement.overall.burst=45"]).status.success());
+    let all = listed(&[]);
+    for prefix in ["placement.overall.", "placement.", LEVER, "p", "health.suspect_max"] {
+        let theirs: Vec<_> = all.iter().filter(|(name, _)| name.starts_with(prefix)).cloned().collect();
+        assert_eq!(listed(&["get", prefix]), theirs, "{prefix}");
+    }
+    assert!(all.len() > 50 && listed(&["get"]) == all);
+    let mut overall = listed(&["get", "placement.overall."]);
+    overall.sort_by(|a, b| a.0.cmp(&b.0));
+    let names: Vec<&str> = overall.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["placement.overall.burst", LEVER]);
+    assert_eq!(overall.iter().filter_map(|(_, value)| value.as_f64()).collect::<Vec<_>>(), [45.0, 123.0]);
+
+    let table = String::from_utf8(syncer.limits(&["get", LEVER]).stdout).expect("text");
+    let rows: Vec<&str> = table.lines().filter(|line| line.contains('.')).collect();
+    assert!(rows.len() == 1 && rows[0].contains(LEVER) && rows[0].contains("123"), "{table}");
+
+    let unknown = syncer.limits(&["get", "placemnt"]);
+    let said = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert_eq!(unknown.status.code(), Some(1), "{said}");
+    assert!(said.contains("`placemnt`") && said.contains("`trunkline limits` lists all"), "{said}");
+}
