@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use reqwest::{Method, Url};
 use sfu_api::{RegionId, SyncerId};
 use sfu_mock::{Cluster, ClusterConfig};
-use syncer::config::{Config, LISTEN_PORT_DEFAULT, TlsConfig};
+use syncer::config::{Config, LISTEN_PORT_DEFAULT, Secret, TlsConfig};
 use syncer::server::{Options, Running, Syncer};
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -88,7 +88,7 @@ impl DevFleet {
     /// An operator's client of all syncers.
     pub(super) async fn client(&self) -> Result<Client, Failure> {
         let url = Url::parse(&self.urls[0]).or_exit(Exit::Bug, "our own URL")?;
-        Client::new(Connection { url, token: "dev".to_owned(), ca: Some(self.ca.clone()), all: true }).await
+        Client::new(Connection { url, token: Secret::new("dev"), ca: Some(self.ca.clone()), all: true }).await
     }
 
     /// Where everything is, and what to try.

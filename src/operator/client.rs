@@ -1,5 +1,6 @@
 //! HTTP to syncers: TLS with the given authority, errors that say what to do.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
+use syncer::config::Secret;
 
 use crate::exit::{Exit, Failure};
 
@@ -38,9 +40,10 @@ pub(crate) struct Connection {
         value_name = "TOKEN",
         env = "TRUNKLINE_TOKEN",
         hide_env_values = true,
-        default_value = "operator"
+        default_value = "operator",
+        value_parser = secret
     )]
-    pub(crate) token: String,
+    pub(crate) token: Secret,
     /// Certificates to trust (PEM) [default: those of the system]
     #[arg(long, global = true, help_heading = CONNECTION, value_name = "FILE", env = "TRUNKLINE_CA")]
     pub(crate) ca: Option<PathBuf>,
@@ -53,8 +56,12 @@ pub(crate) struct Connection {
 #[derive(Debug)]
 pub(crate) struct Client {
     http: reqwest::Client,
-    token: String,
+    token: Secret,
     bases: Vec<Url>,
+}
+
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
 }
 
 // === impl Client ===
@@ -120,7 +127,7 @@ impl Client {
         body: Option<&Value>,
     ) -> Result<Value, Failure> {
         let url = base.join(path).map_err(|error| Failure::of(Exit::Usage, error))?;
-        let mut request = self.http.request(method, url).bearer_auth(&self.token);
+        let mut request = self.http.request(method, url).bearer_auth(self.token.expose());
         if let Some(body) = body {
             request = request.json(body);
         }

@@ -3,6 +3,7 @@
 use clap::Parser;
 use reqwest::{Method, Url};
 use serde_json::json;
+use syncer::config::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -39,7 +40,7 @@ async fn server(answers: Vec<(u16, String)>) -> (Url, JoinHandle<Vec<String>>) {
 }
 
 fn connection(url: Url) -> Connection {
-    Connection { url, token: "secret".to_owned(), ca: None, all: false }
+    Connection { url, token: Secret::new("secret"), ca: None, all: false }
 }
 
 async fn ask_one(status: u16, body: &str) -> Result<serde_json::Value, Failure> {
@@ -128,4 +129,18 @@ async fn a_wrong_ca_is_named_and_a_configuration_error() {
     }
     let ftp = Url::parse("ftp://127.0.0.1").expect("a URL");
     assert_eq!(Client::new(connection(ftp)).await.expect_err("refused").exit(), Exit::Usage);
+}
+
+#[tokio::test]
+async fn an_operators_token_is_sent_and_not_shown() {
+    #[derive(Debug, Parser)]
+    struct Arguments {
+        #[command(flatten)]
+        connection: Connection,
+    }
+    let arguments = Arguments::try_parse_from(["trunkline", "--token", "tok-5e11"]).expect("arguments");
+    assert_eq!(arguments.connection.token.expose(), "tok-5e11");
+    let shown = format!("{arguments:?}");
+    let client = Client::new(arguments.connection).await.expect("a client");
+    assert!(!shown.contains("tok-5e11") && !format!("{client:?}").contains("tok-5e11"), "{shown}");
 }

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::Command;
 
 use rcgen::KeyPair;
-use reqwest::Method;
 use serde_json::Value;
 
 use crate::common::{PATIENCE, Process, TRUNKLINE, client, eventually, file, free_port, run};
@@ -18,6 +17,26 @@ const OPERATOR: &str = "tok-operator-91bc";
 const CALLERS: &str = "tok-callers-8d21";
 const WRONG: &str = "tok-wrong-55aa";
 const PEER: &str = "peer-secret-c0ffee";
+
+/// What is served to be read.
+const PAGES: [&str; 16] = [
+    "/v1/status",
+    "/v1/levers",
+    "/v1/members",
+    "/v1/sfus",
+    "/v1/calls",
+    "/v1/audit",
+    "/v1/blocks",
+    "/v1/gateways",
+    "/v1/recovery",
+    "/v1/guilds/g/calls/c",
+    "/v1/guilds/g/calls/c:explain",
+    "/debug/pool",
+    "/metrics",
+    "/openapi.json",
+    "/.well-known/jwks.json",
+    "/",
+];
 
 /// The middle line of a PEM file: its secret part.
 fn middle(pem: &str) -> String {
@@ -43,6 +62,40 @@ fn configure(dir: &Path, port: u16, token_key: &str) -> String {
     path("syncer.toml")
 }
 
+/// The first so many session tokens that a watch tells.
+async fn told(mut watch: reqwest::Response, count: usize) -> Vec<String> {
+    assert!(watch.status().is_success(), "{}", watch.status());
+    let mut text = String::new();
+    loop {
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        let events = whole.lines().filter_map(|line| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok());
+        let credentials = events.flat_map(|event| event["credentials"].as_array().cloned().unwrap_or_default());
+        let tokens: Vec<String> = credentials.filter_map(|c| c["token"].as_str().map(str::to_owned)).collect();
+        if tokens.len() >= count {
+            return tokens;
+        }
+        let chunk = watch.chunk().await.expect("the watch goes on").expect("the watch goes on");
+        text += &String::from_utf8_lossy(&chunk);
+    }
+}
+
+/// Session tokens from each road: a join, a line of many, and a watch of both whose caller is named in its query.
+async fn credentials(client: &reqwest::Client, url: &str) -> Vec<String> {
+    let token = |answer: &str| Some(serde_json::from_str::<Value>(answer).ok()?["token"].as_str()?.to_owned());
+    let join = eventually("a session token", PATIENCE, || async {
+        let join = client.put(format!("{url}/v1/guilds/g/calls/c/participants/s"));
+        token(&join.bearer_auth(GATEWAY).body("{}").send().await.ok()?.text().await.ok()?)
+    })
+    .await;
+    let line = r#"{"op":"o","do":"join","guild":"g","call":"c","session":"s2"}"#;
+    let lines = client.post(format!("{url}/v1/voice-states")).bearer_auth(GATEWAY).body(format!("{line}\n"));
+    let results = lines.send().await.expect("an answer").text().await.expect("text");
+    let watch = client.get(format!("{url}/v1/watch?access_token={GATEWAY}")).send().await.expect("an answer");
+    let mut credentials = told(watch, 2).await;
+    credentials.extend([join, token(&results).expect("a session token")]);
+    credentials
+}
+
 #[tokio::test]
 async fn no_secret_is_in_logs_pages_or_printed_configuration() {
     let _turn = turn().await;
@@ -58,34 +111,13 @@ async fn no_secret_is_in_logs_pages_or_printed_configuration() {
         Process::start(root, "syncer", Command::new(TRUNKLINE).args(["syncer", "--config", &config, "--log", LOG]));
 
     let (client, url) = (client(), format!("http://127.0.0.1:{port}"));
-    let ask = async |method: Method, path: &str, token: &str| {
-        let sent = client.request(method, format!("{url}{path}")).bearer_auth(token).body("{}").send().await.ok()?;
-        sent.text().await.ok()
-    };
-    let join = "/v1/guilds/g/calls/c/participants/s";
-    let credential = eventually("a session token", PATIENCE, || async {
-        let answer: Value = serde_json::from_str(&ask(Method::PUT, join, GATEWAY).await?).ok()?;
-        answer["token"].as_str().map(str::to_owned)
-    })
-    .await;
+    let credentials = credentials(&client, &url).await;
 
     let mut shown = String::new();
     for token in [OPERATOR, GATEWAY, CALLERS, WRONG, PEER] {
-        for page in [
-            "/v1/status",
-            "/v1/levers",
-            "/v1/members",
-            "/v1/sfus",
-            "/v1/calls",
-            "/v1/guilds/g/calls/c",
-            "/v1/guilds/g/calls/c:explain",
-            "/debug/pool",
-            "/metrics",
-            "/openapi.json",
-            "/.well-known/jwks.json",
-            "/",
-        ] {
-            shown += &ask(Method::GET, page, token).await.expect("an answer");
+        for page in PAGES {
+            let asked = client.get(format!("{url}{page}")).bearer_auth(token).send();
+            shown += &asked.await.expect("an answer").text().await.expect("text");
         }
     }
     let query = format!("/v1/watch?access_token={WRONG}&scope=nowhere");
@@ -115,7 +147,8 @@ async fn no_secret_is_in_logs_pages_or_printed_configuration() {
     shown += &syncer.output();
 
     assert!(shown.contains("<redacted>") && shown.contains("syncer started"), "this test reads nothing: {shown}");
-    for secret in [GATEWAY, OPERATOR, CALLERS, WRONG, PEER, &credential, &middle(&token_key)] {
+    let secrets = [GATEWAY, OPERATOR, CALLERS, WRONG, PEER, &middle(&token_key)];
+    for secret in secrets.into_iter().chain(credentials.iter().map(String::as_str)) {
         let line = shown.lines().find(|line| line.contains(secret));
         assert!(line.is_none(), "{secret} is in: {line:?}");
     }

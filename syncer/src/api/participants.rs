@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::extract::{Ids, Params};
 use super::route::Route;
 use super::{ApiError, App, Caller, body};
+use crate::drivers::Credential;
 use crate::engine::{CallAnswer, Join, Leave};
 
 /// Body of a join. Everything may be left out.
@@ -38,7 +39,8 @@ pub(crate) struct JoinAnswer {
     #[schema(value_type = Option<String>)]
     pub(crate) endpoint: Option<Arc<str>>,
     /// What the session shows there.
-    pub(crate) token: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub(crate) token: Option<Credential>,
     /// Whether a second syncer holds the session too.
     pub(crate) durable: bool,
     /// The write was late or repeated and changed nothing.
@@ -110,6 +112,29 @@ pub(crate) async fn leave(
         Route::Here(_) => {
             app.engine.leave(&Leave { guild, call, session, gateway: caller.id, seq }, Instant::now())?;
             Ok(StatusCode::NO_CONTENT.into_response())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::bulk::OperationResult;
+    use crate::api::watch::WatchParams;
+    use crate::drivers::Credential;
+
+    #[test]
+    fn a_token_is_in_the_answer_and_not_in_what_a_log_would_show_of_it() {
+        let token = || Some(Credential::new("tok-5e11".to_owned()));
+        let join = JoinAnswer { token: token(), ..JoinAnswer::default() };
+        let line = OperationResult { token: token(), ..OperationResult::default() };
+        let answers = [serde_json::to_value(&join), serde_json::to_value(&line)];
+        assert!(answers.into_iter().all(|answer| answer.expect("JSON")["token"] == "tok-5e11"));
+        let call = CallAnswer { token: token(), ..CallAnswer::default() };
+        let watch: WatchParams = serde_json::from_str(r#"{"access_token":"tok-5e11"}"#).expect("a query");
+        assert_eq!(watch.access_token.as_ref().map(|token| token.expose()), Some("tok-5e11"));
+        for shown in [format!("{join:?}"), format!("{line:?}"), format!("{call:?}"), format!("{watch:?}")] {
+            assert!(shown.contains("redacted") && !shown.contains("tok-5e11"), "{shown}");
         }
     }
 }

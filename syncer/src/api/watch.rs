@@ -17,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::error::RETRY_BASE;
 use super::extract::Params;
 use super::{ApiError, App, Connected};
+use crate::config::Secret;
 use crate::presence::Via;
 use crate::watch::{Cursor, Fleet, Scope, Source};
 
@@ -34,7 +35,8 @@ pub(crate) struct WatchParams {
     #[serde(default)]
     pub(crate) scope: Scope,
     /// The bearer token, for clients that cannot set headers (EventSource).
-    pub(crate) access_token: Option<String>,
+    #[param(value_type = Option<String>)]
+    pub(crate) access_token: Option<Secret>,
     /// As `Last-Event-ID`, for clients that cannot set headers.
     pub(crate) last_event_id: Option<String>,
 }
@@ -59,7 +61,7 @@ pub(crate) async fn watch(
     Params(params): Params<WatchParams>,
 ) -> Result<Response, ApiError> {
     let connected = connected.as_deref().map(|c| &**c);
-    let mut caller = app.auth.caller(connected, &headers, params.access_token.as_deref())?;
+    let mut caller = app.auth.caller(connected, &headers, params.access_token.as_ref().map(Secret::expose))?;
     let last = headers.get(LAST_EVENT_ID).map(|v| v.to_str().unwrap_or("\u{0}").to_owned()).or(params.last_event_id);
     let mut cursor = match last.filter(|l| !l.is_empty()) {
         Some(text) => text.parse::<Cursor>()?,

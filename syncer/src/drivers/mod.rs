@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
+use serde::Serialize;
 use sfu_api::{
     BootId, CallId, CallKind, DigestAnswer, Epoch, GuildId, Load, OpId, OwnerTerm, RoomId, RoomRef, SessionId, Slot,
     SlotTerm,
@@ -199,8 +200,9 @@ pub struct CredentialRequest<'a> {
     pub epoch: Epoch,
 }
 
-/// What a client shows to the SFU. Not shown by `Debug`.
-#[derive(Clone, PartialEq, Eq)]
+/// What a client shows to the SFU. Not shown by `Debug`; written as it is to whoever it was made for.
+#[derive(Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
 pub struct Credential(String);
 
 /// One SFU, and how to tell it what to do.

@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::Block;
 use crate::config::RegionGroups;
 use crate::context::Context;
-use crate::drivers::{CredentialRequest, SfuDriver, SfuSpec, SpecError};
+use crate::drivers::{Credential, CredentialRequest, SfuDriver, SfuSpec, SpecError};
 use crate::health::Evidence;
 use crate::observe::{Expiry, Observer};
 use crate::ownership::slot_of;
@@ -186,7 +186,7 @@ impl Engine {
 
     /// The credential of `session` for an announced endpoint.
     #[must_use]
-    pub fn credential(&self, announcement: &Announcement, session: &SessionId) -> Option<String> {
+    pub fn credential(&self, announcement: &Announcement, session: &SessionId) -> Option<Credential> {
         let (sfu, room) = announcement.place.as_ref()?;
         let snapshot = self.ctx.catalogue.now();
         token(&*snapshot.by_id.get(sfu)?.driver(), session, room, announcement.epoch)
@@ -278,9 +278,9 @@ impl fmt::Debug for Engine {
     }
 }
 
-fn token(driver: &dyn SfuDriver, session: &SessionId, room: &RoomId, epoch: Epoch) -> Option<String> {
+fn token(driver: &dyn SfuDriver, session: &SessionId, room: &RoomId, epoch: Epoch) -> Option<Credential> {
     match driver.credential(&CredentialRequest { session, room, epoch }) {
-        Ok(credential) => Some(credential.into_token()),
+        Ok(credential) => Some(credential),
         Err(error) => {
             tracing::error!(%error, "no credential could be made");
             None

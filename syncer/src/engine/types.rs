@@ -7,7 +7,7 @@ use serde::Serialize;
 use sfu_api::{CallId, CallKind, Epoch, GuildId, Load, RegionId, RoomId, SfuId, ZoneId};
 
 use crate::admission::{AdmissionView, Denied};
-use crate::drivers::DriverKind;
+use crate::drivers::{Credential, DriverKind};
 use crate::health::{FreezeView, Verdict};
 use crate::select::{DrainState, Fate};
 use crate::state::{CallKey, Care, Revision, Seed};
@@ -22,7 +22,7 @@ pub struct CallAnswer {
     /// Where the client connects; `None` while the call awaits an endpoint.
     pub endpoint: Option<Arc<str>>,
     /// The session's credential for that endpoint.
-    pub token: Option<String>,
+    pub token: Option<Credential>,
     /// The write was late or repeated and changed nothing.
     pub ignored: bool,
 }

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CATALOGUE, SLOTS};
 use crate::api::App;
+use crate::drivers::Credential;
 use crate::engine::{Announcement, Engine, NewsCursor};
 use crate::ownership::{SlotSink, keep_lease};
 use crate::registry::{Member, MemberState};
@@ -36,7 +37,7 @@ impl Source for Engine {
     fn call(&self, gateway: &GatewayId, guild: &GuildId, call: &CallId) -> Option<Announcement> {
         self.announcement_for(gateway, guild, call)
     }
-    fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String> {
+    fn credential(&self, news: &Announcement, session: &SessionId) -> Option<Credential> {
         Self::credential(self, news, session)
     }
 }

@@ -1,11 +1,13 @@
 //! What a watcher is sent, and how it looks on the wire.
 
+use std::fmt;
 use std::sync::Arc;
 
 use serde::Serialize;
 use sfu_api::{CallId, Epoch, GatewayId, GuildId, SessionId};
 
 use super::Source;
+use crate::drivers;
 use crate::engine::Announcement;
 
 /// Most credentials in one event: ~25 KiB of tokens and ~1.5 ms of signing; a larger call comes in
@@ -44,11 +46,12 @@ pub struct Credential {
     /// The session.
     pub session: SessionId,
     /// What it shows to the endpoint.
-    pub token: String,
+    #[schema(value_type = String)]
+    pub token: drivers::Credential,
 }
 
-/// One event on its way to a watcher.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One event on its way to a watcher. `Debug` shows of its data how much there is: credentials are in it.
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Item {
     /// News; the number is set on the last part only, so that resuming repeats all of them.
     Endpoint {
@@ -71,6 +74,19 @@ pub(crate) struct Telling {
     /// Where the watcher stands after the last part.
     seq: Option<u64>,
     told: usize,
+}
+
+// === impl Item ===
+
+impl fmt::Debug for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint { data, seq } => {
+                f.debug_struct("Endpoint").field("bytes", &data.len()).field("seq", seq).finish_non_exhaustive()
+            }
+            Self::Resync { reason } => f.debug_struct("Resync").field("reason", reason).finish(),
+        }
+    }
 }
 
 // === impl Telling ===

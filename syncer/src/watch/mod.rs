@@ -41,6 +41,7 @@ use sfu_api::{CallId, GatewayId, GuildId, SessionId};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::drivers;
 use crate::engine::{Announcement, Announcer, NewsCursor};
 
 pub(crate) use self::cursor::{Cursor, CursorError};
@@ -69,7 +70,7 @@ pub trait Source: Send + Sync {
     /// The present state of one call, if the gateway has sessions in it.
     fn call(&self, gateway: &GatewayId, guild: &GuildId, call: &CallId) -> Option<Announcement>;
     /// The session's credential for the announced endpoint.
-    fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String>;
+    fn credential(&self, news: &Announcement, session: &SessionId) -> Option<drivers::Credential>;
 }
 
 /// Takes the engine's announcements and keeps them for the watchers.

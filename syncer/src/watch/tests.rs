@@ -94,8 +94,8 @@ impl Source for Engine {
         let (state, gateways, sessions) = self.0.lock().get(&call).cloned()?;
         gateways.iter().any(|g| gateway(*g) == *to).then(|| news(call, state, &gateways, sessions))
     }
-    fn credential(&self, _: &Announcement, session: &SessionId) -> Option<String> {
-        Some(format!("token-of-{session}"))
+    fn credential(&self, _: &Announcement, session: &SessionId) -> Option<drivers::Credential> {
+        Some(drivers::Credential::new(format!("token-of-{session}")))
     }
 }
 
@@ -374,7 +374,7 @@ impl Source for Counting<'_> {
     fn call(&self, to: &GatewayId, guild: &GuildId, call: &CallId) -> Option<Announcement> {
         self.0.call(to, guild, call)
     }
-    fn credential(&self, news: &Announcement, session: &SessionId) -> Option<String> {
+    fn credential(&self, news: &Announcement, session: &SessionId) -> Option<drivers::Credential> {
         self.1.fetch_add(1, Ordering::Relaxed);
         self.0.credential(news, session)
     }
@@ -495,4 +495,15 @@ fn i09_logs_are_bounded_in_events_and_gateways() {
     }
     assert!(hub.logs.read().len() <= GATEWAYS_MAX);
     assert!(hub.metrics.logs_dropped.get() > 0);
+}
+
+#[test]
+fn a_token_is_in_an_event_and_not_in_what_a_log_would_show_of_it() {
+    let credential =
+        Credential { session: SessionId::new("s").expect("valid"), token: drivers::Credential::new("tok-5e11".into()) };
+    let data = serde_json::to_string(&credential).expect("JSON");
+    assert_eq!(data, r#"{"session":"s","token":"tok-5e11"}"#);
+    for shown in [format!("{credential:?}"), format!("{:?}", Item::Endpoint { data, seq: Some(7) })] {
+        assert!(!shown.contains("tok-5e11"), "{shown}");
+    }
 }

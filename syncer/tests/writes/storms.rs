@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sfu_api::{Epoch, SfuId};
+use syncer::drivers::Credential;
 use syncer::engine::{CallState, NewsCursor};
 use syncer::state::Round;
 
@@ -152,7 +153,7 @@ impl Side {
         assert_eq!(answer.endpoint, endpoint, "{line:?}");
         assert_eq!(answer.endpoint.is_some(), answer.phase == Some(1), "{answer:?}");
         let token = room.filter(|_| line.credential && endpoint.is_some()).map(|room| format!("{}@{room}", session(s)));
-        assert_eq!(answer.token, token, "{line:?}");
+        assert_eq!(answer.token, token.map(Credential::new), "{line:?}");
         if let Some(now) = answer.epoch.zip(answer.phase) {
             let before = self.told.insert((g, c), now);
             assert!(before <= Some(now), "I7: {now:?} was answered after {before:?}");

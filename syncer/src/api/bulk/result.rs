@@ -9,6 +9,7 @@ use serde::Serialize;
 use sfu_api::Epoch;
 
 use crate::api::ApiError;
+use crate::drivers::Credential;
 use crate::engine::CallAnswer;
 
 /// What most results take: an op id, and that it was done.
@@ -48,7 +49,8 @@ pub(crate) struct OperationResult {
     pub(crate) endpoint: Option<Arc<str>>,
     /// What the session shows there.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) token: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub(crate) token: Option<Credential>,
     /// The write was late or repeated and changed nothing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) ignored: bool,
@@ -230,7 +232,7 @@ mod tests {
             epoch: "1.7.3".parse().ok(),
             phase: Some(1),
             endpoint: Some("wss://sfu/r".into()),
-            token: Some("t".into()),
+            token: Some(Credential::new("t".to_owned())),
             ignored: true,
         };
         let epoch = r#""epoch":{"term":{"generation":1,"revision":7},"n":3}"#;
