@@ -16,6 +16,7 @@ mod role;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -27,6 +28,7 @@ use http::Method;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::index;
+use rustls::ClientConfig;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -39,7 +41,10 @@ use self::role::{PARSE_ONLY, Role, SFUS, SYNCER, Spec};
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const SCENARIOS: [(&str, u64, bool); 5] = [
+/// Its name, how many calls there are, and whether a quick run has it.
+type Scenario = (&'static str, u64, bool);
+
+const SCENARIOS: [Scenario; 5] = [
     ("calls_10k", 10_000, true),
     ("calls_50k", 50_000, true),
     ("calls_200k", 200_000, false),
@@ -107,34 +112,21 @@ async fn measure(args: &Args, dir: PathBuf) -> Result<Report> {
     let mut report = Report::new("capacity", "tokio 1.54, hyper 1, tokio-rustls 0.26, rustls 0.23 (aws-lc-rs)");
     let tls = role::client_tls(&role::certify(&dir)?)?;
     let spec = Spec { dir, limits: open_limits() };
-    for (scenario, calls, quick) in SCENARIOS {
-        if !args.wants(scenario) || (args.quick && !quick) {
-            continue;
-        }
-        let names: Vec<&str> = [SYNCER, EACH, PARSE_ONLY].into_iter().filter(|n| args.wants_contestant(n)).collect();
-        for (round, order) in args.orders(&names).into_iter().enumerate() {
-            eprintln!("{scenario} round {} of {}: load {}", round + 1, args.rounds(), machine::load());
-            for name in order {
-                let mut run = Run { scenario, calls, report: &mut report };
-                let start = |role| Role::start(role, &spec);
-                if name == PARSE_ONLY {
-                    let server = start(PARSE_ONLY)?;
-                    run.parse_only(&server, Target { addr: server.addr, tls: tls.clone() }).await?;
-                } else {
-                    let sfus = start(SFUS)?;
-                    let began = Instant::now();
-                    let syncer = start(SYNCER)?; // it is ready when it says where it listens
-                    run.add(name, "start", "s", Instant::now().saturating_duration_since(began).as_secs_f64());
-                    let target = Target { addr: syncer.addr, tls: tls.clone() };
-                    if name == SYNCER {
-                        run.syncer(&syncer, target).await?;
-                    } else {
-                        run.joins(EACH, &syncer, &target, Told::Each).await?;
-                    }
-                    drop((syncer, sfus));
-                }
+    let wanted = |(scenario, _, quick): &Scenario| args.wants(scenario) && (*quick || !args.quick);
+    let sizes: Vec<Scenario> = SCENARIOS.into_iter().filter(wanted).collect();
+    let mut turns = sizes.clone();
+    let names: Vec<&str> = [SYNCER, EACH, PARSE_ONLY].into_iter().filter(|n| args.wants_contestant(n)).collect();
+    // Sizes are compared with each other as well, so each round has all of them, and begins with another one than the last.
+    for (round, order) in args.orders(&names).into_iter().enumerate() {
+        for (scenario, calls, _) in turns.iter().copied() {
+            eprintln!("round {} of {}, {scenario}: load {}", round + 1, args.rounds(), machine::load());
+            for name in &order {
+                Run { scenario, calls, report: &mut report }.contestant(name, &spec, &tls).await?;
             }
         }
+        turns.rotate_left(1);
+    }
+    for (scenario, ..) in sizes {
         judge(&mut report, scenario);
     }
     Ok(report)
@@ -177,7 +169,8 @@ fn judge(report: &mut Report, scenario: &str) {
         let resync = ours(report, "resync_s");
         report.judge(scenario, "seconds of a full re-sync to 60", resync, Some(60.0), 1.0);
     }
-    let (here, least) = (ours(report, "cpu_per_op"), report.median(SMALLEST, SYNCER, "cpu_per_op"));
+    let cpu = |scenario| report.figure(scenario, SYNCER, "cpu_per_op");
+    let (here, least) = (cpu(scenario), cpu(SMALLEST));
     if scenario != SMALLEST {
         report.judge(scenario, "cost of an operation to that among 10 k calls", here, least, 1.2);
     }
@@ -202,6 +195,23 @@ impl Run<'_> {
         self.add(who, "us_per_join", "µs", sent.took.as_secs_f64() * 1e6 / lines);
         self.add(who, "joins_per_s", "1/s", lines / sent.took.as_secs_f64());
         self.add(who, "cpu_per_join", "µs", cpu_s * 1e6 / lines);
+    }
+
+    async fn contestant(&mut self, name: &'static str, spec: &Spec, tls: &Arc<ClientConfig>) -> Result<()> {
+        if name == PARSE_ONLY {
+            let server = Role::start(PARSE_ONLY, spec)?;
+            return self.parse_only(&server, Target { addr: server.addr, tls: Arc::clone(tls) }).await;
+        }
+        let _sfus = Role::start(SFUS, spec)?;
+        let began = Instant::now();
+        let syncer = Role::start(SYNCER, spec)?; // it is ready when it says where it listens
+        self.add(name, "start", "s", Instant::now().saturating_duration_since(began).as_secs_f64());
+        let target = Target { addr: syncer.addr, tls: Arc::clone(tls) };
+        if name == SYNCER {
+            self.syncer(&syncer, target).await
+        } else {
+            self.joins(EACH, &syncer, &target, Told::Each).await.map(drop)
+        }
     }
 
     async fn parse_only(&mut self, server: &Role, target: Target) -> Result<()> {
