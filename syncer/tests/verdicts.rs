@@ -128,6 +128,7 @@ async fn r04_an_sfu_that_left_the_catalogue_long_ago_is_forgotten_unless_it_has_
     let world = World::new(4, 1);
     world.place(80, 1).await;
     let known = |world: &World| [0, 1, 2, 3].map(|i| world.engine.sfu(&id(&format!("sfu-{i}"))).is_some());
+    let _view = world.engine.cordon(&id("sfu-2"), true).expect("known");
     world.recatalogue(4, 1, |specs| specs.truncate(1));
     for gone in ["sfu-1", "sfu-2"] {
         world.fleet.with(gone, |n| n.mode = Mode::Hangs);
@@ -136,7 +137,10 @@ async fn r04_an_sfu_that_left_the_catalogue_long_ago_is_forgotten_unless_it_has_
     tokio::time::sleep(S(3_500)).await;
     assert_eq!(known(&world), [true; 4], "its entry may be gone by mistake");
     tokio::time::sleep(S(200)).await;
-    assert_eq!(known(&world), [true, false, false, true], "one is listed and one has calls");
+    assert_eq!(known(&world), [true, false, true, true], "one is listed, one has calls, and of one somebody decided");
+    let _view = world.engine.cordon(&id("sfu-2"), false).expect("known");
+    tokio::time::sleep(S(2)).await;
+    assert_eq!(known(&world), [true, false, false, true], "it was taken back");
 
     // Under its old name it is as new, in a number of its own.
     world.fleet.restart("sfu-1");

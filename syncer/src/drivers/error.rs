@@ -60,7 +60,8 @@ pub enum ErrorKind {
     FailFast,
     /// Our own pool has no room for the request: says nothing of the SFU.
     Saturated,
-    /// Time ran out while other requests to the same SFU held its connections: says nothing new of it, and nothing of us.
+    /// Time ran out while other requests to the same SFU held its connections, or just as one was had: says nothing new of
+    /// it, and nothing of how many requests we may have under way. (That we are slow shows in how late our timers are.)
     Queued,
     /// Something else on our side of the connection.
     Local,

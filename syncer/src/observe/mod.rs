@@ -63,6 +63,9 @@ const COUNT_PERIOD: Duration = Duration::from_secs(1);
 /// name is who it was: longer than holds last by default, and than a mistake in a list takes to be noticed.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(3_600);
 
+/// As [`FORGOTTEN_AFTER`], where an operator had decided something that lasts. Most machines that are drained never come back.
+const DECIDED_FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 3_600);
+
 /// When something was last started for an SFU, and whether it is under way.
 #[derive(Debug)]
 struct Schedule {
@@ -183,9 +186,11 @@ impl Observer {
     fn forget(&mut self, snapshot: &Snapshot, now: Instant) {
         let gone = snapshot.known().filter(|s| !self.held.contains(&s.idx) && !snapshot.lists(s));
         self.gone = gone.map(|s| (s.idx, self.gone.get(&s.idx).copied().unwrap_or(now))).collect();
-        let past = |since: &Instant| now.saturating_duration_since(*since) >= FORGOTTEN_AFTER;
-        if self.gone.values().any(past) {
-            let forgotten = self.gone.iter().filter(|(_, since)| past(since)).map(|(idx, _)| *idx);
+        let is_decided = |idx| snapshot.get(idx).is_some_and(|sfu| sfu.is_decided());
+        let after = |idx| if is_decided(idx) { DECIDED_FORGOTTEN_AFTER } else { FORGOTTEN_AFTER };
+        let past = self.gone.iter().filter(|(idx, since)| now.saturating_duration_since(**since) >= after(**idx));
+        let forgotten: Vec<SfuIdx> = past.map(|(idx, _)| *idx).collect();
+        if !forgotten.is_empty() {
             self.ctx.catalogue.forget(forgotten);
         }
     }

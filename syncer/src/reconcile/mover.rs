@@ -96,9 +96,9 @@ impl Mover {
         let ctx = Arc::clone(&self.ctx);
         let parts = ctx.budget.parts();
         let share = ctx.levers.moves().share(parts);
+        let shared = std::mem::replace(&mut self.parts, parts) != parts;
         if self.budget.quota() != share {
             // Whoever took a part counts on what we owe. An operator who turned a lever does not.
-            let shared = std::mem::replace(&mut self.parts, parts) != parts;
             let set = if shared { Bucket::set_quota } else { Bucket::set_limit };
             set(&self.budget, share, now);
         }
@@ -172,7 +172,7 @@ fn repairs_want_tokens(ctx: &Context, snapshot: &Snapshot, now: Instant) -> bool
     for shard in &ctx.shards {
         blockers.extend(shard.lock().dirty().blockers_of(Class::Repair).cloned());
     }
-    let limited = |sfu: &Arc<Sfu>| sfu.fit_by(Care::AtLast, now).err().is_none_or(Excluded::is_passing);
+    let limited = |sfu: &Arc<Sfu>| sfu.fit_by(Care::AtLast, now).err().is_none_or(Excluded::is_busy);
     blockers.iter().any(|on| match on {
         Blocker::Limits(region) => {
             let ladder = snapshot.ladder(region.as_ref(), ctx.levers.any_region.get());

@@ -251,6 +251,12 @@ impl Sfu {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Whether an operator decided something about it that lasts until it is taken back.
+    #[must_use]
+    pub fn is_decided(&self) -> bool {
+        self.is_cordoned() || self.is_quarantined() || self.is_draining() || self.orders.is_draining()
+    }
+
     /// The drain under way, or the last one.
     #[must_use]
     pub fn drain(&self) -> Option<Drain> {

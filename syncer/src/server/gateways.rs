@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use http::Method;
 use http::header::HeaderValue;
 use sfu_api::GatewayId;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::api::{App, HEARD_MAX, Heard, HeardGateway};
 use crate::ownership::Owner;
@@ -18,13 +18,15 @@ use crate::peer::OnBehalf;
 pub(super) async fn share(app: Arc<App>) {
     let mut since = app.started;
     loop {
-        sleep(app.engine.share_gateways_every()).await;
+        let period = app.engine.share_gateways_every();
+        sleep(period).await;
         let now = Instant::now();
         let heard = app.engine.gateways_that_spoke(since);
         since = now;
         let messages: Vec<Bytes> = heard.chunks(HEARD_MAX).map(message).collect();
         let view = app.ownership.view();
-        join_all(view.peers().map(|peer| tell(&app, peer, &messages))).await;
+        // One that hangs must not keep us from telling the others again.
+        join_all(view.peers().map(|peer| timeout(period, tell(&app, peer, &messages)))).await;
     }
 }
 

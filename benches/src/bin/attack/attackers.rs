@@ -26,6 +26,9 @@ const BACK_AFTER: Duration = Duration::from_secs(1);
 /// Longer than the server allows, by so much that it is not a matter of noticing.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// After the last has come, all stand within this.
+const STANDS_WITHIN: Duration = Duration::from_secs(120);
+
 /// What became of the crowd.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Left {
@@ -107,7 +110,8 @@ pub(crate) async fn stand_until_told(scenario: &'static Scenario, addr: SocketAd
         crowd.spawn(attacker.clone().attack(words, stands.clone()));
     }
     drop(stands);
-    all_stand.recv().await; // none is sent: everybody has dropped their end
+    // None is sent: everybody has dropped their end.
+    timeout(STANDS_WITHIN, all_stand.recv()).await.context("the crowd does not come to stand")?;
     println!("standing");
     told.next_line().await?;
     attacker.stop.cancel();
