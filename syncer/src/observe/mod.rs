@@ -184,12 +184,17 @@ impl Observer {
 
     /// Forgets SFUs that left the catalogue long ago.
     fn forget(&mut self, snapshot: &Snapshot, now: Instant) {
-        let gone = snapshot.known().filter(|s| !self.held.contains(&s.idx) && !snapshot.lists(s));
-        self.gone = gone.map(|s| (s.idx, self.gone.get(&s.idx).copied().unwrap_or(now))).collect();
-        let is_decided = |idx| snapshot.get(idx).is_some_and(|sfu| sfu.is_decided());
-        let after = |idx| if is_decided(idx) { DECIDED_FORGOTTEN_AFTER } else { FORGOTTEN_AFTER };
-        let past = self.gone.iter().filter(|(idx, since)| now.saturating_duration_since(**since) >= after(**idx));
-        let forgotten: Vec<SfuIdx> = past.map(|(idx, _)| *idx).collect();
+        let before = std::mem::take(&mut self.gone);
+        let mut forgotten = Vec::new();
+        for sfu in snapshot.known().filter(|s| !self.held.contains(&s.idx) && !snapshot.lists(s)) {
+            let since = before.get(&sfu.idx).copied().unwrap_or(now);
+            let after = if sfu.is_decided() { DECIDED_FORGOTTEN_AFTER } else { FORGOTTEN_AFTER };
+            if now.saturating_duration_since(since) >= after {
+                forgotten.push(sfu.idx);
+            } else {
+                self.gone.insert(sfu.idx, since);
+            }
+        }
         if !forgotten.is_empty() {
             self.ctx.catalogue.forget(forgotten);
         }

@@ -118,9 +118,13 @@ impl Syncer {
         }
         files::check(config)?;
         let levers = Levers::new();
-        let _registered =
-            (EngineLevers::register(&levers), HttpLevers::register(&levers), WatchLevers::register(&levers));
-        let _registered = (PeerLevers::register(&levers), TokenLevers::register(&levers));
+        let _registered = (
+            EngineLevers::register(&levers),
+            HttpLevers::register(&levers),
+            WatchLevers::register(&levers),
+            PeerLevers::register(&levers),
+            TokenLevers::register(&levers),
+        );
         sfu_limits().register_levers(&levers, SFU_LEVERS);
         Peers::limits().register_levers(&levers, PEER_LEVERS);
         apply_limits(config, &levers)?;
