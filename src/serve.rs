@@ -57,6 +57,7 @@ pub(crate) async fn syncer(arguments: &SyncerArgs, stop: CancellationToken) -> R
         let exit = if error.is_config() { Exit::Config } else { Exit::Failed };
         Failure::of(exit, error)
     })?;
+    running.provide_descriptors();
     let expelled = tokio::select! {
         () = stop.cancelled() => None,
         why = running.failed() => Some(why),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rate_limit::Quota;
 
+use crate::dial::connect::ATTEMPTS_MAX;
 use crate::error::Error;
 
 /// Most partitions a lane can have: beyond this the per-partition budgets become too small to be useful.
@@ -44,7 +45,7 @@ pub struct LaneLimits {
     /// HTTP/2 needs two or three.
     pub connections_per_origin_max: usize,
     /// Connections of the lane. The process needs a file descriptor for each, and six for each of `dials_max` beside
-    /// them: a dial to a silent host is up to seven.
+    /// them: a dial to a silent host is up to seven. [`Self::descriptors_max`] is the sum.
     pub connections_max: usize,
     /// Dials in flight in the lane. A dial is mostly waiting, so hundreds; divided among partitions. One to a silent host
     /// is up to seven descriptors.
@@ -156,6 +157,19 @@ impl LaneLimits {
             }
         }
         Ok(())
+    }
+
+    /// File descriptors that the lane may have open at once: the budget to keep below the limit of the process. One for
+    /// each connection, dials included, and six more for each dial.
+    ///
+    /// ```
+    /// # use pool::LaneLimits;
+    /// let limits = LaneLimits { connections_max: 1_000, dials_max: 100, ..LaneLimits::default() };
+    /// assert_eq!(limits.descriptors_max(), 1_600);
+    /// ```
+    #[must_use]
+    pub fn descriptors_max(&self) -> usize {
+        self.connections_max.saturating_add(self.dials_max.saturating_mul(ATTEMPTS_MAX - 1))
     }
 
     /// One partition's share of a lane's budget.

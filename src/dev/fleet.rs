@@ -10,7 +10,7 @@ use reqwest::{Method, Url};
 use sfu_api::{RegionId, SyncerId};
 use sfu_mock::{Cluster, ClusterConfig};
 use syncer::config::{Config, LISTEN_PORT_DEFAULT, Secret, TlsConfig};
-use syncer::server::{Options, Running, Syncer};
+use syncer::server::{Options, Running, Syncer, provide_descriptors};
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -27,6 +27,10 @@ const READY_MAX: Duration = Duration::from_secs(30);
 const READY_LOOK: Duration = Duration::from_millis(50);
 /// A fleet that nobody needs any more need not hand anything over.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
+/// File descriptors between a syncer and an SFU: two connections and one that comes or goes, both ends of each.
+const DESCRIPTORS_PER_LINK: usize = 6;
+/// Those of the gateways, between the syncers, and of the process itself.
+const DESCRIPTORS_OTHER: usize = 512;
 
 /// A running fleet.
 pub(super) struct DevFleet {
@@ -44,6 +48,7 @@ pub(super) struct DevFleet {
 impl DevFleet {
     /// Starts everything and waits until it is ready.
     pub(super) async fn start(arguments: &DevArgs) -> Result<Self, Failure> {
+        provide_descriptors(descriptors(arguments), "--sfus, --syncers");
         let (dir, temporary) = directory(arguments.dir.as_deref())?;
         let pki = Pki::in_dir(&dir)?;
         let cluster = Cluster::start(ClusterConfig {
@@ -161,6 +166,12 @@ fn addresses(port: Option<u16>, count: u16) -> Result<Vec<SocketAddr>, Failure> 
         }
     }
     held.iter().map(|listener| listener.local_addr().or_exit(Exit::Failed, "finding a free port")).collect()
+}
+
+/// What such a fleet comes to have open; the limits of its syncers add up to far more.
+fn descriptors(arguments: &DevArgs) -> usize {
+    let (syncers, sfus) = (usize::from(arguments.syncers), usize::from(arguments.sfus));
+    DESCRIPTORS_OTHER + sfus * (1 + syncers * DESCRIPTORS_PER_LINK)
 }
 
 fn members(urls: &[String]) -> String {

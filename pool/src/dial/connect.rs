@@ -36,7 +36,7 @@ const ADDRESSES_MAX: usize = 4;
 
 /// Attempts of one dial: as many as fit into the second after which a kernel sends its own SYN again. Each is a
 /// descriptor, so a lane's dials to silent hosts are seven times `dials_max` of them at worst.
-const ATTEMPTS_MAX: usize = 7;
+pub(crate) const ATTEMPTS_MAX: usize = 7;
 
 /// How long one attempt may keep the next from being made beside it: more than the way to most hosts and back takes. RFC
 /// 8305 recommends 250 ms, and 100 at least. A silent address is tried again after it, because kernels send a SYN that was

@@ -42,6 +42,8 @@ pub(crate) struct HttpMetrics {
     pub(crate) media_reports: Counter,
     /// Invariants of the pool found broken.
     pub(crate) pool_violations: Counter,
+    /// File descriptors of the process: open, the most it may have, and the most that the limits add up to.
+    pub(crate) descriptors: [Gauge; 3],
 }
 
 impl Default for HttpMetrics {
@@ -56,6 +58,7 @@ impl Default for HttpMetrics {
             bad_files: Counter::default(),
             media_reports: Counter::default(),
             pool_violations: Counter::default(),
+            descriptors: Default::default(),
         }
     }
 }
@@ -101,6 +104,14 @@ impl HttpMetrics {
         registry.register("critical_task_restarts", "Critical tasks started again", self.restarts.clone());
         registry.register("media_reports", "Reports of failed media; they move nothing", self.media_reports.clone());
         registry.register("pool_violations", "Invariants of the pool found broken", self.pool_violations.clone());
+        let [open, max, needed] = self.descriptors.clone();
+        registry.register("file_descriptors_open", "File descriptors that the process has open", open);
+        registry.register("file_descriptors_max", "File descriptors that the process may have (soft limit)", max);
+        registry.register(
+            "file_descriptors_needed",
+            "File descriptors that the limits on connections add up to",
+            needed,
+        );
         registry.register("bad_files", "Files that could not be used when read again", self.bad_files.clone());
     }
 }

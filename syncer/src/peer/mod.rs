@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 
 pub use self::metrics::PeerMetrics;
 use crate::context::lever_set;
+use crate::registry::MEMBERS_MAX;
 
 /// Carries the syncers' shared secret.
 pub(crate) const SECRET_HEADER: HeaderName = HeaderName::from_static("trunkline-peer");
@@ -39,6 +40,16 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Connections to one peer. Over TLS everything shares a few; a plain HTTP/1.1 peer needs one per
 /// watching gateway.
 const CONNECTIONS_PER_PEER_MAX: usize = 1_024;
+/// Connections to one peer over TLS, of 100 requests each ([`LaneLimits::h2_streams_max`]), where a fleet has as many
+/// members as it may: the watches of 1,200 gateways, what is forwarded, and those that retire. With the 30 syncers of a
+/// large fleet there are 136 for each peer, and all watches there may be (`WATCHERS_MAX`) need 82.
+const CONNECTIONS_PER_PEER: usize = 16;
+/// Partitions of the lane: few peers, so that few share one.
+const PARTITIONS: usize = 4;
+/// Connections of the lane: what the largest fleet needs, not what one to the SFUs does.
+const CONNECTIONS_MAX: usize = MEMBERS_MAX * CONNECTIONS_PER_PEER;
+// A peer without TLS may have its most out of one partition's share.
+const _: () = assert!(CONNECTIONS_MAX / PARTITIONS >= CONNECTIONS_PER_PEER_MAX);
 /// How long one watch at a peer may last before it is opened anew: its cursor makes that cheap.
 const WATCH_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -107,7 +118,13 @@ impl Peers {
     /// The limits with which the lane starts.
     #[must_use]
     pub fn limits() -> LaneLimits {
-        LaneLimits { partitions: 4, connections_per_origin_max: CONNECTIONS_PER_PEER_MAX, ..LaneLimits::default() }
+        LaneLimits {
+            partitions: PARTITIONS,
+            connections_per_origin_max: CONNECTIONS_PER_PEER_MAX,
+            connections_max: CONNECTIONS_MAX,
+            dials_max: MEMBERS_MAX, // all peers at once
+            ..LaneLimits::default()
+        }
     }
 
     /// Builds the lane on the current runtime. Without a secret nothing is forwarded.

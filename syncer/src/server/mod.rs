@@ -4,6 +4,7 @@
 //! latches say so (`/readyz`). Every task hangs on one tracker, so a shutdown can wait for all of
 //! them and say who is left. Critical tasks are restarted when they fail, and counted.
 
+mod descriptors;
 mod error;
 mod evidence;
 mod files;
@@ -41,6 +42,7 @@ use crate::registry::{Embedded, Member, MemberState, Registry};
 use crate::token::{Signer, TokenLevers};
 use crate::watch::{Hub, WatchLevers};
 
+pub use self::descriptors::provide_descriptors;
 pub use self::error::StartError;
 use self::files::Files;
 use self::supervise::Supervisor;
@@ -324,6 +326,12 @@ impl Running {
         &self.app.engine
     }
 
+    /// Raises the process's limit of open files to what this syncer may need. For a process that is this syncer's alone;
+    /// others sum up, and [provide](provide_descriptors) by themselves.
+    pub fn provide_descriptors(&self) {
+        provide_descriptors(descriptors::most(&self.app), descriptors::LEVERS);
+    }
+
     /// The keys that sign tokens.
     #[must_use]
     pub fn signer(&self) -> &Arc<Signer> {
@@ -417,6 +425,8 @@ impl Running {
         supervisor.run("invariants", move || invariants::watch(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("pressure", move || pressure::watch(Arc::clone(&app)));
+        let app = Arc::clone(&self.app);
+        supervisor.run("descriptors", move || descriptors::watch(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("evidence", move || evidence::tell(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
