@@ -88,6 +88,11 @@ impl Http {
         Self { handle }
     }
 
+    /// What it sends on.
+    pub(super) fn handle(&self) -> &OriginHandle {
+        &self.handle
+    }
+
     /// Connections to the SFU that have ended.
     pub(super) fn ended(&self) -> u64 {
         self.handle.ended()

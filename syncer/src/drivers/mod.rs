@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, join_all};
+use pool::OriginHandle;
 use serde::Serialize;
 use sfu_api::{
     BootId, CallId, CallKind, DigestAnswer, Epoch, GuildId, Load, OpId, OwnerTerm, RoomId, RoomRef, SessionId, Slot,
@@ -232,6 +233,11 @@ pub trait SfuDriver: Send + Sync + fmt::Debug {
     /// Asks for a sign of life. With `fresh`, on a connection of its own, so that a refusal counts
     /// as evidence.
     fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>>;
+
+    /// What it sends on, which the pool keeps until it is [forgotten](pool::Lane::forget). `None`: nothing is kept.
+    fn handle(&self) -> Option<&OriginHandle> {
+        None
+    }
 
     /// How many connections to the SFU have ended so far. When it moves, the SFU may have died: the
     /// observer looks at once instead of at the next interval.

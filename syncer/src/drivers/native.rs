@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::{Method, StatusCode};
+use pool::OriginHandle;
 use serde::de::DeserializeOwned;
 use sfu_api::{
     Batch, BatchAnswer, BatchOperation, BatchResult, CallId, DIGEST_ROOMS_MAX, Digest, DigestAnswer, EndRoom,
@@ -253,6 +254,10 @@ impl SfuDriver for Native {
 
     fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>> {
         self.health(Ask::new(Method::GET, "/v1/health").fresh(fresh), deadline).boxed()
+    }
+
+    fn handle(&self) -> Option<&OriginHandle> {
+        Some(self.http.handle())
     }
 
     fn connections_ended(&self) -> u64 {

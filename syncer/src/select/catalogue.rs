@@ -1,6 +1,6 @@
 //! The SFUs there are, as a snapshot that selection reads without a lock.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -206,12 +206,28 @@ impl Catalogue {
     pub fn forget(&self, gone: impl IntoIterator<Item = SfuIdx>) {
         let _writing = self.write.lock();
         let mut next = Snapshot::clone(&self.now());
+        let mut left = Vec::new();
         for idx in gone {
-            if next.get(idx).is_some_and(|sfu| !next.lists(sfu)) {
+            if let Some(sfu) = next.get(idx).filter(|sfu| !next.lists(sfu)) {
+                left.push(sfu.driver());
                 next.by_idx[idx.0 as usize] = None;
             }
         }
         self.snapshot.store(Arc::new(next));
+        self.close(&left);
+    }
+
+    /// Has the pool forget what these drivers were connected to, unless an SFU that is known is as well. Under the lock of
+    /// those who write: a driver that was made meanwhile would have a handle to what is forgotten, and be refused for ever.
+    fn close(&self, left: &[Arc<dyn SfuDriver>]) {
+        if left.is_empty() {
+            return;
+        }
+        let used: Vec<_> = self.now().known().map(|sfu| sfu.driver()).collect();
+        let used: HashSet<_> = used.iter().filter_map(|driver| Some(driver.handle()?.origin())).collect();
+        for handle in left.iter().filter_map(|driver| driver.handle()).filter(|left| !used.contains(left.origin())) {
+            handle.lane().forget(handle.origin());
+        }
     }
 
     /// Takes over a new list. An SFU that is known keeps its number, calls, health and buckets,
@@ -232,7 +248,7 @@ impl Catalogue {
             groups: old.groups.clone(),
             ..Snapshot::default()
         };
-        let mut result = Replaced::default();
+        let (mut result, mut left) = (Replaced::default(), Vec::new());
         let known: HashMap<SfuId, Arc<Sfu>> = old.known().map(|s| (s.id.clone(), s.clone())).collect();
         for spec in specs {
             let (id, region) = (spec.id.clone(), budget.region(&spec.region, now));
@@ -245,6 +261,7 @@ impl Catalogue {
                 match driver(&spec) {
                     Ok(driver) => {
                         result.added += 1;
+                        left.extend(known.as_ref().map(|sfu| sfu.driver()));
                         let zone = next.zone_of(&spec);
                         next.take(known, Entry::new(spec, driver, region, zone), budget, now);
                     }
@@ -263,6 +280,7 @@ impl Catalogue {
         next.weigh();
         result.removed = old.by_id.keys().filter(|id| !next.by_id.contains_key(*id)).count();
         self.publish(next);
+        self.close(&left);
         result
     }
 }

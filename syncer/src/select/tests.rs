@@ -5,16 +5,20 @@ mod replay;
 mod weights;
 mod zones;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rate_limit::Quota;
+use sfu_api::SyncerId;
 use tokio::time::Instant;
 
 use super::*;
+use crate::drivers;
 use crate::state::SfuIdx;
+use crate::token::Signer;
 
 fn quota(rate: f64, burst: u32) -> Quota {
     Quota::new(rate, burst).expect("a valid quota")
@@ -55,6 +59,34 @@ fn r04_what_is_forgotten_frees_its_name_and_never_its_number() {
     let known = fleet.catalogue.now();
     assert_eq!(known.named(&entries[1].id).map(|sfu| sfu.idx), Some(SfuIdx(2)));
     assert!(known.get(SfuIdx(1)).is_none() && before.get(SfuIdx(1)).is_some(), "the past is as it was");
+}
+
+/// Whoever has a handle to what the pool has forgotten is refused for ever, so an origin that two share is kept.
+#[tokio::test]
+async fn r04_the_pool_forgets_what_an_sfu_was_connected_to_when_nobody_talks_to_it_any_more() {
+    let now = Instant::now();
+    let lane = pool::Lane::builder("sfu").build().expect("default limits are good");
+    let tokens = Arc::new(Signer::generate().expect("randomness"));
+    let (me, budget) = (SyncerId::new("syncer-1").expect("an id"), Budget::new(quotas(100.0, 10), now));
+    let catalogue = Catalogue::default();
+    let list = |sfus: &[(&str, u16)]| {
+        let entry = |(id, port): &(&str, u16)| {
+            let text = format!("id = \"{id}\"\nurl = \"https://127.0.0.1:{port}\"\nregion = \"a\"\ncapacity = 10");
+            toml::from_str(&text).expect("an entry")
+        };
+        let specs = sfus.iter().map(entry).collect();
+        let replaced = catalogue.replace(specs, &budget, now, |spec| drivers::build(spec, &lane, &tokens, &me));
+        assert!(replaced.refused.is_empty(), "{replaced:?}");
+        lane.snapshot().origins
+    };
+    assert_eq!(list(&[("a", 1), ("b", 2), ("c", 2), ("d", 3)]), 3);
+    assert_eq!(list(&[("a", 1)]), 3, "they may come back");
+    catalogue.forget([SfuIdx(0), SfuIdx(1), SfuIdx(3)]);
+    assert_eq!(lane.snapshot().origins, 2, "the first is listed, and the second where the third is");
+    catalogue.forget([SfuIdx(2)]);
+    assert_eq!(lane.snapshot().origins, 1);
+    assert_eq!(list(&[("a", 4), ("e", 4)]), 1, "it moved");
+    assert_eq!(list(&[("a", 5), ("e", 4)]), 2, "the other did not");
 }
 
 #[test]

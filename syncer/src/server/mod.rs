@@ -422,6 +422,8 @@ impl Running {
         let app = Arc::clone(&self.app);
         supervisor.run("catalogue", move || wiring::catalogue(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
+        supervisor.run("peers", move || wiring::peers(Arc::clone(&app)));
+        let app = Arc::clone(&self.app);
         supervisor.run("invariants", move || invariants::watch(Arc::clone(&app)));
         let app = Arc::clone(&self.app);
         supervisor.run("pressure", move || pressure::watch(Arc::clone(&app)));

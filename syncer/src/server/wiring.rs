@@ -1,9 +1,11 @@
 //! The threads between the parts: each a small loop that the supervisor keeps alive.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pool::Origin;
 use sfu_api::{CallId, GatewayId, GuildId, OwnerTerm, SessionId, Slot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +59,22 @@ pub(super) async fn catalogue(app: Arc<App>) {
             app.engine.set_catalogue(sfus.to_vec(), Instant::now());
             app.ready.set(CATALOGUE, true);
             last = Some(sfus);
+        }
+        if snapshots.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Has the pool forget peers that left the roster, or moved.
+pub(super) async fn peers(app: Arc<App>) {
+    let mut snapshots = app.ownership.registry().watch();
+    let mut known = HashSet::new();
+    loop {
+        let roster = snapshots.borrow_and_update().roster.clone();
+        let now = roster.values().filter_map(|member| Origin::parse(&member.url).ok()).collect();
+        for gone in std::mem::replace(&mut known, now).difference(&known) {
+            app.peers.lane().forget(gone);
         }
         if snapshots.changed().await.is_err() {
             return;

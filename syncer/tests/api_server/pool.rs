@@ -2,8 +2,9 @@
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use crate::support::{Fleet, answer, nodes, until};
+use crate::support::{Fleet, PATIENCE, answer, nodes, until};
 
 /// One lane of `GET /debug/pool`.
 async fn lane(fleet: &Fleet, name: &str) -> Value {
@@ -97,4 +98,25 @@ async fn r14_a_long_line_for_dials_narrows_the_window_of_the_syncer() {
         fleet.get(0, "/v1/recovery").await.1["window"].as_u64().is_some_and(|window| window < 64)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r04_where_an_sfu_or_a_peer_was_is_forgotten_by_the_pool() {
+    let mut fleet = Fleet::start_tls(2, nodes(3), |_| {}).await;
+    let origins = async |name: &str| lane(&fleet, name).await["totals"]["origins"].as_u64();
+    until("both lanes are used", || async { origins("sfu").await == Some(3) && origins("peer").await == Some(1) })
+        .await;
+
+    // The third is now where the first is.
+    let path = fleet.dir.path().join("sfus.toml");
+    let list = std::fs::read_to_string(&path).expect("readable");
+    let urls: Vec<&str> = list.lines().filter(|line| line.starts_with("url = ")).collect();
+    std::fs::write(&path, list.replace(urls[2], urls[0])).expect("written");
+    fleet.syncers[0].reload();
+    until("where it was is forgotten", || async { origins("sfu").await == Some(2) }).await;
+    fleet.join_until_placed(0, "g", "c", "s").await;
+
+    let peer = fleet.syncers.pop().expect("two syncers");
+    peer.shutdown(Instant::now() + PATIENCE).await;
+    until("where the peer was is forgotten", || async { lane(&fleet, "peer").await["totals"]["origins"] == 0 }).await;
 }

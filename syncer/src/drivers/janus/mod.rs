@@ -37,6 +37,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::Method;
 use parking_lot::Mutex;
+use pool::OriginHandle;
 use serde_json::{Value, json};
 use sfu_api::{BootId, CallId, Epoch, GuildId, Load, RoomId, Slot};
 use tokio::time::Instant;
@@ -332,6 +333,10 @@ impl SfuDriver for Janus {
 
     fn probe(&self, fresh: bool, deadline: Instant) -> BoxFuture<'_, Result<Probe, DriverError>> {
         self.probed(fresh, deadline).boxed()
+    }
+
+    fn handle(&self) -> Option<&OriginHandle> {
+        Some(self.http.handle())
     }
 
     fn connections_ended(&self) -> u64 {

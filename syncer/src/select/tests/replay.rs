@@ -22,7 +22,7 @@ fn region(n: usize) -> RegionId {
     RegionId::new(format!("r{n}")).expect("valid")
 }
 
-fn entries(each: &[Given]) -> Vec<crate::drivers::SfuSpec> {
+fn entries(each: &[Given]) -> Vec<drivers::SfuSpec> {
     let line = |(i, (region, weight, _)): (usize, &Given)| {
         let weight = f64::from(*weight) / 4.0;
         entry(i, &format!("r{region}"), &format!("capacity = 10\nweight = {weight:?}"))
@@ -102,7 +102,7 @@ proptest! {
         for (n, change) in changes.iter().enumerate() {
             // The first entry's weight is always another one.
             let mut lines = entries(change);
-            lines[0].weight = crate::drivers::Weight::new(2.0 + n as f64).expect("valid");
+            lines[0].weight = drivers::Weight::new(2.0 + n as f64).expect("valid");
             fleet.list(&lines, Instant::now());
             prop_assert!(replay(&fleet.catalogue.now(), wanted.as_ref(), &why).is_none(), "it is another list");
             let kept = fleet.catalogue.at(first.revision);
