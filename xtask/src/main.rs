@@ -27,7 +27,8 @@ enum Task {
     /// Run every check and every test.
     ///
     /// A stage that fails does not stop the next one, so that one run shows everything that is wrong.
-    /// The last line reads `N passed, N failed`: each test counts, and each other stage counts as one.
+    /// The last line reads `N passed, N failed`: each test and each example counts, and each other stage
+    /// counts as one.
     /// The exit code is 0 only when nothing failed.
     Test(Test),
     /// Run the tests whose requirement names a size that takes minutes, at that size, in a release build.

@@ -33,12 +33,28 @@ impl Outcome {
     pub(crate) fn fail(notes: Vec<String>) -> Self {
         Self { failed: 1, notes, ..Self::default() }
     }
+
+    /// Both together.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.notes.extend(other.notes);
+        Self { passed: self.passed + other.passed, failed: self.failed + other.failed, notes: self.notes }
+    }
+
+    /// Says in its notes whose they are.
+    pub(crate) fn of(self, what: &str) -> Self {
+        Self { notes: self.notes.iter().map(|note| format!("{what}: {note}")).collect(), ..self }
+    }
 }
 
 /// Runs a command that passes or fails as a whole.
 pub(crate) fn check(command: &mut Command) -> anyhow::Result<Outcome> {
+    check_within(command, STAGE_TIME_MAX)
+}
+
+/// The same, for a command that may take so long.
+pub(crate) fn check_within(command: &mut Command, time_max: Duration) -> anyhow::Result<Outcome> {
     let mut child = start(command)?;
-    let ended = watched(&mut child, |_| {})?;
+    let ended = watched(&mut child, time_max, |_| {})?;
     Ok(ended.map_or_else(|note| Outcome::fail(vec![note]), |()| Outcome::pass()))
 }
 
@@ -49,7 +65,7 @@ pub(crate) fn check(command: &mut Command) -> anyhow::Result<Outcome> {
 pub(crate) fn tests(command: &mut Command) -> anyhow::Result<Outcome> {
     let mut child = start(command.stdout(Stdio::piped()))?;
     let mut outcome = Outcome::default();
-    let ended = watched(&mut child, |line| outcome.count(line))?;
+    let ended = watched(&mut child, STAGE_TIME_MAX, |line| outcome.count(line))?;
     if let Err(note) = ended
         && outcome.failed == 0
     {
@@ -84,11 +100,11 @@ fn start(command: &mut Command) -> anyhow::Result<Child> {
 }
 
 /// Waits for the child while its lines are shown and handed on. The inner error says how it failed.
-fn watched(child: &mut Child, mut on_line: impl FnMut(&str)) -> anyhow::Result<Result<(), String>> {
+fn watched(child: &mut Child, time_max: Duration, mut on_line: impl FnMut(&str)) -> anyhow::Result<Result<(), String>> {
     let (done, ended) = channel::<()>();
     let pid = child.id();
     let watchdog = thread::spawn(move || {
-        let late = ended.recv_timeout(STAGE_TIME_MAX) == Err(RecvTimeoutError::Timeout);
+        let late = ended.recv_timeout(time_max) == Err(RecvTimeoutError::Timeout);
         if late {
             kill_tree(pid);
         }
@@ -102,7 +118,7 @@ fn watched(child: &mut Child, mut on_line: impl FnMut(&str)) -> anyhow::Result<R
     let status = child.wait().context("waiting for a stage")?;
     drop(done);
     if watchdog.join().unwrap_or(false) {
-        return Ok(Err(format!("took longer than {} minutes", STAGE_TIME_MAX.as_secs() / 60)));
+        return Ok(Err(format!("took longer than {} s", time_max.as_secs())));
     }
     Ok(if status.success() { Ok(()) } else { Err(format!("ended with {status}")) })
 }
@@ -160,6 +176,19 @@ mod tests {
         assert_eq!(check(&mut sh("true")).expect("runs"), Outcome::pass());
         assert_eq!(check(&mut sh("exit 3")).map(|o| (o.passed, o.failed)).expect("runs"), (0, 1));
         assert!(check(&mut Command::new("no-such-program-anywhere")).is_err());
+    }
+
+    #[test]
+    fn what_does_not_end_in_its_time_fails() {
+        let slow = check_within(&mut sh("sleep 600"), Duration::from_millis(50)).expect("runs");
+        assert_eq!((slow.passed, slow.failed), (0, 1));
+    }
+
+    #[test]
+    fn items_add_up_and_say_whose_they_are() {
+        let failed = Outcome::fail(vec!["ended with 3".to_owned()]).of("example get");
+        let all = Outcome::pass().and(failed).and(Outcome::pass());
+        assert_eq!(all, Outcome { passed: 2, failed: 1, notes: vec!["example get: ended with 3".to_owned()] });
     }
 
     #[test]

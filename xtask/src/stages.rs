@@ -3,11 +3,15 @@
 //! Cheap checks come first, so that a slip shows early; whole binaries and foreign servers last.
 
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context;
 
-use crate::process::{Outcome, check, tests};
+use crate::process::{Outcome, check, check_within, tests};
 use crate::{deny, dependencies};
+
+/// Longest an example may run: what it waits for is a second or two.
+const EXAMPLE_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// One stage.
 pub(crate) struct Stage {
@@ -40,8 +44,9 @@ pub(crate) fn all(install: bool) -> anyhow::Result<Vec<Stage>> {
             tests(cargo("test -p pool --test soak --locked").env("POOL_SOAK_SECONDS", "60"))
         }),
         stage("command", "unit tests of the command", || tests(&mut cargo("test -p trunkline --bins --locked"))),
-        stage("examples", "the examples in the documentation run", || {
-            tests(&mut cargo("test --workspace --doc --locked --no-fail-fast"))
+        stage("examples", "the examples in the documentation run, and the programs", || {
+            let documented = tests(&mut cargo("test --workspace --doc --locked --no-fail-fast"))?;
+            Ok(documented.and(programs()?))
         }),
     ];
     for suite in suites()? {
@@ -56,16 +61,43 @@ fn stage(name: &str, what: &str, work: impl FnOnce() -> anyhow::Result<Outcome> 
     Stage { name: name.to_owned(), what: what.to_owned(), work: Box::new(work) }
 }
 
+/// Runs every example of the pool: each is an item, and ends by itself. The mock's runs until Ctrl-C, as the command
+/// does that the suites run.
+fn programs() -> anyhow::Result<Outcome> {
+    let mut outcome = Outcome::default();
+    for (package, name) in targets("example")?.into_iter().filter(|(package, _)| package == "pool") {
+        let built = check(&mut cargo(&format!("build -p {package} --example {name} --locked")))?;
+        let ran = if built.failed > 0 {
+            built
+        } else {
+            println!("--- example {name}");
+            check_within(&mut cargo(&format!("run -q -p {package} --example {name} --locked")), EXAMPLE_TIME_MAX)?
+        };
+        outcome = outcome.and(ran.of(&format!("example {name}")));
+    }
+    Ok(outcome)
+}
+
 /// The integration suites of the root package, by name.
 fn suites() -> anyhow::Result<Vec<String>> {
+    let suites = targets("test")?.into_iter().filter(|(package, _)| package == "trunkline");
+    Ok(suites.map(|(_, name)| name).collect())
+}
+
+/// Package and name of every target of this kind.
+fn targets(kind: &str) -> anyhow::Result<Vec<(String, String)>> {
     let output = cargo("metadata --no-deps --format-version 1 --locked").output().context("running cargo metadata")?;
     anyhow::ensure!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("reading cargo metadata")?;
     let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
-    let root = list(&metadata["packages"]).into_iter().find(|package| package["name"] == "trunkline");
-    let targets = list(&root.context("the package `trunkline` is gone")?["targets"]);
-    let suites = targets.iter().filter(|target| target["kind"][0] == "test");
-    Ok(suites.filter_map(|target| target["name"].as_str().map(str::to_owned)).collect())
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let mut found = Vec::new();
+    for package in list(&metadata["packages"]) {
+        let targets = list(&package["targets"]).into_iter().filter(|target| target["kind"][0] == kind);
+        found.extend(targets.map(|target| (text(&package["name"]), text(&target["name"]))));
+    }
+    anyhow::ensure!(!found.is_empty(), "there is no target of the kind `{kind}`");
+    Ok(found)
 }
 
 /// `cargo` in the workspace root. The arguments hold no spaces of their own.
