@@ -75,6 +75,13 @@ pub(super) const KEYS: &[Key] = &[
         "Authorities that signed the SFUs' certificates (PEM), read again when the file changes.",
     ),
     key(
+        "sfu_cert_file",
+        Kind::Text,
+        r#""sfu-client.pem""#,
+        "Certificate chain (PEM, the leaf first) for SFUs that ask for one, read again when it or its key changes. Connections\nthat are open stay open.",
+    ),
+    key("sfu_key_file", Kind::Text, r#""sfu-client-key.pem""#, "Private key of that certificate (PEM)."),
+    key(
         "peer_ca_file",
         Kind::Text,
         r#""peer-ca.pem""#,

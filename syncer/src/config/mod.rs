@@ -35,7 +35,7 @@ pub(crate) use self::load::{Known, in_file, read_text};
 pub use self::regions::{RegionGroups, RegionGroupsError};
 pub use self::secret::Secret;
 pub(crate) use self::secret::url_shown;
-pub(crate) use self::tls::client as client_tls;
+pub(crate) use self::tls::ClientTls;
 
 /// The port of the API when none is configured.
 pub const LISTEN_PORT_DEFAULT: u16 = 8441;
@@ -80,6 +80,12 @@ pub struct Config {
     /// PEM file of the authority that signed the SFUs' certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sfu_ca_file: Option<PathBuf>,
+    /// PEM file with the certificate chain, the leaf first, that SFUs which ask for one are shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sfu_cert_file: Option<PathBuf>,
+    /// PEM file with its private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sfu_key_file: Option<PathBuf>,
     /// PEM file of the authority that signed the peers' certificates.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peer_ca_file: Option<PathBuf>,
@@ -159,6 +165,8 @@ impl Default for Config {
             members_file: None,
             sfus_file: None,
             sfu_ca_file: None,
+            sfu_cert_file: None,
+            sfu_key_file: None,
             peer_ca_file: None,
             token_key_file: None,
             state_dir: None,

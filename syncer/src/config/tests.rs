@@ -180,3 +180,27 @@ fn groups_come_from_the_environment_too() {
     let e = Config::load(None, env("[]"), &[]).expect_err("refused");
     assert!(e.to_string().contains("TRUNKLINE_REGION_GROUPS__EUROPE"), "{e}");
 }
+
+#[test]
+fn a_certificate_for_sfus_is_refused_without_its_key_or_with_another_one() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let keys = [0, 1].map(|_| rcgen::KeyPair::generate().expect("a key"));
+    let certificate = rcgen::CertificateParams::new(Vec::new()).and_then(|p| p.self_signed(&keys[0])).expect("signed");
+    let write = |name: &str, text: String| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    let cert = format!("sfu_cert_file = \"{}\"\n", write("cert.pem", certificate.pem()));
+    let [key, other] = [("key.pem", &keys[0]), ("other.pem", &keys[1])]
+        .map(|(name, key)| format!("sfu_key_file = \"{}\"\n", write(name, key.serialize_pem())));
+    load(&format!("{cert}{key}")).expect("they fit");
+    for (text, at, what) in [
+        (cert.clone(), "sfu_key_file", "needed with `sfu_cert_file`"),
+        (key, "sfu_cert_file", "needed with `sfu_key_file`"),
+        (format!("{cert}{other}"), "sfu_key_file", "does not fit"),
+    ] {
+        let e = load(&text).expect_err("refused");
+        assert!(e.key() == Some(at) && e.to_string().contains(what), "{e}");
+    }
+}

@@ -1,6 +1,6 @@
 //! The files a configuration names: read early, and named when they are wrong.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
@@ -18,6 +18,14 @@ const ALPN: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// Client sessions kept for resumption: rustls' default of 32 servers forgets a fleet of SFUs.
 /// 8 × 25,000 origins would be exact; a fleet of that size resumes what it used last.
 const SESSIONS_KEPT_MAX: usize = 65_536;
+
+/// The files of TLS towards servers, each with the key that names it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ClientTls {
+    ca: (&'static str, Option<PathBuf>),
+    cert: (&'static str, Option<PathBuf>),
+    key: (&'static str, Option<PathBuf>),
+}
 
 // === impl Config ===
 
@@ -54,9 +62,18 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// Names the file that is unreadable or holds no certificate authority.
+    /// Names the file that is unreadable, holds no certificate authority, or does not fit the other.
     pub fn sfu_tls(&self) -> Result<Arc<ClientConfig>, ConfigError> {
-        client(self.sfu_ca_file.as_deref(), "sfu_ca_file")
+        self.sfu_client().load()
+    }
+
+    /// The files of [`Self::sfu_tls`].
+    pub(crate) fn sfu_client(&self) -> ClientTls {
+        ClientTls {
+            ca: ("sfu_ca_file", self.sfu_ca_file.clone()),
+            cert: ("sfu_cert_file", self.sfu_cert_file.clone()),
+            key: ("sfu_key_file", self.sfu_key_file.clone()),
+        }
     }
 
     /// TLS towards the other syncers.
@@ -65,7 +82,12 @@ impl Config {
     ///
     /// Names the file that is unreadable or holds no certificate authority.
     pub fn peer_tls(&self) -> Result<Arc<ClientConfig>, ConfigError> {
-        client(self.peer_ca_file.as_deref(), "peer_ca_file")
+        self.peer_client().load()
+    }
+
+    /// The files of [`Self::peer_tls`]. Syncers believe each other by their secret, so they show no certificate.
+    pub(crate) fn peer_client(&self) -> ClientTls {
+        ClientTls { ca: ("peer_ca_file", self.peer_ca_file.clone()), ..ClientTls::default() }
     }
 }
 
@@ -104,17 +126,10 @@ fn authorities(ca: Option<&Path>, key: &str) -> Result<RootCertStore, ConfigErro
     Ok(roots)
 }
 
-/// TLS towards servers whose certificates these authorities signed.
-pub(crate) fn client(ca: Option<&Path>, key: &str) -> Result<Arc<ClientConfig>, ConfigError> {
-    let roots = authorities(ca, key)?;
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| ConfigError::new(super::Source::Whole, format!("tls: {e}")))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
-    config.resumption = rustls::client::Resumption::in_memory_sessions(SESSIONS_KEPT_MAX);
-    Ok(Arc::new(config))
+fn private_key(path: &Path, key: &str) -> Result<PrivateKeyDer<'static>, ConfigError> {
+    let text = read_text(path).map_err(|e| e.with_key(key))?;
+    let bad = |e| ConfigError::file(path, None, format!("holds no private key: {e}")).with_key(key);
+    PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(bad)
 }
 
 fn client_verifier(ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, ConfigError> {
@@ -126,6 +141,41 @@ fn client_verifier(ca: &Path) -> Result<Arc<dyn ClientCertVerifier>, ConfigError
         .map_err(|e| ConfigError::file(ca, None, format!("cannot be used: {e}")).with_key(key))
 }
 
+// === impl ClientTls ===
+
+impl ClientTls {
+    /// All that are configured.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        [&self.ca, &self.cert, &self.key].into_iter().filter_map(|(_, path)| path.clone()).collect()
+    }
+
+    /// TLS towards servers whose certificates these authorities signed, and for those that ask who we are.
+    pub(crate) fn load(&self) -> Result<Arc<ClientConfig>, ConfigError> {
+        let roots = authorities(self.ca.1.as_deref(), self.ca.0)?;
+        let builder = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|e| ConfigError::new(super::Source::Whole, format!("tls: {e}")))?
+            .with_root_certificates(roots);
+        let mut config = match (&self.cert, &self.key) {
+            ((_, None), (_, None)) => builder.with_no_client_auth(),
+            ((cert_key, Some(cert)), (key_key, Some(key))) => {
+                let chain = certificates(cert, cert_key)?;
+                let misfit = |e| ConfigError::file(key, None, format!("does not fit {}: {e}", cert.display()));
+                builder
+                    .with_client_auth_cert(chain, private_key(key, key_key)?)
+                    .map_err(|e| misfit(e).with_key(*key_key))?
+            }
+            ((given, Some(_)), (missing, None)) | ((missing, None), (given, Some(_))) => {
+                let message = format!("needed with `{given}`: a certificate is shown with its key, or not at all");
+                return Err(ConfigError::new(super::Source::Whole, message).with_key(*missing));
+            }
+        };
+        config.alpn_protocols = ALPN.iter().map(|p| p.to_vec()).collect();
+        config.resumption = rustls::client::Resumption::in_memory_sessions(SESSIONS_KEPT_MAX);
+        Ok(Arc::new(config))
+    }
+}
+
 // === impl TlsConfig ===
 
 impl TlsConfig {
@@ -133,10 +183,8 @@ impl TlsConfig {
     /// then show a certificate, and one that they did not sign ends the handshake.
     pub(crate) fn load(&self, client_ca: Option<&Path>) -> Result<Arc<ServerConfig>, ConfigError> {
         let chain = certificates(&self.cert, "tls.cert")?;
-        let text = read_text(&self.key).map_err(|e| e.with_key("tls.key"))?;
+        let key = private_key(&self.key, "tls.key")?;
         let bad_key = |m: String| ConfigError::file(&self.key, None, m).with_key("tls.key");
-        let key = PrivateKeyDer::from_pem_slice(text.as_bytes())
-            .map_err(|e| bad_key(format!("holds no private key: {e}")))?;
         let verifier = client_ca.map(client_verifier).transpose()?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()

@@ -18,7 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::StartError;
 use crate::api::{App, Auth, HttpMetrics};
-use crate::config::{Callers, Config, ConfigError, TlsConfig, client_tls};
+use crate::config::{Callers, ClientTls, Config, ConfigError, TlsConfig};
 use crate::registry::{Registry, RegistryError, read_members, read_sfus};
 use crate::token::{KeyError, Signer};
 
@@ -53,8 +53,8 @@ enum What {
     Callers(Arc<Auth>),
     /// The key that signs session tokens; the former one stays published.
     TokenKey(Arc<Signer>),
-    /// Whom a lane's connections to come trust, and the setting that names the file.
-    Authorities(Lane, &'static str),
+    /// Whom a lane's connections to come trust, and what they show.
+    Client(Lane, ClientTls),
 }
 
 #[derive(Debug, Default)]
@@ -107,12 +107,12 @@ impl Files {
         if let (Some(path), Some(signer)) = (&config.token_key_file, signer) {
             follow(What::TokenKey(Arc::clone(signer)), vec![path.clone()]);
         }
-        for (key, path, lane) in [
-            ("sfu_ca_file", &config.sfu_ca_file, &app.sfu_lane),
-            ("peer_ca_file", &config.peer_ca_file, app.peers.lane()),
-        ] {
-            if let Some(path) = path {
-                follow(What::Authorities(lane.clone(), key), vec![path.clone()]);
+        for (files, lane) in
+            [(config.sfu_client(), app.sfu_lane.clone()), (config.peer_client(), app.peers.lane().clone())]
+        {
+            let paths = files.paths();
+            if !paths.is_empty() {
+                follow(What::Client(lane, files), paths);
             }
         }
         Self { list }
@@ -209,8 +209,8 @@ impl Followed {
                 auth.load(&Callers::read(path)?);
                 return Ok(());
             }
-            What::Authorities(lane, key) => {
-                lane.set_tls(&*client_tls(Some(path), key)?);
+            What::Client(lane, files) => {
+                lane.set_tls(&*files.load()?);
                 return Ok(());
             }
             What::TokenKey(signer) => return Ok(signer.rotate_to_pem_file(path)?),

@@ -6,6 +6,7 @@ mod bulk;
 mod calls;
 mod fleet;
 mod gateways;
+mod mtls;
 mod operators;
 mod overload;
 mod placing;
