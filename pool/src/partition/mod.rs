@@ -6,6 +6,7 @@
 //! lane) only looks up and adds up.
 
 mod contain;
+mod drain;
 mod holding;
 mod leaving;
 mod rebuild;
@@ -29,9 +30,10 @@ use rate_limit::{Bucket, Quota};
 use rustc_hash::FxBuildHasher;
 use serde::Serialize;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::drain::ABORT_WAIT;
 use self::holding::{Grant, Holding};
 use self::leaving::Leaving;
 use self::rebuild::Budget;
@@ -46,7 +48,6 @@ use crate::cell::{CellCounts, Event, Intake, Tuning};
 use crate::debug::{Rank, busiest};
 use crate::dial::Dialer;
 use crate::dial::scheduler::{Scheduler, Turn};
-use crate::lane::DrainReport;
 use crate::limits::LaneLimits;
 use crate::metrics::PartitionMetrics;
 use crate::origin::Origin;
@@ -54,14 +55,8 @@ use crate::origin::Origin;
 /// Pause of a partition's dials after one failed for want of file descriptors or memory.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a drain waits, after it cut connections at its deadline, for their tasks to notice.
-pub(crate) const ABORT_WAIT: Duration = Duration::from_secs(1);
-
 /// Origins that are looked at when there is no room for another one: who comes in vain must not cost a search of all.
 const RECLAIM_LOOKS: usize = 16;
-
-/// How often a drain looks for waiters who have left by themselves.
-const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -88,7 +83,7 @@ pub(crate) struct Partition {
     budget: Mutex<Budget>,
     dialer: Arc<Dialer>,
     spawner: Spawner,
-    /// Ends the partition's dials and connections.
+    /// Ends the partition's dials and connections: at the deadline of its drain, or with the lane.
     token: CancellationToken,
     /// Rings whenever a connection or dial ends.
     ended: Notify,
@@ -211,77 +206,6 @@ impl Partition {
         cell
     }
 
-    /// Drops an origin: idle connections close now, busy ones after their request.
-    pub(crate) fn forget(&self, origin: &Origin) {
-        let cell = self.cells.lock().remove(origin);
-        if let Some(cell) = cell {
-            cell.apply(Event::Drain(Intake::Refuse));
-            self.room.forget(&cell);
-        }
-    }
-
-    /// Refuses new requests, answers or serves waiters, closes idle connections. Returns how many waited.
-    pub(crate) fn begin_drain(&self, intake: Intake) -> usize {
-        self.draining.store(true, Ordering::Release);
-        let mut cells = self.cells.lock().list.clone();
-        cells.extend(self.drained_cells());
-        let waiting = cells.iter().map(|cell| cell.counts().waiters).sum();
-        cells.iter().for_each(|cell| cell.apply(Event::Drain(intake)));
-        waiting
-    }
-
-    /// Drains one origin and forgets it.
-    pub(crate) async fn drain_origin(&self, origin: &Origin, intake: Intake, deadline: Instant) -> DrainReport {
-        let Some(cell) = self.cells.lock().remove(origin) else { return DrainReport::default() };
-        if intake == Intake::ServeLine {
-            cell.apply(Event::Drain(intake));
-            self.note_drained(&cell);
-        }
-        // Now, for the drain may be dropped half-way.
-        self.room.forget(&cell);
-        self.drain_cells(&[cell], intake, deadline).await
-    }
-
-    /// Drains every origin; the partition takes none afterwards.
-    pub(crate) async fn drain(&self, intake: Intake, deadline: Instant) -> DrainReport {
-        self.draining.store(true, Ordering::Release);
-        let cells = self.cells.lock().list.clone();
-        self.drain_cells(&cells, intake, deadline).await
-    }
-
-    async fn drain_cells(&self, cells: &[Arc<Cell>], intake: Intake, deadline: Instant) -> DrainReport {
-        let count = |read: fn(CellCounts) -> usize| cells.iter().map(|cell| read(cell.counts())).sum::<usize>();
-        let mut report = DrainReport::default();
-        if intake == Intake::Refuse {
-            report.waiters_refused = count(|counts| counts.waiters);
-        }
-        cells.iter().for_each(|cell| cell.apply(Event::Drain(intake)));
-        if timeout_at(deadline, self.emptied(cells)).await.is_err() {
-            report.waiters_refused += count(|counts| counts.waiters);
-            report.connections_aborted = count(|counts| counts.permits);
-            cells.iter().for_each(|cell| cell.apply(Event::Drain(Intake::Refuse)));
-            cells.iter().for_each(|cell| cell.cut());
-            let _late = timeout(ABORT_WAIT, self.emptied(cells)).await;
-        }
-        report
-    }
-
-    /// Waits until these cells have neither waiters nor connections nor dials.
-    async fn emptied(&self, cells: &[Arc<Cell>]) {
-        loop {
-            let ended = self.ended.notified();
-            let busy = |cell: &Arc<Cell>| {
-                let counts = cell.counts();
-                counts.permits + counts.waiters > 0
-            };
-            if !cells.iter().any(busy) {
-                return;
-            }
-            // Waiters who give up ring no bell.
-            let _again = timeout(DRAIN_LOOK, ended).await;
-        }
-    }
-
     /// The timer is alive.
     fn beat(&self, now: Instant) {
         self.beat_ms.store(self.since_epoch_ms(now), Ordering::Relaxed);
@@ -340,9 +264,9 @@ impl Partition {
     }
 
     pub(crate) fn snapshot(&self) -> PartitionSnapshot {
-        let mut cells = self.cells.lock().list.clone();
-        let mut sum = PartitionSnapshot { origins: cells.len(), ..PartitionSnapshot::default() };
-        cells.extend(self.drained_cells());
+        let origins = self.cells.lock().list.len();
+        let cells = self.cells_with_callers();
+        let mut sum = PartitionSnapshot { origins, ..PartitionSnapshot::default() };
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         for cell in &cells {
             let counts = cell.counts();

@@ -13,13 +13,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::duplex;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::fault::{self, Point};
 use crate::{Alpn, BoxError, Connected, Lane, LaneLimits};
 
+mod drains;
 mod orphans;
 mod repeated;
 mod stranded;
