@@ -110,7 +110,7 @@ pub struct PoolStatus {
     pub waiters: u64,
     /// Most that may wait; absent: the syncer does not say.
     pub waiters_max: Option<u64>,
-    /// Permits that are neither a connection nor a dial.
+    /// Permits and dial slots that neither a connection nor a dial has.
     pub permits_off: i64,
 }
 

@@ -83,7 +83,8 @@ pub struct LaneSnapshot {
     pub connections: usize,
     /// Requests on connections.
     pub in_use: usize,
-    /// Permits that are neither a live connection nor a dial; must be 0.
+    /// Permits and dial slots that the budget has given and no connection or dial has; must be 0. One that is just being
+    /// given or returned may be counted: what stays from look to look is lost.
     pub permits_off: i64,
     /// The same numbers per partition.
     pub partitions: Vec<PartitionSnapshot>,

@@ -42,8 +42,8 @@
 //!   `dial_slot` while it waits for its turn to compute. Where nobody listens, none is made.
 //! - **Snapshots**: [`Lane::snapshot`] and [`Lane::debug`], which are JSON.
 //!
-//! Permits add up at any moment: those taken are the live connections and the dials in flight, and
-//! [`LaneSnapshot::permits_off`] is 0.
+//! Permits add up: those that the budget has given are the connections and the dials in flight, counted apart from it, and
+//! [`LaneSnapshot::permits_off`] is 0 but for what is being given or returned at that moment.
 //!
 //! A panic, of a connector, a waker or in here, costs one dial, or one origin a moment. That needs `panic = "unwind"`,
 //! which is the default.

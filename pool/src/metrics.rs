@@ -355,7 +355,9 @@ const GAUGES: [(&str, &str, Read); 9] = [
     ("idle", "Open connections without a request", |p| count(p.idle)),
     ("in_use", "Requests on connections", |p| count(p.in_use)),
     ("connections", "Connections and dials that count against the budget", |p| count(p.connections)),
-    ("permits_off", "Permits without a connection or dial; must be 0", |p| p.permits_off),
+    ("permits_off", "Permits and dial slots without a connection or dial; must be 0 but for a moment", |p| {
+        p.permits_off
+    }),
 ];
 
 /// Reads one age of a snapshot, in milliseconds.

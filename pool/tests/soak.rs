@@ -242,6 +242,7 @@ impl World {
             until("idle connections close", || lane.snapshot().live == 0).await;
             origins.iter().for_each(|origin| lane.forget(origin));
             assert_eq!(lane.snapshot().origins, 0);
+            until("the budget has all permits back", || lane.snapshot().connections == 0).await;
         }
         until(&format!("{before:?} is all that is left"), || Left::now() <= before).await;
         // Rings that were asked for keep what they name allocated until they come.

@@ -252,6 +252,11 @@ impl<T> Scheduler<T> {
         self.in_flight + self.in_flight_unproven
     }
 
+    /// Dial slots taken, those of probes included.
+    pub(crate) fn slots_taken(&self) -> usize {
+        self.in_flight + self.in_flight_fresh
+    }
+
     /// Connections held, dials included.
     pub(crate) fn connections(&self) -> usize {
         self.connections

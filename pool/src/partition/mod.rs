@@ -34,7 +34,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::drain::ABORT_WAIT;
-use self::holding::{Grant, Holding};
+use self::holding::{Grant, HeldCounts, Holding};
 use self::leaving::Leaving;
 use self::rebuild::Budget;
 use self::room::Room;
@@ -77,6 +77,7 @@ pub(crate) struct Partition {
     cells: Mutex<Cells>,
     leaving: Mutex<Vec<Leaving>>,
     scheduler: Mutex<Scheduler<Want>>,
+    held: HeldCounts,
     timers: Timers,
     /// Ends the timer that runs now.
     timer: Mutex<CancellationToken>,
@@ -123,7 +124,8 @@ pub struct PartitionSnapshot {
     pub connections: usize,
     /// Requests on connections.
     pub in_use: usize,
-    /// Permits that are neither a live connection nor a dial; must be 0.
+    /// Permits and dial slots that the budget has given and no connection or dial has; must be 0. One that is just being
+    /// given or returned may be counted: what stays from look to look is lost.
     pub permits_off: i64,
     /// How long the caller who waits longest has been in line.
     pub waiters_oldest_ms: u64,
@@ -160,6 +162,7 @@ impl Partition {
             cells: Mutex::new(Cells::default()),
             leaving: Mutex::default(),
             scheduler: Mutex::new(Scheduler::new(slots, limits.share(limits.connections_max))),
+            held: HeldCounts::default(),
             timers: Timers::default(),
             timer: Mutex::new(spawner.token()),
             budget: Mutex::default(),
@@ -267,7 +270,7 @@ impl Partition {
         let origins = self.cells.lock().list.len();
         let cells = self.cells_with_callers();
         let mut sum = PartitionSnapshot { origins, ..PartitionSnapshot::default() };
-        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let (mut cells_off, count) = (0, |n: usize| i64::try_from(n).unwrap_or(i64::MAX));
         for cell in &cells {
             let counts = cell.counts();
             sum.waiters += counts.waiters;
@@ -275,8 +278,10 @@ impl Partition {
             sum.live += counts.live;
             sum.idle += counts.idle;
             sum.in_use += counts.streams;
-            sum.permits_off += count(counts.permits) - count(counts.live + counts.dialling);
+            cells_off += count(counts.permits) - count(counts.live + counts.dialling);
         }
+        // A cell's counts are of one moment and never off, unless the cell is wrong.
+        sum.permits_off = if cells_off == 0 { self.permits_off() } else { cells_off };
         let now = Instant::now();
         let ms = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         sum.waiters_oldest_ms = cells.iter().map(|cell| ms(cell.oldest_wait(now))).max().unwrap_or(0);

@@ -22,6 +22,7 @@ use crate::{Alpn, BoxError, Connected, Lane, LaneLimits};
 
 mod drains;
 mod orphans;
+mod permits;
 mod repeated;
 mod stranded;
 

@@ -348,7 +348,7 @@ pub fn reset(stream: TcpStream) {
     drop(stream);
 }
 
-/// Nothing waits, nothing dials, and every permit is accounted for.
+/// Nothing waits, nothing dials, and every permit is accounted for: the budget's own count is what is open.
 pub async fn settled(lane: &Lane) {
     settled_after("what it did", lane).await;
 }
@@ -357,7 +357,8 @@ pub async fn settled(lane: &Lane) {
 pub async fn settled_after(what: &str, lane: &Lane) {
     until(&format!("the lane has settled after {what}"), || {
         let now = lane.snapshot();
-        now.waiters == 0 && now.dialling == 0 && now.in_use == 0 && now.permits_off == 0
+        let quiet = now.waiters == 0 && now.dialling == 0 && now.in_use == 0;
+        quiet && now.permits_off == 0 && now.connections == now.live
     })
     .await;
 }

@@ -52,7 +52,7 @@ pub(crate) struct PoolStatus {
     dialling: usize,
     /// Open connections without a request.
     idle: usize,
-    /// Permits that are neither a connection nor a dial; must be 0.
+    /// Permits and dial slots that neither a connection nor a dial has; must be 0, but for a moment.
     permits_off: i64,
 }
 
