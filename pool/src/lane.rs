@@ -21,9 +21,12 @@ use tower::{Service, ServiceExt};
 
 use crate::cell::Intake;
 use crate::debug::{LaneDebug, busiest};
-use crate::dial::Dialer;
-use crate::dial::connect::{Connected, Connector, TcpConnector};
+use crate::dial::connect::{Connected, Connector};
 use crate::dial::gate::HandshakeGate;
+use crate::dial::resolve::LOOKUPS_MAX;
+use crate::dial::{Dialer, Handshakes};
+#[cfg(test)]
+use crate::dial::{connect::TcpConnector, resolve::Resolver};
 use crate::error::{BoxError, Error};
 use crate::levers;
 use crate::limits::{LaneLimits, most};
@@ -46,7 +49,7 @@ pub struct Lane {
 pub(crate) struct LaneInner {
     name: Arc<str>,
     partitions: Box<[Arc<Partition>]>,
-    dialer: Arc<Dialer>,
+    handshakes: Arc<Handshakes>,
     spawner: Spawner,
     metrics: Metrics,
     /// As last set. See [`LaneInner::change`].
@@ -117,7 +120,7 @@ impl Lane {
             name: name.into(),
             tls: None,
             limits: LaneLimits::default(),
-            connector: BoxCloneSyncService::new(TcpConnector::default()),
+            connector: Connector::default(),
             metrics: Metrics::default(),
         }
     }
@@ -200,7 +203,7 @@ impl Lane {
     /// their age; dials from now on use the new settings and resume no session made under the old ones.
     pub fn set_tls(&self, config: &ClientConfig) {
         let origins_max = self.inner.limits.lock().origins_max;
-        self.inner.dialer.tls.store(Some(tls::with_own_sessions(config, origins_max)));
+        self.inner.handshakes.tls.store(Some(tls::with_own_sessions(config, origins_max)));
     }
 
     /// Turns every limit of the lane into a lever: `pool.sfu.dials_max` for the prefix `pool.sfu`. A change
@@ -222,7 +225,7 @@ impl Lane {
             partition.busiest(top).into_iter().map(move |(rank, cell)| (rank, (n, cell)))
         };
         let found = busiest(self.inner.partitions.iter().enumerate().flat_map(of), top);
-        let (handshakes, handshakes_limit) = self.inner.dialer.gate.usage();
+        let (handshakes, handshakes_limit) = self.inner.handshakes.gate.usage();
         LaneDebug {
             lane: self.name().to_owned(),
             totals: self.snapshot(),
@@ -349,7 +352,7 @@ impl LaneInner {
             limits
         };
         loop {
-            self.dialer.gate.set_max(limits.handshakes_max);
+            self.handshakes.gate.set_max(limits.handshakes_max);
             self.partitions.iter().for_each(|partition| partition.set_limits(&limits));
             let latest = self.limits();
             if limits == latest {
@@ -417,7 +420,14 @@ impl LaneBuilder {
         S::Error: Into<BoxError>,
         S::Future: Send + 'static,
     {
-        self.connector = BoxCloneSyncService::new(connector.map_err(Into::into));
+        self.connector = Connector::Given(BoxCloneSyncService::new(connector.map_err(Into::into)));
+        self
+    }
+
+    /// Who resolves names, instead of the operating system.
+    #[cfg(test)]
+    pub(crate) fn resolver(mut self, resolver: Resolver) -> Self {
+        self.connector = Connector::Tcp(TcpConnector::new(resolver));
         self
     }
 
@@ -432,21 +442,22 @@ impl LaneBuilder {
         let handle = Handle::try_current().map_err(Error::config)?;
         let limits = self.limits;
         let spawner = Spawner::new(handle);
-        let dialer = Arc::new(Dialer {
-            connector: self.connector,
+        let handshakes = Arc::new(Handshakes {
             tls: ArcSwapOption::new(self.tls.map(|config| tls::with_own_sessions(&config, limits.origins_max))),
             gate: HandshakeGate::new(available_parallelism().map_or(1, usize::from)),
         });
-        dialer.gate.set_max(limits.handshakes_max);
+        handshakes.gate.set_max(limits.handshakes_max);
         let partitions = (0..limits.partitions)
             .map(|n| {
                 let metrics = self.metrics.partition(&self.name, n);
-                Partition::new(&limits, Arc::clone(&dialer), spawner.clone(), metrics)
+                let connector = self.connector.apart(limits.share(LOOKUPS_MAX));
+                let dialer = Arc::new(Dialer { connector, handshakes: Arc::clone(&handshakes) });
+                Partition::new(&limits, dialer, spawner.clone(), metrics)
             })
             .collect();
         let metrics = self.metrics;
         let limits = Mutex::new(limits);
-        let inner = Arc::new(LaneInner { name: self.name, partitions, dialer, spawner, metrics, limits });
+        let inner = Arc::new(LaneInner { name: self.name, partitions, handshakes, spawner, metrics, limits });
         inner.metrics.attach(Arc::downgrade(&inner));
         let partitions: Vec<_> = inner.partitions.iter().map(Arc::downgrade).collect();
         inner.keep("watchdog", move || watch(partitions.clone()));

@@ -38,8 +38,8 @@
 //! - **Spans** (`tracing`, level debug, target `pool`): `pool.request` with `lane`, `origin` and `outcome`, and in it a
 //!   `pool.stage` for each `stage`: `queue` (only if there was a wait), `send` (until the head; with `reused`) and
 //!   `response` (until the end of the body). `pool.dial` is a span of its own, because a dial outlives the caller
-//!   that caused it and may serve another; its stages are `dns` or `tcp` (the connector), `tls`, `handshake`, and
-//!   `dial_slot` while it waits for its turn to compute. Where nobody listens, none is made.
+//!   that caused it and may serve another; its stages are `dns` and `tcp` (of a connector that was given, one of
+//!   them), `tls`, `handshake`, and `dial_slot` while it waits for its turn to compute or to look a name up. Where nobody listens, none is made.
 //! - **Snapshots**: [`Lane::snapshot`] and [`Lane::debug`], which are JSON.
 //!
 //! Permits add up: those that the budget has given are the connections and the dials in flight, counted apart from it, and

@@ -24,14 +24,13 @@ use rustls::ClientConfig;
 use tokio::runtime;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
-use tower::util::BoxCloneSyncService;
 
 use crate::body::{Body, Held, ResponseBody};
 use crate::cell::Channel;
 use crate::conn::{ConnSettings, Failure, Link, TaskExecutor, fit};
-use crate::dial::connect::TcpConnector;
+use crate::dial::connect::Connector;
 use crate::dial::gate::HandshakeGate;
-use crate::dial::{Dialer, Progress};
+use crate::dial::{Dialer, Handshakes, Progress};
 use crate::error::{Error, Kind, Stage};
 use crate::origin::Origin;
 use crate::partition::Spawner;
@@ -52,6 +51,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a returned HTTP/1.1 connection may take to get ready before it is thrown away.
 const READY_WAIT: Duration = Duration::from_millis(100);
+
+/// Names looked up at once, each on a thread: the members of a cluster.
+const LOOKUPS_MAX: usize = 8;
 
 /// As in every lane: see `LaneLimits`.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -130,9 +132,11 @@ impl RegistryLane {
             })
             .map_err(Error::config)?;
         let dialer = Arc::new(Dialer {
-            connector: BoxCloneSyncService::new(TcpConnector::default()),
-            tls: ArcSwapOption::new(tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX))),
-            gate: HandshakeGate::new(1),
+            connector: Connector::default().apart(LOOKUPS_MAX),
+            handshakes: Arc::new(Handshakes {
+                tls: ArcSwapOption::new(tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX))),
+                gate: HandshakeGate::new(1),
+            }),
         });
         let inner = Inner {
             name: name.to_owned(),
@@ -149,7 +153,7 @@ impl RegistryLane {
     /// Changes certificate, key or trusted authorities. Other than by [`Lane::set_tls`](crate::Lane::set_tls), idle
     /// connections are closed, and those in use when their requests are over: here they have no age at which to go.
     pub fn set_tls(&self, config: &ClientConfig) {
-        self.inner.dialer.tls.store(Some(tls::with_own_sessions(config, ORIGINS_MAX)));
+        self.inner.dialer.handshakes.tls.store(Some(tls::with_own_sessions(config, ORIGINS_MAX)));
         // Dropped outside the lock: who still uses a connection of theirs keeps its pool until then.
         let outdated = std::mem::take(&mut *self.inner.pools.lock());
         drop(outdated);

@@ -1,7 +1,7 @@
 //! How much of its time-out a dial has used up.
 //!
-//! A time-out is evidence against a host only if it was the host that we waited for. Two waits are our own:
-//! the one for a turn to compute, and the one for this process to run at all. While fifty thousand tasks
+//! A time-out is evidence against a host only if it was the host that we waited for. Some waits are our own:
+//! those for a turn to compute or to look a name up, and the one for this process to run at all. While fifty thousand tasks
 //! start, an answer that came in a millisecond is looked at a second later, and by the clock on the wall every
 //! host of the fleet is dead.
 //!
@@ -37,8 +37,8 @@ pub(super) struct DialClock {
     limit: Duration,
     counted: Duration,
     excused: Duration,
-    /// The wait for turns to compute, as of `looked_at`.
-    gated: Duration,
+    /// The wait in our own queues, as of `looked_at`.
+    queued: Duration,
     looked_at: Instant,
     look_at: Instant,
 }
@@ -59,7 +59,7 @@ pub(super) enum Look {
 impl DialClock {
     pub(super) fn new(limit: Duration, now: Instant) -> Self {
         let zero = Duration::ZERO;
-        let mut this = Self { limit, counted: zero, excused: zero, gated: zero, looked_at: now, look_at: now };
+        let mut this = Self { limit, counted: zero, excused: zero, queued: zero, looked_at: now, look_at: now };
         this.look_at = now + this.step();
         this
     }
@@ -69,14 +69,14 @@ impl DialClock {
         self.look_at
     }
 
-    /// A step is over. `gated` is all the time that was spent in front of the gate so far.
-    pub(super) fn look(&mut self, now: Instant, gated: Duration) -> Look {
+    /// A step is over. `queued` is all the time that was spent in our own queues so far.
+    pub(super) fn look(&mut self, now: Instant, queued: Duration) -> Look {
         let late = now.saturating_duration_since(self.look_at);
         let passed = now.saturating_duration_since(self.looked_at);
-        let counts = passed.saturating_sub(late).saturating_sub(gated.saturating_sub(self.gated));
+        let counts = passed.saturating_sub(late).saturating_sub(queued.saturating_sub(self.queued));
         self.counted += counts;
         self.excused += passed.saturating_sub(counts);
-        self.gated = gated;
+        self.queued = queued;
         self.looked_at = now;
         self.look_at = now + self.step();
         if self.excused >= self.limit * EXCUSED_MAX {
@@ -89,8 +89,8 @@ impl DialClock {
     }
 
     /// Whether the peer was made to wait so long by us that its hanging up says nothing about it.
-    pub(super) fn tried_patience(&mut self, now: Instant, gated: Duration) -> bool {
-        self.look(now, gated);
+    pub(super) fn tried_patience(&mut self, now: Instant, queued: Duration) -> bool {
+        self.look(now, queued);
         self.excused >= PATIENCE.min(self.limit)
     }
 

@@ -9,8 +9,6 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -19,7 +17,8 @@ use smallvec::SmallVec;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
+use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 use super::Progress;
@@ -44,8 +43,12 @@ pub(crate) const ATTEMPTS_MAX: usize = 7;
 /// seven attempts so far apart find a host that has one address within a sixth of a second of its return.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(150);
 
-/// The connector of a lane.
-pub(crate) type Connector = BoxCloneSyncService<Origin, Connected, BoxError>;
+/// How the dials of a partition get their streams.
+#[derive(Debug, Clone)]
+pub(crate) enum Connector {
+    Tcp(TcpConnector),
+    Given(BoxCloneSyncService<Origin, Connected, BoxError>),
+}
 
 /// Any byte stream.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -67,15 +70,6 @@ pub enum Alpn {
 pub struct Connected {
     pub(crate) io: BoxIo,
     pub(crate) alpn: Option<Alpn>,
-    /// How long resolving the name took, if there was one.
-    pub(crate) resolved: Option<Duration>,
-}
-
-/// Which stage a connector's failure belongs to; the TCP connector wraps its errors in it.
-#[derive(Debug)]
-pub(crate) struct StageError {
-    stage: Stage,
-    source: io::Error,
 }
 
 /// The connector used unless another is given: resolves, connects, sets the socket's options.
@@ -84,23 +78,17 @@ pub(crate) struct TcpConnector {
     resolver: Resolver,
 }
 
-/// Reports a connector's progress: it is still resolving until it has had time to do more.
-pub(crate) struct Target<'a> {
-    resolves: bool,
-    progress: &'a Progress,
-}
-
 // === impl Connected ===
 
 impl Connected {
     /// A bare stream: the pool does TLS if the origin is https.
     pub fn bare(io: impl Io + 'static) -> Self {
-        Self { io: Box::new(io), alpn: None, resolved: None }
+        Self { io: Box::new(io), alpn: None }
     }
 
     /// A stream on which HTTP can start at once.
     pub fn ready(io: impl Io + 'static, alpn: Alpn) -> Self {
-        Self { io: Box::new(io), alpn: Some(alpn), resolved: None }
+        Self { io: Box::new(io), alpn: Some(alpn) }
     }
 }
 
@@ -110,75 +98,62 @@ impl fmt::Debug for Connected {
     }
 }
 
-// === impl Target ===
+// === impl Connector ===
 
-impl<'a> Target<'a> {
-    pub(crate) fn new(origin: &Origin, progress: &'a Progress) -> Self {
-        Self { resolves: origin.host().parse::<IpAddr>().is_err(), progress }
+impl Connector {
+    /// For one partition, which looks names up from so many places of its own.
+    pub(crate) fn apart(&self, lookups: usize) -> Self {
+        match self {
+            Self::Tcp(tcp) => Self::Tcp(TcpConnector { resolver: tcp.resolver.apart(lookups) }),
+            Self::Given(given) => Self::Given(given.clone()),
+        }
     }
 
-    /// Runs the connector and classifies its failure.
-    pub(crate) async fn observe(
-        self,
-        connecting: impl Future<Output = Result<Connected, BoxError>>,
-    ) -> Result<Connected, Error> {
-        self.progress.set(if self.resolves { Stage::Dns } else { Stage::Tcp });
-        connecting.await.map_err(|error| match error.downcast::<StageError>() {
-            Ok(error) => Error::dial(error.stage, error.source),
-            Err(error) => Error::dial(Stage::Tcp, error),
-        })
-    }
-}
-
-// === impl StageError ===
-
-impl fmt::Display for StageError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} failed", self.stage)
+    /// Makes a stream. How far one that was given is cannot be known: it resolves a name until it is done.
+    pub(super) async fn connect(&self, origin: &Origin, progress: &Progress) -> Result<Connected, Error> {
+        let literal = origin.host().parse::<IpAddr>().ok();
+        progress.set(if literal.is_none() { Stage::Dns } else { Stage::Tcp });
+        match self {
+            Self::Tcp(tcp) => tcp.connect(origin, literal, progress).await.map(Connected::bare),
+            Self::Given(given) => {
+                let connected = given.clone().oneshot(origin.clone()).await;
+                connected.map_err(|error| Error::dial(Stage::Tcp, error))
+            }
+        }
     }
 }
 
-impl std::error::Error for StageError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
+impl Default for Connector {
+    /// TCP.
+    fn default() -> Self {
+        Self::Tcp(TcpConnector::default())
     }
 }
 
 // === impl TcpConnector ===
 
-impl tower::Service<Origin> for TcpConnector {
-    type Response = Connected;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Connected, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        Poll::Ready(Ok(()))
+impl TcpConnector {
+    #[cfg(test)]
+    pub(crate) fn new(resolver: Resolver) -> Self {
+        Self { resolver }
     }
 
-    fn call(&mut self, origin: Origin) -> Self::Future {
-        let resolver = self.resolver.clone();
-        Box::pin(async move {
-            let (stream, resolved) = connect(&origin, &resolver).await?;
-            Ok(Connected { resolved, ..Connected::bare(stream) })
-        })
+    async fn connect(&self, origin: &Origin, literal: Option<IpAddr>, progress: &Progress) -> Result<TcpStream, Error> {
+        let at = |stage| move |error: io::Error| Error::dial(stage, error);
+        let addresses = match literal {
+            Some(ip) => in_turn(&[ip]),
+            None => {
+                let resolving = self.resolver.resolve(origin.host(), |waits| progress.queued(waits, Stage::Dns));
+                let found = resolving.await.map_err(at(Stage::Dns))?;
+                progress.set(Stage::Tcp);
+                in_turn(&found)
+            }
+        };
+        let connect = |ip| TcpStream::connect(SocketAddr::new(ip, origin.port()));
+        let stream = first_of(addresses, connect).await.map_err(at(Stage::Tcp))?;
+        prepare(&stream).map_err(at(Stage::Tcp))?;
+        Ok(stream)
     }
-}
-
-async fn connect(origin: &Origin, resolver: &Resolver) -> Result<(TcpStream, Option<Duration>), StageError> {
-    let at = |stage| move |source| StageError { stage, source };
-    let connect = |ip| TcpStream::connect(SocketAddr::new(ip, origin.port()));
-    let (stream, resolved) = match origin.host().parse::<IpAddr>() {
-        Ok(ip) => (first_of(in_turn(&[ip]), connect).await, None),
-        Err(_) => {
-            let began = Instant::now();
-            let found = resolver.resolve(origin.host()).await.map_err(at(Stage::Dns))?;
-            let resolved = Instant::now().saturating_duration_since(began);
-            (first_of(in_turn(&found), connect).await, Some(resolved))
-        }
-    };
-    let stream = stream.map_err(at(Stage::Tcp))?;
-    prepare(&stream).map_err(at(Stage::Tcp))?;
-    Ok((stream, resolved))
 }
 
 /// The addresses to try, alternating between the families: one that leads nowhere costs one delay, however many
@@ -234,6 +209,8 @@ fn prepare(stream: &TcpStream) -> io::Result<()> {
 mod tests {
     use std::future::pending;
     use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::Instant;
 
     use super::*;
 

@@ -11,17 +11,17 @@ mod clock;
 pub(crate) mod connect;
 pub(crate) mod gate;
 mod progress;
-mod resolve;
+pub(crate) mod resolve;
 pub(crate) mod scheduler;
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
-use tower::{Service, ServiceExt};
 
 use self::clock::{DialClock, Look};
 use self::connect::{Alpn, BoxIo, Connected, Connector};
@@ -34,10 +34,16 @@ use crate::origin::{Origin, Scheme};
 /// What a dial is told that this process was too busy for: about the time in which a burst of handshakes drains.
 const BUSY_RETRY_AFTER: Duration = Duration::from_millis(500);
 
-/// What every dial of a lane needs.
+/// What every dial of a partition needs.
 #[derive(Debug)]
 pub(crate) struct Dialer {
     pub(crate) connector: Connector,
+    pub(crate) handshakes: Arc<Handshakes>,
+}
+
+/// What the dials of a lane share.
+#[derive(Debug)]
+pub(crate) struct Handshakes {
     pub(crate) tls: ArcSwapOption<ClientConfig>,
     pub(crate) gate: HandshakeGate,
 }
@@ -94,11 +100,7 @@ impl Dialer {
         settings: &ConnSettings,
         executor: TaskExecutor,
     ) -> Result<Dialled, Error> {
-        let target = connect::Target::new(origin, progress);
-        let mut connector = self.connector.clone();
-        let connector = connector.ready().await.map_err(|error| Error::dial(Stage::Tcp, error))?;
-        let connected = target.observe(connector.call(origin.clone())).await?;
-        connected.resolved.into_iter().for_each(|after| progress.resolved(after));
+        let connected = self.connector.connect(origin, progress).await?;
         let (io, alpn, tls_resumed) = self.secure(origin, connected, progress).await?;
         progress.set(Stage::Handshake);
         let (link, driver) = conn::handshake(io, alpn, settings, executor).await?;
@@ -118,14 +120,15 @@ impl Dialer {
             return Ok((connected.io, Alpn::Http1, None));
         }
         progress.set(Stage::Tls);
-        let Some(tls) = self.tls.load_full() else {
+        let Some(tls) = self.handshakes.tls.load_full() else {
             return Err(Error::config("the lane has no tls configuration"));
         };
         let name = origin.server_name().map_err(|error| Error::dial(Stage::Tls, error))?;
         let handshake = TlsConnector::from(tls).connect(name, connected.io);
         let stream = self
+            .handshakes
             .gate
-            .run(handshake, |waits| progress.gated(waits))
+            .run(handshake, |waits| progress.queued(waits, Stage::Tls))
             .await
             .map_err(|error| Error::dial(Stage::Tls, error))?;
         let session = stream.get_ref().1;
@@ -142,16 +145,18 @@ fn is_hang_up(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use tokio::io::duplex;
     use tokio::runtime::Handle;
     use tokio::sync::Notify;
     use tokio::task::{JoinSet, yield_now};
     use tokio::time::advance;
+    use tower::Service;
     use tower::util::BoxCloneSyncService;
 
+    use super::connect::TcpConnector;
+    use super::resolve::Resolver;
     use super::*;
+    use crate::cell::Blame;
     use crate::error::BoxError;
     use crate::partition::Spawner;
 
@@ -162,11 +167,15 @@ mod tests {
         S: Service<Origin, Response = Connected, Error = BoxError> + Clone + Send + Sync + 'static,
         S::Future: Send + 'static,
     {
+        dialer_by(Connector::Given(BoxCloneSyncService::new(connector)))
+    }
+
+    fn dialer_by(connector: Connector) -> Arc<Dialer> {
         let ca = rcgen::generate_simple_self_signed(vec!["sfu".to_owned()]).expect("certificate");
         let tls = crate::tls::client_config(ca.cert.pem().as_bytes(), None).expect("tls");
         let gate = HandshakeGate::new(1);
         gate.set_max(Some(1));
-        Arc::new(Dialer { connector: BoxCloneSyncService::new(connector), tls: ArcSwapOption::new(Some(tls)), gate })
+        Arc::new(Dialer { connector, handshakes: Arc::new(Handshakes { tls: ArcSwapOption::new(Some(tls)), gate }) })
     }
 
     async fn dial(dialer: &Dialer, to: &str) -> Result<Dialled, Error> {
@@ -182,10 +191,19 @@ mod tests {
     async fn r01_a_dial_that_gets_no_turn_to_compute_says_nothing_about_the_host() {
         let connector = tower::service_fn(|_: Origin| async { Ok(Connected::bare(duplex(1_024).0)) });
         let dialer = dialer(connector);
-        let busy = dialer.gate.acquire(&drop).await;
+        let busy = dialer.handshakes.gate.acquire(&drop).await;
         let failed = dial(&dialer, "https://sfu:1").await.err().expect("no turn");
         assert!(failed.is_saturated() && failed.stage() == Stage::DialSlot, "{failed:?}");
         drop(busy);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn r01_a_dial_that_gets_no_place_to_look_its_name_up_from_says_nothing_about_the_host() {
+        let none = Resolver::new(0, |_| Ok(Vec::new()));
+        let dialer = dialer_by(Connector::Tcp(TcpConnector::new(none)));
+        let failed = dial(&dialer, "http://sfu.test:1").await.err().expect("no place");
+        assert!(failed.is_saturated() && failed.stage() == Stage::DialSlot, "{failed:?}");
+        assert_eq!(failed.blame(), Blame::Haste, "the next dial is made at once");
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,7 +14,7 @@ use crate::spans;
 
 const STAGES: [Stage; 5] = [Stage::DialSlot, Stage::Dns, Stage::Tcp, Stage::Tls, Stage::Handshake];
 
-/// When each stage began. A dial has four, and two more for a wait in front of the gate.
+/// When each stage began. A dial has four, and two more for a wait in one of our queues.
 type Marks = SmallVec<[(Stage, Instant); 6]>;
 
 /// How far a dial is. The newest dial of an origin also tells its cell, which reads it when a waiter's
@@ -28,8 +28,8 @@ pub(crate) struct Progress {
     marks: Mutex<Marks>,
     /// The stage's span.
     span: Mutex<Option<Span>>,
-    /// Time spent in front of the handshake gate: whole waits, and since when in the one that lasts.
-    gate: Mutex<(Duration, Option<Instant>)>,
+    /// Time spent in our own queues: whole waits, and since when in the one that lasts.
+    queues: Mutex<(Duration, Option<Instant>)>,
 }
 
 // === impl Progress ===
@@ -60,32 +60,25 @@ impl Progress {
         }
     }
 
-    /// Begins or ends a wait in front of the handshake gate. It is our own queue, and no sign of the host.
-    pub(super) fn gated(&self, waits: bool) {
+    /// Begins or ends a wait in a queue of our own, in front of the handshake gate or for a place to look a name up from:
+    /// no sign of the host. It is part of this stage.
+    pub(super) fn queued(&self, waits: bool, stage: Stage) {
         let now = Instant::now();
         {
-            let (whole, since) = &mut *self.gate.lock();
+            let (whole, since) = &mut *self.queues.lock();
             *whole += since.take().map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
             *since = waits.then_some(now);
         }
-        self.set(if waits { Stage::DialSlot } else { Stage::Tls });
+        self.set(if waits { Stage::DialSlot } else { stage });
     }
 
-    /// The time spent in front of the handshake gate so far.
+    /// The time spent in our own queues so far.
     pub(super) fn waited(&self, now: Instant) -> Duration {
-        let (whole, since) = *self.gate.lock();
+        let (whole, since) = *self.queues.lock();
         whole + since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// The name was resolved after so long; what followed was TCP.
-    pub(super) fn resolved(&self, after: Duration) {
-        let mut marks = self.marks.lock();
-        if let Some((Stage::Dns, began)) = marks.last().copied() {
-            marks.push((Stage::Tcp, began + after));
-        }
-    }
-
-    /// How long each stage took, as of now; one that was interrupted, by waits in front of the gate, as a whole.
+    /// How long each stage took, as of now; one that was interrupted, by waits in our queues, as a whole.
     pub(crate) fn stages(&self, now: Instant) -> SmallVec<[(Stage, Duration); 6]> {
         let marks = self.marks.lock();
         let ends = marks.iter().skip(1).map(|(_, at)| *at).chain([now]);
@@ -129,9 +122,9 @@ mod tests {
         progress.set(Stage::Tls);
         for _ in 0..3 {
             advance(ms(2)).await;
-            progress.gated(true);
+            progress.queued(true, Stage::Tls);
             advance(ms(5)).await;
-            progress.gated(false);
+            progress.queued(false, Stage::Tls);
         }
         advance(ms(4)).await;
         let stages = progress.stages(Instant::now()).to_vec();

@@ -21,6 +21,7 @@ use crate::fault::{self, Point};
 use crate::{Alpn, BoxError, Connected, Lane, LaneLimits};
 
 mod drains;
+mod names;
 mod orphans;
 mod permits;
 mod repeated;
