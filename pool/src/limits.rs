@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rate_limit::Quota;
 
+use crate::cell::with_probes;
 use crate::dial::connect::ATTEMPTS_MAX;
 use crate::error::Error;
 
@@ -44,10 +45,11 @@ pub struct LaneLimits {
     /// Connections per origin. 64 HTTP/1.1 exchanges at once are more than an SFU's control API takes;
     /// HTTP/2 needs two or three.
     pub connections_per_origin_max: usize,
-    /// Connections of the lane. The process needs a file descriptor for each, and six for each of `dials_max` beside
-    /// them: a dial to a silent host is up to seven. [`Self::descriptors_max`] is the sum.
+    /// Connections of the lane, and a quarter of `dials_max` that only health probes open. The process needs a file
+    /// descriptor for each, and six for each dial beside them: one to a silent host is up to seven, and probes are dials,
+    /// too. [`Self::descriptors_max`] is the sum.
     pub connections_max: usize,
-    /// Dials in flight in the lane. A dial is mostly waiting, so hundreds; divided among partitions. One to a silent host
+    /// Dials in flight in the lane, and a quarter as many health probes. A dial is mostly waiting, so hundreds; divided among partitions. One to a silent host
     /// is up to seven descriptors.
     pub dials_max: usize,
     /// Dials that may start per second in the lane, divided among partitions. It is there to be lowered in an
@@ -61,7 +63,8 @@ pub struct LaneLimits {
     pub handshakes_max: Option<u32>,
     /// Callers waiting for one origin. 4,096 at 1 ms each is already longer than most deadlines.
     pub waiters_per_origin_max: usize,
-    /// Callers waiting in the lane. About 0.5 KiB each, so 65,536 are 32 MiB at worst.
+    /// Callers waiting in the lane, and a quarter as many that wait for health probes
+    /// ([`LaneLimits::waiters_bound`]). About 0.5 KiB each, so 65,536 are 40 MiB at worst.
     pub waiters_max: usize,
     /// Requests at once on one HTTP/2 connection; the peer's own limit counts too. 100 is the least that
     /// RFC 9113 recommends servers to allow.
@@ -159,22 +162,30 @@ impl LaneLimits {
         Ok(())
     }
 
+    /// Callers that wait in a lane with these limits at most, those that wait for health probes included.
+    #[must_use]
+    pub fn waiters_bound(&self) -> usize {
+        with_probes(self.share(self.waiters_max)).saturating_mul(self.partitions)
+    }
+
     /// File descriptors that the lane may have open at once: the budget to keep below the limit of the process. One for
-    /// each connection, dials included, and six more for each dial.
+    /// each connection, dials included, and six more for each dial, and health probes are a quarter as many dials again.
     ///
     /// ```
     /// # use pool::LaneLimits;
     /// let limits = LaneLimits { connections_max: 1_000, dials_max: 100, ..LaneLimits::default() };
-    /// assert_eq!(limits.descriptors_max(), 1_600);
+    /// assert_eq!(limits.descriptors_max(), 1_000 + 25 + 6 * 125);
     /// ```
     #[must_use]
     pub fn descriptors_max(&self) -> usize {
-        self.connections_max.saturating_add(self.dials_max.saturating_mul(ATTEMPTS_MAX - 1))
+        let dials = with_probes(self.dials_max);
+        let probed = dials - self.dials_max;
+        self.connections_max.saturating_add(probed).saturating_add(dials.saturating_mul(ATTEMPTS_MAX - 1))
     }
 
     /// One partition's share of a lane's budget.
     pub(crate) fn share(&self, whole: usize) -> usize {
-        (whole / self.partitions).max(1)
+        (whole / self.partitions.max(1)).max(1)
     }
 
     /// One partition's share of the dial rate.

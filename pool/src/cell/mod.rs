@@ -45,6 +45,7 @@ pub(crate) use self::event::{
     Refusal, Ticket,
 };
 use self::places::Held;
+pub(crate) use self::places::with_probes;
 pub(crate) use self::tuning::Tuning;
 pub(crate) use self::waiters::Look;
 use self::waiters::Waiters;

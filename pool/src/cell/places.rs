@@ -10,9 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::tuning::Tuning;
 
-/// Places that only probes get, when ordinary callers have taken all others: about one for every origin of a partition,
-/// 2 MiB.
-const FRESH_PLACES: usize = 4_096;
+/// Places that only probes get, when ordinary callers have taken all others: 1 for this many, as of dial slots.
+const FRESH_ONE_FOR: usize = 4;
 
 /// Places are plenty while no more than one in so many is taken. 3,000 dead hosts with sixteen callers each, who always
 /// may wait, and this part of the places with others of their callers leave every eighth place to the living.
@@ -26,6 +25,11 @@ const SPARE_ONE_IN: usize = 4;
 pub(crate) struct Places {
     most: AtomicUsize,
     taken: AtomicUsize,
+}
+
+/// Most callers of a partition with so many places, probes included.
+pub(crate) fn with_probes(places: usize) -> usize {
+    places.saturating_add(places.div_ceil(FRESH_ONE_FOR))
 }
 
 /// What one cell has of them. Dropped, they are given back.
@@ -49,7 +53,8 @@ impl Places {
     }
 
     fn take(&self, fresh: bool) -> bool {
-        let most = self.most.load(Ordering::Relaxed).saturating_add(if fresh { FRESH_PLACES } else { 0 });
+        let places = self.most.load(Ordering::Relaxed);
+        let most = if fresh { with_probes(places) } else { places };
         let taken = self.taken.fetch_add(1, Ordering::Relaxed) < most;
         if !taken {
             self.give_back(1);

@@ -34,7 +34,8 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(5);
 const ADDRESSES_MAX: usize = 4;
 
 /// Attempts of one dial: as many as fit into the second after which a kernel sends its own SYN again. Each is a
-/// descriptor, so a lane's dials to silent hosts are seven times `dials_max` of them at worst.
+/// descriptor, so a lane's dials to silent hosts are seven times `dials_max` of them at worst, and a quarter more with its
+/// probes.
 pub(crate) const ATTEMPTS_MAX: usize = 7;
 
 /// How long one attempt may keep the next from being made beside it: more than the way to most hosts and back takes. RFC

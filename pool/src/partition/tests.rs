@@ -24,6 +24,7 @@ mod drains;
 mod names;
 mod orphans;
 mod permits;
+mod probes;
 mod repeated;
 mod stranded;
 

@@ -44,7 +44,7 @@ pub(crate) struct Status {
 pub(crate) struct PoolStatus {
     /// Requests waiting for a connection.
     waiters: usize,
-    /// Most that may wait.
+    /// Most that may wait, health probes included.
     waiters_max: usize,
     /// Open connections.
     live: usize,
@@ -88,7 +88,7 @@ pub(crate) async fn status(State(app): State<Arc<App>>, _: Caller) -> Json<Statu
         engine,
         pool: PoolStatus {
             waiters: pool.waiters,
-            waiters_max: app.sfu_lane.limits().waiters_max,
+            waiters_max: app.sfu_lane.limits().waiters_bound(),
             live: pool.live,
             dialling: pool.dialling,
             idle: pool.idle,

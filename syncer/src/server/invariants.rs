@@ -35,7 +35,7 @@ pub(super) async fn watch(app: Arc<App>) {
         tick.tick().await;
         for (lane, watched) in lanes.iter().zip(&mut watched) {
             let now = lane.snapshot();
-            for what in watched.look(&now, lane.limits().waiters_max) {
+            for what in watched.look(&now, lane.limits().waiters_bound()) {
                 let (permits_off, waiters) = (now.permits_off, now.waiters);
                 tracing::error!(lane = lane.name(), what, permits_off, waiters, "invariant of the pool violated");
                 app.http.pool_violations.inc();
@@ -50,10 +50,10 @@ impl Watched {
     /// What is violated now. A permit may be on its way from the budget to its dial, or back, for a moment, and its
     /// thread off the processor: only being off at [`OFF_LOOKS`] in a row counts. A limit that is lowered lets those who wait finish: above it
     /// the line may only shrink.
-    fn look(&mut self, now: &LaneSnapshot, waiters_max: usize) -> impl Iterator<Item = &'static str> + use<> {
+    fn look(&mut self, now: &LaneSnapshot, waiters_bound: usize) -> impl Iterator<Item = &'static str> + use<> {
         self.off_looks = if now.permits_off == 0 { 0 } else { self.off_looks.saturating_add(1) };
         let leaked = self.off_looks >= OFF_LOOKS;
-        let allowed = waiters_max.max(self.left_over);
+        let allowed = waiters_bound.max(self.left_over);
         let crowded = now.waiters > allowed;
         self.left_over = allowed.min(now.waiters);
         let found = [leaked.then_some("i08_permits"), crowded.then_some("i09_queue")];
@@ -63,6 +63,8 @@ impl Watched {
 
 #[cfg(test)]
 mod tests {
+    use pool::LaneLimits;
+
     use super::*;
 
     fn look(watched: &mut Watched, permits_off: i64, waiters: usize) -> Vec<&'static str> {
@@ -81,6 +83,16 @@ mod tests {
         let mut watched = Watched::default();
         assert!(look(&mut watched, 0, 10).is_empty(), "the limit itself is allowed");
         assert_eq!(look(&mut watched, 0, 11), ["i09_queue"]);
+    }
+
+    #[test]
+    fn i09_a_full_line_and_a_probe_are_no_violation() {
+        let limits = LaneLimits { partitions: 4, waiters_max: 40, ..LaneLimits::default() };
+        let look = |waiters| {
+            let now = LaneSnapshot { waiters, ..LaneSnapshot::default() };
+            Watched::default().look(&now, limits.waiters_bound()).count()
+        };
+        assert_eq!([40, 41, 52, 53].map(look), [0, 0, 0, 1], "three probes beside ten callers in each partition");
     }
 
     #[test]

@@ -70,9 +70,9 @@ async fn r20_limits_of_the_pool_are_levers_that_bite_while_it_runs() {
     until("they are let go", || async { lane(&fleet, "sfu").await["totals"]["live"] != 0 }).await;
     fleet.join_until_placed(0, "g", "c", "s").await;
 
-    patch(&fleet, json!({ "pool.sfu.waiters_max": 1234 })).await;
-    until("the status shows the limit in force", || async {
-        fleet.get(0, "/v1/status").await.1["pool"]["waiters_max"] == 1234
+    patch(&fleet, json!({ "pool.sfu.waiters_max": 1600 })).await;
+    until("the status shows the limit in force, and a quarter for probes", || async {
+        fleet.get(0, "/v1/status").await.1["pool"]["waiters_max"] == 2000
     })
     .await;
 }
