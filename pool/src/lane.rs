@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use rate_limit::Levers;
 use rustc_hash::FxBuildHasher;
@@ -34,7 +33,7 @@ use crate::metrics::Metrics;
 use crate::origin::Origin;
 use crate::partition::{ABORT_WAIT, Partition, PartitionSnapshot, Spawner, watch};
 use crate::service::OriginHandle;
-use crate::tls;
+use crate::tls::LaneTls;
 
 /// How often a drain that serves its waiters looks whether they are gone.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
@@ -177,7 +176,8 @@ impl Lane {
 
     /// Changes any limit but the number of partitions. Takes effect at once: whoever waits is looked at
     /// again, what is beyond a smaller limit finishes. Ages, idle times and PING times count for connections
-    /// opened from now on. Idle connections beyond a smaller budget or cap are closed. A lane with levers
+    /// opened from now on. Idle connections beyond a smaller budget or cap are closed. A larger `origins_max` makes
+    /// room for more TLS sessions, which costs one full handshake with each host. A lane with levers
     /// ([`Lane::register_levers`]) is set to what they say whenever one of them changes.
     ///
     /// # Errors
@@ -202,8 +202,7 @@ impl Lane {
     /// Changes certificate, key or trusted authorities. Connections that are open stay open and retire at
     /// their age; dials from now on use the new settings and resume no session made under the old ones.
     pub fn set_tls(&self, config: &ClientConfig) {
-        let origins_max = self.inner.limits.lock().origins_max;
-        self.inner.handshakes.tls.store(Some(tls::with_own_sessions(config, origins_max)));
+        self.inner.handshakes.tls.set(config);
     }
 
     /// Turns every limit of the lane into a lever: `pool.sfu.dials_max` for the prefix `pool.sfu`. A change
@@ -353,6 +352,7 @@ impl LaneInner {
         };
         loop {
             self.handshakes.gate.set_max(limits.handshakes_max);
+            self.handshakes.tls.make_room(limits.origins_max);
             self.partitions.iter().for_each(|partition| partition.set_limits(&limits));
             let latest = self.limits();
             if limits == latest {
@@ -443,7 +443,7 @@ impl LaneBuilder {
         let limits = self.limits;
         let spawner = Spawner::new(handle);
         let handshakes = Arc::new(Handshakes {
-            tls: ArcSwapOption::new(self.tls.map(|config| tls::with_own_sessions(&config, limits.origins_max))),
+            tls: LaneTls::new(self.tls.as_deref(), limits.origins_max),
             gate: HandshakeGate::new(available_parallelism().map_or(1, usize::from)),
         });
         handshakes.gate.set_max(limits.handshakes_max);
@@ -468,6 +468,19 @@ impl LaneBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn r05_r20_more_origins_have_room_for_more_tls_sessions() {
+        let ca = rcgen::generate_simple_self_signed(vec!["sfu".to_owned()]).expect("certificate");
+        let config = crate::tls::client_config(ca.cert.pem().as_bytes(), None).expect("tls");
+        let lane = Lane::builder("sessions").tls(config).build().expect("lane");
+        let config = || lane.inner.handshakes.tls.config().expect("settings");
+        let (before, limits) = (config(), lane.limits());
+        lane.set_limits(LaneLimits { dials_max: 2 * limits.dials_max, ..lane.limits() }).expect("limits");
+        assert!(Arc::ptr_eq(&before, &config()), "sessions are kept");
+        lane.set_limits(LaneLimits { origins_max: 2 * limits.origins_max, ..limits }).expect("limits");
+        assert!(!Arc::ptr_eq(&before, &config()), "there is a larger store");
+    }
 
     #[test]
     fn origins_spread_evenly_over_partitions() {

@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use deadpool::managed::{self, Metrics as ObjectMetrics, Object, PoolError, RecycleError, RecycleResult};
 use http::{Request, Response};
 use parking_lot::Mutex;
@@ -34,7 +33,7 @@ use crate::dial::{Dialer, Handshakes, Progress};
 use crate::error::{Error, Kind, Stage};
 use crate::origin::Origin;
 use crate::partition::Spawner;
-use crate::tls;
+use crate::tls::LaneTls;
 
 /// Registry members a lane talks to. etcd clusters have 3 to 7; the rest is room for replaced members.
 const ORIGINS_MAX: usize = 32;
@@ -133,10 +132,7 @@ impl RegistryLane {
             .map_err(Error::config)?;
         let dialer = Arc::new(Dialer {
             connector: Connector::default().apart(LOOKUPS_MAX),
-            handshakes: Arc::new(Handshakes {
-                tls: ArcSwapOption::new(tls.map(|config| tls::with_own_sessions(config, ORIGINS_MAX))),
-                gate: HandshakeGate::new(1),
-            }),
+            handshakes: Arc::new(Handshakes { tls: LaneTls::new(tls, ORIGINS_MAX), gate: HandshakeGate::new(1) }),
         });
         let inner = Inner {
             name: name.to_owned(),
@@ -153,7 +149,7 @@ impl RegistryLane {
     /// Changes certificate, key or trusted authorities. Other than by [`Lane::set_tls`](crate::Lane::set_tls), idle
     /// connections are closed, and those in use when their requests are over: here they have no age at which to go.
     pub fn set_tls(&self, config: &ClientConfig) {
-        self.inner.dialer.handshakes.tls.store(Some(tls::with_own_sessions(config, ORIGINS_MAX)));
+        self.inner.dialer.handshakes.tls.set(config);
         // Dropped outside the lock: who still uses a connection of theirs keeps its pool until then.
         let outdated = std::mem::take(&mut *self.inner.pools.lock());
         drop(outdated);

@@ -9,6 +9,8 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use rustc_hash::FxBuildHasher;
 use rustls::client::{
     ClientConfig, ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
@@ -75,7 +77,7 @@ pub fn client_config(ca_pem: &[u8], client_cert: Option<&ClientCert>) -> Result<
 }
 
 /// The same settings with a session store of its own, large enough for `servers` servers.
-pub(crate) fn with_own_sessions(config: &ClientConfig, servers: usize) -> Arc<ClientConfig> {
+fn with_own_sessions(config: &ClientConfig, servers: usize) -> Arc<ClientConfig> {
     let mut config = config.clone();
     config.resumption = sessions(servers);
     Arc::new(config)
@@ -85,11 +87,57 @@ fn sessions(servers: usize) -> Resumption {
     Resumption::store(Arc::new(Sessions::new(servers)))
 }
 
+/// The TLS settings of a lane, and a store of its own for its sessions.
+#[derive(Debug)]
+pub(crate) struct LaneTls {
+    config: ArcSwapOption<ClientConfig>,
+    /// Servers that the store has room for. Held while the settings change.
+    servers: Mutex<usize>,
+}
+
 /// A session store in parts by server, each with a lock of its own: the partitions of a lane share the store
 /// (what a certificate is good for does not depend on who dials), and should not wait for one another.
 #[derive(Debug)]
 struct Sessions {
     parts: [ClientSessionMemoryCache; SESSION_PARTS],
+}
+
+// === impl LaneTls ===
+
+impl LaneTls {
+    pub(crate) fn new(config: Option<&ClientConfig>, servers: usize) -> Self {
+        let config = config.map(|config| with_own_sessions(config, servers));
+        Self { config: ArcSwapOption::new(config), servers: Mutex::new(servers) }
+    }
+
+    pub(crate) fn config(&self) -> Option<Arc<ClientConfig>> {
+        self.config.load_full()
+    }
+
+    /// Changes the settings, with an empty store.
+    pub(crate) fn set(&self, config: &ClientConfig) {
+        let before = {
+            let servers = self.servers.lock();
+            self.config.swap(Some(with_own_sessions(config, *servers)))
+        };
+        drop(before); // What is in it is other people's code.
+    }
+
+    /// Sees to it that the store has room for so many servers. A larger one begins empty: that costs one full handshake
+    /// with each server.
+    pub(crate) fn make_room(&self, servers: usize) {
+        let before = {
+            let mut room = self.servers.lock();
+            if servers <= *room {
+                return;
+            }
+            let grows = servers.min(SERVERS_MAX) > *room;
+            *room = servers;
+            let config = self.config.load_full().filter(|_| grows);
+            config.and_then(|config| self.config.swap(Some(with_own_sessions(&config, servers))))
+        };
+        drop(before);
+    }
 }
 
 // === impl Sessions ===
@@ -149,6 +197,23 @@ impl fmt::Debug for ClientCert {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn r05_the_store_of_a_lane_grows_and_is_kept_when_it_need_not() {
+        let ca = rcgen::generate_simple_self_signed(vec!["sfu".to_owned()]).expect("certificate");
+        let config = client_config(ca.cert.pem().as_bytes(), None).expect("tls");
+        let tls = LaneTls::new(Some(&config), 100);
+        let is_kept = |servers| {
+            let before = tls.config().expect("settings");
+            tls.make_room(servers);
+            Arc::ptr_eq(&before, &tls.config().expect("settings"))
+        };
+        assert!(is_kept(50) && is_kept(100), "there is room");
+        assert!(!is_kept(1_000) && is_kept(1_000), "it grows once");
+        tls.set(&config);
+        assert!(is_kept(1_000), "new settings have as much room");
+        assert!(!is_kept(SERVERS_MAX) && is_kept(2 * SERVERS_MAX), "and no more than there is ever");
+    }
 
     #[test]
     fn r05_a_store_remembers_every_server_it_is_sized_for() {

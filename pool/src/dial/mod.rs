@@ -18,8 +18,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
-use rustls::ClientConfig;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 
@@ -30,6 +28,7 @@ pub(crate) use self::progress::Progress;
 use crate::conn::{self, ConnSettings, Driver, Link, TaskExecutor};
 use crate::error::{Error, Kind, Stage};
 use crate::origin::{Origin, Scheme};
+use crate::tls::LaneTls;
 
 /// What a dial is told that this process was too busy for: about the time in which a burst of handshakes drains.
 const BUSY_RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -44,7 +43,7 @@ pub(crate) struct Dialer {
 /// What the dials of a lane share.
 #[derive(Debug)]
 pub(crate) struct Handshakes {
-    pub(crate) tls: ArcSwapOption<ClientConfig>,
+    pub(crate) tls: LaneTls,
     pub(crate) gate: HandshakeGate,
 }
 
@@ -120,7 +119,7 @@ impl Dialer {
             return Ok((connected.io, Alpn::Http1, None));
         }
         progress.set(Stage::Tls);
-        let Some(tls) = self.handshakes.tls.load_full() else {
+        let Some(tls) = self.handshakes.tls.config() else {
             return Err(Error::config("the lane has no tls configuration"));
         };
         let name = origin.server_name().map_err(|error| Error::dial(Stage::Tls, error))?;
@@ -175,7 +174,7 @@ mod tests {
         let tls = crate::tls::client_config(ca.cert.pem().as_bytes(), None).expect("tls");
         let gate = HandshakeGate::new(1);
         gate.set_max(Some(1));
-        Arc::new(Dialer { connector, handshakes: Arc::new(Handshakes { tls: ArcSwapOption::new(Some(tls)), gate }) })
+        Arc::new(Dialer { connector, handshakes: Arc::new(Handshakes { tls: LaneTls::new(Some(&tls), 1), gate }) })
     }
 
     async fn dial(dialer: &Dialer, to: &str) -> Result<Dialled, Error> {
