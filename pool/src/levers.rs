@@ -157,3 +157,6 @@ async fn follow(lane: Weak<LaneInner>, registered: std::sync::Arc<LaneLevers>, l
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
