@@ -127,6 +127,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_back_off_is_drawn_from_all_of_its_bound() {
+        let (now, backoff) =
+            (Instant::now(), Backoff { base: Duration::from_millis(100), max: Duration::from_secs(1) });
+        for (jitter, wait_ms) in [(1.0, 100), (0.5, 50), (0.25, 25)] {
+            let mut breaker = Breaker::new();
+            assert!(breaker.fail(breaker.epoch(), "refused", jitter, backoff, now).is_ok());
+            let until = now + Duration::from_millis(wait_ms);
+            assert_eq!(breaker.state(now), BreakerState::Open { until }, "a draw of {jitter}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_episode_is_one_failure_and_old_news_is_none() {
         let now = Instant::now();
         let backoff = Backoff { base: Duration::from_millis(100), max: Duration::from_secs(10) };

@@ -17,6 +17,7 @@ mod free;
 mod interleavings;
 mod probes;
 mod relics;
+mod starts;
 
 use self::relics::Relic;
 
