@@ -4,11 +4,12 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Ca, Server, after, get, quick_limits, settled, soon, until};
+use common::{Ca, PATIENCE, Server, after, get, quick_limits, settled, soon, until};
 use http::{Request, Version};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use pool::{Body, BreakerState, LaneLimits};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tower::{Service, ServiceExt};
 
@@ -105,6 +106,29 @@ async fn idle_connections_close_after_their_time() {
     }
 }
 
+/// Of a server that says how long it keeps an idle connection, and keeps it for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_closes_before_the_server_s_keep_alive_ends() {
+    let server = Server::rude("http", |mut stream| async move {
+        let mut heard = [0; KIB];
+        while let Ok(1..) = stream.read(&mut heard).await {
+            drop(stream.write_all(b"HTTP/1.1 200 OK\r\nkeep-alive: timeout=1\r\ncontent-length: 2\r\n\r\nok").await);
+        }
+    })
+    .await;
+    // Far longer than anybody here waits.
+    let lane = pool::Lane::builder("plain").limits(LaneLimits { idle_timeout: 10 * PATIENCE, ..quick_limits() });
+    let lane = lane.build().expect("lane");
+    let sfu = lane.origin(&server.origin);
+    for _ in 0..2 {
+        let answer = sfu.send(get("/ok"), soon()).await.expect("answered");
+        assert_eq!(answer.into_body().bytes(KIB).await.expect("body"), "ok");
+    }
+    until("it is closed here", || lane.snapshot().live == 0).await;
+    until("it is closed there", || server.open() == 0).await;
+    settled(&lane).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_retire_at_their_age() {
     let ca = Ca::new();
@@ -112,7 +136,6 @@ async fn connections_retire_at_their_age() {
         let lane = ca.lane(LaneLimits { age_max: Duration::from_millis(150), ..quick_limits() });
         let server = Server::https(&ca, &[alpn]).await;
         let sfu = lane.origin(&server.origin);
-        until("a second connection was opened", || server.accepted() >= 1 || server.open() == 0).await;
         let deadline = soon();
         while server.accepted() < 3 {
             assert!(tokio::time::Instant::now() < deadline, "connections never retire");
@@ -272,6 +295,6 @@ async fn r03_frames_without_data_do_not_keep_an_idle_limited_body_alive() {
     let (server, lane) = (Server::https(&ca, &["h2"]).await, ca.lane(quick_limits()));
     let response = lane.origin(&server.origin).send(get("/hollow"), soon()).await.expect("answered");
     let body = response.into_body().idle_limited(Duration::from_millis(300));
-    let error = tokio::time::timeout(common::PATIENCE, body.bytes(KIB)).await.expect("ended").expect_err("no data");
+    let error = tokio::time::timeout(PATIENCE, body.bytes(KIB)).await.expect("ended").expect_err("no data");
     assert!(error.is_timeout(), "{error:?}");
 }
