@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Ca, Callers, PATIENCE, Server, after, get, soon};
+use common::{Ca, Callers, PATIENCE, Server, after, get, soon, until};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use pool::{Alpn, BoxError, Connected, Lane, LaneLimits, Origin, RegistryLane};
+use pool::{Alpn, BoxError, Connected, Lane, LaneLimits, Origin, OriginHandle, RegistryLane};
 use tokio::io::duplex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep};
@@ -105,6 +105,64 @@ async fn r01_a_hundred_thousand_requests_to_a_black_holed_partition_leave_the_ot
     storm.close();
     storm.wait().await;
     assert_eq!(failed.load(Ordering::Relaxed), 100_000);
+}
+
+/// Names are resolved, and handshakes pass the gate, which all partitions share: whoever holds one for ever holds no place
+/// in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn r01_a_partition_full_of_held_handshakes_costs_another_one_no_name_no_handshake_and_no_request() {
+    let ca = Ca::new();
+    let limits = LaneLimits { partitions: 2, dials_max: 24, handshakes_max: Some(2), ..LaneLimits::default() };
+    // No held dial ends within this test.
+    let lane = ca.lane(LaneLimits { dial_timeout: 10 * PATIENCE, ..limits });
+    let (mut held, mut served) = (Vec::new(), Vec::new());
+    while held.len() < 12 || served.len() < 6 {
+        let holds = Server::rude("https", |stream| async move {
+            std::future::pending::<()>().await;
+            drop(stream);
+        });
+        let (holds, serves) = (holds.await, Server::https(&ca, &["h2"]).await);
+        held.extend(of_partition(&lane, holds, 0));
+        served.extend(of_partition(&lane, serves, 1));
+    }
+    let storm = TaskTracker::new();
+    for (_, sfu) in &held {
+        for _ in 0..4 {
+            let sfu = sfu.clone();
+            storm.spawn(async move { drop(sfu.send(get("/ok"), after(10 * PATIENCE)).await) });
+        }
+    }
+    // The last quarter of its twelve slots is for hosts that have proven themselves.
+    let in_handshakes = || held.iter().map(|(holds, _)| holds.accepted()).sum::<usize>();
+    until("every slot of the partition is held", || in_handshakes() == 9).await;
+    assert_eq!(lane.snapshot().partitions[0].dialling, 9);
+
+    let callers = Callers::new();
+    for (_, sfu) in &served {
+        for _ in 0..20 {
+            let sfu = sfu.clone();
+            callers.spawn(async move {
+                // Each on a connection of its own.
+                let answer = sfu.fresh(get("/ok"), soon()).await.expect("answered");
+                assert_eq!(answer.into_body().bytes(64).await.expect("body"), "ok");
+            });
+        }
+    }
+    callers.close();
+    callers.wait().await;
+    assert_eq!(served.iter().map(|(serves, _)| serves.accepted()).sum::<usize>(), 20 * served.len());
+    let now = lane.snapshot();
+    assert_eq!((now.partitions[0].dialling, in_handshakes()), (9, 9), "the held ones were held all the time");
+    assert!(now.partitions[0].dial_queue > 0 && now.partitions[1].dial_queue == 0);
+}
+
+/// A server and its handle by name, if that lives in partition `at`.
+fn of_partition(lane: &Lane, server: Server, at: usize) -> Option<(Server, OriginHandle)> {
+    let named = Origin::parse(&format!("https://localhost:{}", server.origin.port())).expect("origin");
+    let sfu = lane.origin(&named);
+    let rows = lane.debug(usize::MAX).top;
+    let here = rows.iter().any(|row| row.origin == named.to_string() && row.partition == at);
+    here.then_some((server, sfu))
 }
 
 /// Hosts of which those called `mortal-…` say nothing any more once they are `gone`, on old connections and on new ones.
