@@ -335,6 +335,8 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     fn tick(&mut self, at: Instant, now: Instant, out: &mut Actions<C, W, E>) {
         self.rings.retain(|ring| *ring != at);
         self.conns.retire_idle(None, now, &mut |channel| out.push(Action::Close(channel)));
+        // One that is idle may have counted on this ring, and expire before the next.
+        self.look_again = true;
         self.expire(now, out);
     }
 

@@ -12,13 +12,18 @@ use crate::dial::scheduler::Class;
 use crate::limits::LaneLimits;
 
 mod decisions;
+mod ends;
 mod foreign;
 mod free;
 mod interleavings;
+mod moves;
+mod ops;
 mod probes;
 mod relics;
 mod starts;
 
+use self::moves::Idling;
+use self::ops::{Op, op};
 use self::relics::Relic;
 
 const WAITERS_MAX: usize = 12;
@@ -34,12 +39,15 @@ const SLOTS: usize = 8;
 struct Pipe {
     shared: bool,
     open: Arc<AtomicBool>,
+    /// The peer is heard of.
+    lively: Arc<AtomicBool>,
     streams: Arc<AtomicUsize>,
 }
 
 impl Pipe {
     fn new(shared: bool) -> Self {
-        Self { shared, open: Arc::new(AtomicBool::new(true)), streams: Arc::new(AtomicUsize::new(STREAMS_MAX)) }
+        let yes = || Arc::new(AtomicBool::new(true));
+        Self { shared, open: yes(), lively: yes(), streams: Arc::new(AtomicUsize::new(STREAMS_MAX)) }
     }
 }
 
@@ -61,7 +69,7 @@ impl Channel for Pipe {
     }
 
     fn is_lively(&self) -> bool {
-        true
+        self.lively.load(Ordering::Relaxed)
     }
 
     fn streams_max(&self) -> usize {
@@ -69,65 +77,12 @@ impl Channel for Pipe {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Op {
-    Wait {
-        fresh: bool,
-        patience_ms: u64,
-    },
-    Cancel(usize),
-    /// A caller who was woken late looks at last.
-    Look(usize),
-    GrantSlot,
-    DialWorks {
-        at: usize,
-        shared: bool,
-    },
-    DialFails {
-        at: usize,
-        jitter: f64,
-    },
-    Answer {
-        at: usize,
-        verdict: Verdict,
-    },
-    Returning(usize),
-    CloseConn(usize),
-    Goaway(usize),
-    Pass(u64),
-    Evict,
-    /// The cell panics and begins a new life.
-    Panic,
-    /// Something of an earlier life ends.
-    Late(usize),
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        6 => (prop::bool::weighted(0.2), 0..500_u64).prop_map(|(fresh, patience_ms)| Op::Wait { fresh, patience_ms }),
-        2 => any::<usize>().prop_map(Op::Cancel),
-        3 => any::<usize>().prop_map(Op::Look),
-        6 => Just(Op::GrantSlot),
-        4 => (any::<usize>(), any::<bool>()).prop_map(|(at, shared)| Op::DialWorks { at, shared }),
-        2 => (any::<usize>(), 0.0..1.0).prop_map(|(at, jitter)| Op::DialFails { at, jitter }),
-        5 => (any::<usize>(), verdict()).prop_map(|(at, verdict)| Op::Answer { at, verdict }),
-        2 => any::<usize>().prop_map(Op::Returning),
-        2 => any::<usize>().prop_map(Op::CloseConn),
-        1 => any::<usize>().prop_map(Op::Goaway),
-        3 => (1..300_u64).prop_map(Op::Pass),
-        1 => Just(Op::Evict),
-        1 => Just(Op::Panic),
-        3 => any::<usize>().prop_map(Op::Late),
-    ]
-}
-
-fn verdict() -> impl Strategy<Value = Verdict> {
-    prop_oneof![Just(Verdict::Unused), Just(Verdict::Answered), Just(Verdict::Abandoned), Just(Verdict::TimedOut)]
-}
-
 /// The shell's side, naive: it remembers everything and checks what the cell says.
 struct Model {
     cell: CellState<Pipe, u32, &'static str>,
+    limits: LaneLimits,
+    tuning: Arc<Tuning>,
+    draining: Option<Intake>,
     now: Instant,
     next_waiter: u32,
     /// Who is in line, in order, with deadline; normal and fresh apart.
@@ -147,6 +102,12 @@ struct Model {
     relics: Vec<Relic>,
     /// How long every request is said to have held its connection.
     hold_time: Duration,
+    /// What the next answer says of it, and until when each connection may then be used.
+    keep_alive: Option<Duration>,
+    idling: HashMap<ConnKey, Idling>,
+    /// Permits and the longest line at the last check: smaller limits take nothing away.
+    permits_before: usize,
+    line_before: usize,
 }
 
 impl Model {
@@ -163,7 +124,10 @@ impl Model {
         };
         let tuning = Arc::new(Tuning::new(&limits, SLOTS));
         Self {
-            cell: CellState::new(tuning),
+            cell: CellState::new(Arc::clone(&tuning)),
+            limits,
+            tuning,
+            draining: None,
             now: Instant::now(),
             next_waiter: 0,
             lines: [VecDeque::new(), VecDeque::new()],
@@ -179,6 +143,10 @@ impl Model {
             last_dial_failed: false,
             relics: Vec::new(),
             hold_time: Duration::from_millis(7),
+            keep_alive: None,
+            idling: HashMap::new(),
+            permits_before: 0,
+            line_before: 0,
         }
     }
 
@@ -253,9 +221,11 @@ impl Model {
                     let whole = !pipe.shared && matches!(verdict, Verdict::Unused | Verdict::Answered);
                     let now = (verdict == Verdict::Answered).then_some(self.now);
                     let mut channel = whole.then(|| pipe.clone());
+                    let keep_alive = self.keep_alive.take();
+                    self.falls_idle(key, keep_alive);
                     // Every other return tries the fast way first.
                     if at % 2 == 1 && matches!(verdict, Verdict::Unused | Verdict::Answered) {
-                        match self.cell.put_back(key, &mut channel, now, None) {
+                        match self.cell.put_back(key, &mut channel, now, keep_alive) {
                             Back::Idle => return assert!(channel.is_none() && self.lines[0].is_empty()),
                             Back::PassedOn(waiter) => {
                                 assert!(channel.is_none());
@@ -268,7 +238,7 @@ impl Model {
                         key,
                         channel: whole.then_some(pipe),
                         verdict,
-                        keep_alive: None,
+                        keep_alive,
                         held: Some(self.hold_time),
                     };
                     self.step(event, None);
@@ -291,13 +261,23 @@ impl Model {
                 }
             }
             Op::Goaway(at) => {
-                if let Some(pipe) = pick(at, self.conns.len()).and_then(|at| self.conns.values().nth(at)) {
+                if let Some(pipe) = self.pick_pipe(at) {
                     pipe.open.store(false, Ordering::Relaxed);
                 }
             }
             Op::Pass(ms) => self.pass(Duration::from_millis(ms)),
             Op::Evict => self.step(Event::EvictIdle, None),
             Op::GrantSlot => {}
+            Op::KeepAlive { at, ms } => {
+                self.keep_alive = Some(Duration::from_millis(ms));
+                self.apply(Op::Answer { at, verdict: Verdict::Answered });
+                self.keep_alive = None;
+            }
+            Op::Silence(at) => self.speaks(at, false),
+            Op::Heard(at) => self.speaks(at, true),
+            Op::Retune { connections, streams, waiters, idle_ms } => {
+                self.retune(connections, streams, waiters, Duration::from_millis(idle_ms));
+            }
         }
     }
 
@@ -316,12 +296,16 @@ impl Model {
     fn join(&mut self, waiter: u32, deadline: Instant, fresh: bool) {
         let mut actions = Actions::new();
         match self.cell.join(&mut Some(waiter), deadline, fresh, self.now, &mut actions) {
-            Joined::Queued(ticket) => self.lines[usize::from(fresh)].push_back((waiter, ticket, deadline)),
+            Joined::Queued(ticket) => {
+                assert!(self.draining.is_none(), "a newcomer in line of what is drained");
+                self.lines[usize::from(fresh)].push_back((waiter, ticket, deadline));
+            }
             Joined::Answered(answer) => {
                 assert!(self.answered.insert(waiter));
                 match answer {
                     Answer::Given(taken) => {
                         assert!(self.lines[0].is_empty(), "a newcomer overtook the line");
+                        assert!(self.draining.is_none(), "a newcomer was served by what is drained");
                         self.given(&taken);
                     }
                     Answer::Refused(why) => self.refused(&why, deadline),
@@ -342,6 +326,7 @@ impl Model {
         match self.cell.look(ticket) {
             Look::Answered(Answer::Given(Taken { key, channel, .. })) => {
                 let channel = (!channel.shared).then_some(channel);
+                self.falls_idle(key, None);
                 let (verdict, keep_alive, held) = (Verdict::Unused, None, None);
                 self.step(Event::Return { key, channel, verdict, keep_alive, held }, None);
             }
@@ -365,6 +350,7 @@ impl Model {
                 Action::Dial { fresh, epoch } => self.dials.push((fresh, epoch)),
                 Action::Opened(key) => {
                     let pipe = opened.cloned().expect("only a dial opens");
+                    self.idling.insert(key, Idling::new(self.now, self.limits.idle_timeout));
                     assert!(self.conns.insert(key, pipe).is_none(), "a connection's name was used twice");
                 }
                 Action::WantSlot { class: Class::Fresh, .. } => self.queued_fresh += 1,
@@ -408,8 +394,11 @@ impl Model {
 
     fn given(&mut self, taken: &Taken<Pipe>) {
         assert!(taken.channel.is_open() && self.conns.contains_key(&taken.key), "given a dead connection");
+        assert!(taken.channel.is_lively(), "given a connection that nothing is heard of");
+        let idle_too_long = !taken.channel.shared && self.idling[&taken.key].is_over(self.now);
+        assert!(!idle_too_long, "given a connection that its server has closed by now");
         let sharing = self.leases.iter().filter(|(key, ..)| *key == taken.key).count();
-        let most = if taken.channel.shared { STREAMS_MAX } else { 1 };
+        let most = if taken.channel.shared { self.limits.h2_streams_max.min(STREAMS_MAX) } else { 1 };
         assert!(sharing < most, "{sharing} requests already share the connection");
         self.leases.push((taken.key, taken.channel.clone(), taken.reused));
     }
@@ -418,25 +407,28 @@ impl Model {
         match why {
             Refusal::Expired(_) => assert!(deadline <= self.now, "expired too early"),
             Refusal::Saturated => {
-                assert!(self.lines.iter().any(|line| line.len() == WAITERS_MAX), "shed below the cap");
+                assert!(
+                    self.lines.iter().any(|line| line.len() >= self.limits.waiters_per_origin_max),
+                    "shed below the cap"
+                );
             }
             Refusal::Dial(_) | Refusal::Shared { .. } => assert!(self.last_dial_failed, "a dial error from nowhere"),
             Refusal::WontMakeDeadline { excess } => {
                 assert!(!self.lines[0].is_empty() && *excess > Duration::ZERO, "sent away from an empty line");
             }
-            Refusal::Draining => panic!("nobody drains here"),
+            Refusal::Draining => assert!(self.draining.is_some(), "nobody drains here"),
         }
     }
 
     /// What must hold after every step.
-    fn check(&self) {
+    fn check(&mut self) {
         let counts = self.cell.counts();
         // I8
         assert_eq!(counts.permits, counts.live + counts.dialling, "permits = live + dialling");
         assert_eq!((counts.live, counts.dialling), (self.conns.len(), self.dials.len()));
         // I9
-        assert!(counts.permits <= CONNECTIONS_MAX + FRESH_EXTRA, "{counts:?}");
-        assert!(self.lines.iter().all(|line| line.len() <= WAITERS_MAX));
+        self.check_limits(counts);
+        self.check_idle(counts);
         // Nobody is lost.
         assert_eq!(counts.waiters, self.lines[0].len() + self.lines[1].len(), "the lines differ");
         let earliest = self.lines.iter().flatten().map(|(.., deadline)| *deadline).min();
@@ -448,35 +440,6 @@ impl Model {
         assert!(self.queued <= 1 && self.queued_fresh <= 1, "in the scheduler's line twice");
         assert!(self.cell.wanted_normal(self.now) == 0 || self.queued == 1, "demand that nobody knows of");
         assert!(self.cell.wanted_fresh() == 0 || self.queued_fresh == 1, "probes that nobody knows of");
-    }
-
-    /// The peer behaves from now on: everyone in line must be served without help of their deadlines.
-    fn serve_everyone(&mut self) {
-        for _ in 0..200 {
-            if self.lines.iter().all(VecDeque::is_empty) && self.woken.is_empty() {
-                return;
-            }
-            self.apply(Op::Look(0));
-            self.apply(Op::GrantSlot);
-            self.apply(Op::DialWorks { at: 0, shared: false });
-            self.apply(Op::Answer { at: 0, verdict: Verdict::Answered });
-            let open = |pipe: &Pipe| pipe.is_open();
-            let dead: Vec<_> = self.conns.iter().filter(|(_, pipe)| !open(pipe)).map(|(key, _)| *key).collect();
-            for key in dead {
-                self.conns.remove(&key);
-                self.step(Event::Closed(key), None);
-            }
-            self.check();
-            // Retired connections close once nobody uses them.
-            let used: HashSet<_> = self.leases.iter().map(|(key, ..)| *key).collect();
-            if self.leases.is_empty() && self.dials.is_empty() && !self.conns.is_empty() {
-                let key = *self.conns.keys().find(|key| !used.contains(key)).expect("all are unused");
-                self.conns.remove(&key);
-                self.step(Event::Closed(key), None);
-            }
-            self.pass(Duration::from_millis(1));
-        }
-        panic!("still in line: {:?}", self.lines);
     }
 }
 
@@ -490,15 +453,5 @@ proptest! {
             model.apply(op);
             model.check();
         }
-    }
-
-    #[test]
-    fn r04_whoever_waits_is_served_or_told_once_the_peer_behaves(ops in prop::collection::vec(op(), 1..60)) {
-        let mut model = Model { slow: true, ..Model::new() };
-        for op in ops {
-            model.apply(op);
-        }
-        model.serve_everyone();
-        model.check();
     }
 }
