@@ -8,6 +8,8 @@
 
 mod contestants;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 
 use anyhow::{Context, Result};
 use benches::args::Args;
