@@ -14,8 +14,8 @@ const DESCRIPTORS_MAX: u32 = 96;
 /// Tries to accept in a second that has no descriptor for a connection.
 const TRIES_PER_S: f64 = 10.0;
 
-/// Limits under which a syncer needs 64 descriptors of its own, 11 and 257 for those who come, 24 + 6 × 16 towards SFUs and
-/// 32 + 6 × 20 towards peers.
+/// Limits under which a syncer needs 64 descriptors of its own, 11 and 257 for those who come, 24 + 4 + 6 × 20 towards SFUs
+/// and 32 + 5 + 6 × 25 towards peers.
 const SMALL: [&str; 6] = [
     "http.first_request_timeout=10m",
     "http.connections_max=10",
@@ -25,7 +25,7 @@ const SMALL: [&str; 6] = [
     "pool.peer.dials_max=20",
 ];
 /// Their sum.
-const NEEDED: u64 = 604;
+const NEEDED: u64 = 667;
 
 /// `trunkline`, in a process whose limit of open files a shell sets.
 fn limited(ulimit: &str) -> Command {

@@ -123,10 +123,10 @@ mod tests {
         for (lanes, listeners, want) in [
             (vec![], vec![], 64),
             (vec![lane(100, 0)], vec![], 164),
-            (vec![lane(100, 10)], vec![], 224),
-            (vec![lane(100, 10), lane(1_000, 1)], vec![], 1_230),
-            (vec![lane(100, 10), lane(1_000, 1)], vec![500, 8], 1_740),
-            (vec![LaneLimits::default()], vec![], 11_600),
+            (vec![lane(100, 10)], vec![], 245),
+            (vec![lane(100, 10), lane(1_000, 1)], vec![], 1_258),
+            (vec![lane(100, 10), lane(1_000, 1)], vec![500, 8], 1_768),
+            (vec![LaneLimits::default()], vec![], 12_048),
             (vec![lane(usize::MAX, usize::MAX)], vec![u64::MAX], usize::MAX),
         ] {
             assert_eq!(sum(&lanes, &listeners), want, "{lanes:?} {listeners:?}");
