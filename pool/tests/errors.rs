@@ -10,7 +10,7 @@ use common::{Ca, Server, get, quick_limits, settled, soon, until};
 use http::Request;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use pool::{Alpn, Body, Connected, Lane, Origin, Stage};
+use pool::{Alpn, Body, Connected, Lane, LaneLimits, Origin, Stage};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -86,4 +86,37 @@ async fn r04_a_peer_that_answers_early_and_reads_no_further_keeps_no_connection(
     assert_eq!(answer.status(), 413);
     drop(answer);
     settled(&lane).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r04_an_http2_request_whose_body_is_not_read_or_does_not_end_keeps_no_connection() {
+    // Neither gives the streams' windows back nor resets them.
+    let server = Server::rude("http", |stream| async move {
+        let Ok(mut h2) = h2::server::handshake(stream).await else { return };
+        let mut unread = Vec::new();
+        while let Some(Ok((request, mut answer))) = h2.accept().await {
+            let head = http::Response::builder().status(413).body(()).expect("head");
+            drop(answer.send_response(head, true));
+            unread.push((request, answer));
+        }
+    })
+    .await;
+    let address = format!("{}:{}", server.origin.host(), server.origin.port());
+    let connector = tower::service_fn(move |_: Origin| {
+        let address = address.clone();
+        async move { TcpStream::connect(address).await.map(|stream| Connected::ready(stream, Alpn::Http2)) }
+    });
+    let limits = LaneLimits { idle_timeout: Duration::from_millis(100), ..quick_limits() };
+    let lane = Lane::builder("plain").connector(connector).limits(limits).build().expect("lane");
+    let chunk = || Ok::<_, Infallible>(Frame::data(Bytes::from(vec![0; KIB * KIB])));
+    let endless = Body::wrap(StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>()));
+    let large = Body::wrap(StreamBody::new(futures_util::stream::repeat_with(chunk)));
+    for body in [endless, large] {
+        let request = Request::put("/").body(body).expect("request");
+        let answer = lane.origin(&server.origin).send(request, soon()).await.expect("answered early");
+        assert_eq!(answer.status(), 413);
+        drop(answer);
+        until("the permit is back", || lane.snapshot().connections == 0).await;
+        settled(&lane).await;
+    }
 }

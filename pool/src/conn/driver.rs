@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -11,7 +11,7 @@ use futures_util::future::lazy;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use tokio::time::{Sleep, sleep};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::h1::Return;
 use super::pulse::{Pulse, Watched};
@@ -20,8 +20,9 @@ use crate::dial::connect::BoxIo;
 use crate::fault::{self, Point};
 use crate::partition::Spawner;
 
-/// How long a finished HTTP/1.1 exchange may take to leave its connection ready. One that answered early and does
-/// not read the rest of the request would keep it for ever.
+/// How long a finished HTTP/1.1 exchange may take to leave its connection ready, and a finished HTTP/2 connection to close.
+/// A peer that answered early and does not read the rest of the request would keep it for ever, and so would a caller
+/// whose request body does not end.
 const READY_WAIT: Duration = Duration::from_millis(100);
 
 type Stream = TokioIo<BoxIo>;
@@ -40,10 +41,23 @@ pub(crate) struct H1Driver {
     ready_by: Option<Pin<Box<Sleep>>>,
 }
 
-/// The dispatching half of an HTTP/2 connection; hyper runs the other half on [`TaskExecutor`].
+/// The dispatching half of an HTTP/2 connection; hyper runs the other half on [`TaskExecutor`], and a task for each
+/// request body that is not sent at once. Those end with the driver.
 pub(crate) struct H2Driver {
-    conn: http2::Connection<TokioIo<Watched>, Body, TaskExecutor>,
+    /// While requests can be sent.
+    conn: Option<http2::Connection<TokioIo<Watched>, Body, TaskExecutor>>,
     pulse: Arc<Pulse>,
+    /// The last handle is gone: nobody waits for an answer any more.
+    unused: CancellationToken,
+    tasks: Tasks,
+    /// Runs from when no more can be sent.
+    closing: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+/// What hyper runs for one connection: dropping this ends it.
+pub(super) struct Tasks {
+    ended: CancellationToken,
+    _end: DropGuard,
 }
 
 /// Runs hyper's HTTP/2 tasks as tasks of the connection's owner. Each keeps the connection's permit
@@ -105,15 +119,36 @@ impl Drop for H1Driver {
 // === impl H2Driver ===
 
 impl H2Driver {
-    pub(super) fn new(conn: http2::Connection<TokioIo<Watched>, Body, TaskExecutor>, pulse: Arc<Pulse>) -> Self {
-        Self { conn, pulse }
+    pub(super) fn new(
+        conn: http2::Connection<TokioIo<Watched>, Body, TaskExecutor>,
+        pulse: Arc<Pulse>,
+        unused: CancellationToken,
+        tasks: Tasks,
+    ) -> Self {
+        Self { conn: Some(conn), pulse, unused, tasks, closing: None }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let ended = Pin::new(&mut self.conn).poll(cx).map(drop);
-        self.pulse.allows(self.conn.current_max_send_streams());
-        ended
+        if let Some(conn) = &mut self.conn {
+            let ended = Pin::new(&mut *conn).poll(cx);
+            self.pulse.allows(conn.current_max_send_streams());
+            drop(ready!(ended));
+            self.conn = None;
+        }
+        self.closing
+            .get_or_insert_with(|| Box::pin(closing(self.unused.clone(), self.tasks.ended.clone())))
+            .as_mut()
+            .poll(cx)
     }
+}
+
+/// Answers that are under way come still; what is left when nobody waits for one is not waited for.
+async fn closing(unused: CancellationToken, ended: CancellationToken) {
+    let answered = async {
+        unused.cancelled().await;
+        sleep(READY_WAIT).await;
+    };
+    let _first: Option<()> = ended.run_until_cancelled(answered).await;
 }
 
 // === impl TaskExecutor ===
@@ -121,6 +156,14 @@ impl H2Driver {
 impl TaskExecutor {
     pub(crate) fn new(spawner: Spawner, token: CancellationToken, permit: Arc<dyn Send + Sync>) -> Self {
         Self { spawner, token, permit }
+    }
+
+    /// For one connection.
+    pub(super) fn of_one(self) -> (Self, Tasks) {
+        let (token, ended) = (self.token.child_token(), CancellationToken::new());
+        let permit = Arc::new((self.permit, ended.clone().drop_guard()));
+        let tasks = Tasks { ended, _end: token.clone().drop_guard() };
+        (Self { token, permit, ..self }, tasks)
     }
 }
 

@@ -17,6 +17,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(crate) use self::driver::{Driver, TaskExecutor};
 use self::driver::{H1Driver, H2Driver};
@@ -49,7 +50,14 @@ pub(crate) enum Link {
     /// HTTP/1.1: one request at a time. The handle travels with the request and comes back.
     H1 { sender: http1::SendRequest<Body>, back: Arc<Return> },
     /// HTTP/2: every request gets a copy.
-    H2 { sender: http2::SendRequest<Body>, pulse: Arc<Pulse> },
+    H2 { sender: http2::SendRequest<Body>, shared: Arc<Shared> },
+}
+
+/// What all handles to an HTTP/2 connection have in common. The driver hears when the last one is gone.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pulse: Arc<Pulse>,
+    _in_use: DropGuard,
 }
 
 /// Starts HTTP on a stream.
@@ -72,6 +80,7 @@ pub(crate) async fn handshake(
         }
         Alpn::Http2 => {
             let pulse = Arc::new(Pulse::new(settings.ping_interval));
+            let (executor, tasks) = executor.of_one();
             let (sender, conn) = http2::Builder::new(executor)
                 .timer(TokioTimer::new())
                 .max_header_list_size(HEADER_BYTES_MAX)
@@ -82,7 +91,10 @@ pub(crate) async fn handshake(
                 .await
                 .map_err(failed)?;
             pulse.allows(conn.current_max_send_streams());
-            Ok((Link::H2 { sender, pulse: Arc::clone(&pulse) }, Driver::H2(Box::new(H2Driver::new(conn, pulse)))))
+            let unused = CancellationToken::new();
+            let shared = Shared { pulse: Arc::clone(&pulse), _in_use: unused.clone().drop_guard() };
+            let driver = H2Driver::new(conn, pulse, unused, tasks);
+            Ok((Link::H2 { sender, shared: Arc::new(shared) }, Driver::H2(Box::new(driver))))
         }
     }
 }
@@ -98,7 +110,7 @@ impl Link {
     pub(crate) fn pulse(&self) -> Option<Arc<Pulse>> {
         match self {
             Self::H1 { .. } => None,
-            Self::H2 { pulse, .. } => Some(Arc::clone(pulse)),
+            Self::H2 { shared, .. } => Some(Arc::clone(&shared.pulse)),
         }
     }
 
@@ -132,7 +144,7 @@ impl Channel for Link {
     fn share(&self) -> Option<Self> {
         match self {
             Self::H1 { .. } => None,
-            Self::H2 { sender, pulse } => Some(Self::H2 { sender: sender.clone(), pulse: Arc::clone(pulse) }),
+            Self::H2 { sender, shared } => Some(Self::H2 { sender: sender.clone(), shared: Arc::clone(shared) }),
         }
     }
 
@@ -146,14 +158,14 @@ impl Channel for Link {
     fn is_lively(&self) -> bool {
         match self {
             Self::H1 { .. } => true,
-            Self::H2 { pulse, .. } => pulse.is_lively(),
+            Self::H2 { shared, .. } => shared.pulse.is_lively(),
         }
     }
 
     fn streams_max(&self) -> usize {
         match self {
             Self::H1 { .. } => 1,
-            Self::H2 { pulse, .. } => pulse.streams_max.load(Ordering::Relaxed),
+            Self::H2 { shared, .. } => shared.pulse.streams_max.load(Ordering::Relaxed),
         }
     }
 }
