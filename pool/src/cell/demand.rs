@@ -75,7 +75,9 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// Until when what is measured, guessed, or about to come back, counts for the line.
     pub(super) fn trust_ends(&self) -> Option<Instant> {
         let ends = |(pace, since): (Pace, Instant)| since + pace.horizon;
-        if let Some(at) = self.measured().or_else(|| Some((self.estimates.slow()?, self.untried()?))).map(ends) {
+        if let Some(at) =
+            self.measured().or_else(|| Some((self.estimates.slow(self.shares())?, self.untried()?))).map(ends)
+        {
             return Some(at);
         }
         let joined = self.line.front_joined().filter(|_| self.conns.returning() > 0)?;
@@ -96,13 +98,18 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// What is made of them for one dial's time: the host is as far away as it is, so they may be no quicker than this.
     fn far(&self, now: Instant) -> Option<Pace> {
         let age = now.saturating_duration_since(self.untried()?);
-        self.estimates.far().filter(|_| self.estimates.dial.get().is_some_and(|dial| age < dial))
+        self.estimates.far(self.shares()).filter(|_| self.estimates.dial.get().is_some_and(|dial| age < dial))
     }
 
     /// And after that: they take longer than a dial.
     fn slow(&self, now: Instant) -> Option<Pace> {
         let age = now.saturating_duration_since(self.untried()?);
-        self.estimates.slow().filter(|slow| age < slow.horizon)
+        self.estimates.slow(self.shares()).filter(|slow| age < slow.horizon)
+    }
+
+    /// Whether a connection carries several requests at once.
+    fn shares(&self) -> bool {
+        self.conns.carries() > 1
     }
 
     /// What is measured, while the line moves as it says.
@@ -113,7 +120,7 @@ impl<C: Channel, W, E: Clone> CellState<C, W, E> {
     /// What is measured, and since when the line has had time to move.
     fn measured(&self) -> Option<(Pace, Instant)> {
         let since = self.line_since.max(self.opened_at).filter(|_| !self.line.is_empty())?;
-        Some((self.estimates.pace()?, since))
+        Some((self.estimates.pace(self.shares())?, since))
     }
 
     /// The expected wait of a newcomer, if enough is known. It assumes the best: that every dial it may

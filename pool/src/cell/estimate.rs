@@ -18,6 +18,10 @@ const PATIENCE_DIALS: u32 = 12;
 /// What a line may take beyond one dial at most. Far hosts' dials are long for no fault of the processors'.
 const PATIENCE_MAX: Duration = Duration::from_millis(230);
 
+/// The same where a connection carries many requests at once. Whoever has to wait behind a hundred is one of a crowd, and
+/// what a crowd waits for is more often processors than the host.
+const PATIENCE_SHARED_MAX: Duration = Duration::from_millis(600);
+
 /// Round trips of a dial at most: a name, TCP, TLS.
 const DIAL_TRIPS: u32 = 3;
 
@@ -80,24 +84,26 @@ impl Estimates {
     /// callers would hardly notice. Where requests are slower than that, the line is dialled for.
     /// (Measured: 100 hosts, HTTP/1.1, 20 requests of 5 ms each, all at once; one dial's time made 7 connections
     /// per host, and most of the storm's time was handshakes.)
-    pub(crate) fn pace(&self) -> Option<Pace> {
-        self.pace_of(self.hold.get()?)
+    /// `shared` if a connection carries several at once.
+    pub(crate) fn pace(&self, shared: bool) -> Option<Pace> {
+        self.pace_of(self.hold.get()?, shared)
     }
 
     /// The pace of requests that take no longer than the way to the host and back, which is all that is known when a
     /// dial has worked.
-    pub(crate) fn far(&self) -> Option<Pace> {
-        self.pace_of(self.dial.get()? / DIAL_TRIPS)
+    pub(crate) fn far(&self, shared: bool) -> Option<Pace> {
+        self.pace_of(self.dial.get()? / DIAL_TRIPS, shared)
     }
 
     /// The pace of requests that take as long as a dial.
-    pub(crate) fn slow(&self) -> Option<Pace> {
-        self.pace_of(self.dial.get()?)
+    pub(crate) fn slow(&self, shared: bool) -> Option<Pace> {
+        self.pace_of(self.dial.get()?, shared)
     }
 
-    fn pace_of(&self, hold: Duration) -> Option<Pace> {
+    fn pace_of(&self, hold: Duration, shared: bool) -> Option<Pace> {
         let dial = self.dial.get()?;
-        let horizon = (dial * PATIENCE_DIALS).min(dial + PATIENCE_MAX);
+        let patience_max = if shared { PATIENCE_SHARED_MAX } else { PATIENCE_MAX };
+        let horizon = (dial * PATIENCE_DIALS).min(dial + patience_max);
         Some(Pace { turns: horizon.div_duration_f64(hold.max(HOLD_MIN)), horizon })
     }
 }
@@ -129,10 +135,10 @@ mod tests {
     #[test]
     fn quick_requests_and_slow_dials_mean_waiting() {
         let mut estimates = Estimates::default();
-        assert!(estimates.pace().is_none());
+        assert!(estimates.pace(false).is_none());
         estimates.hold.learn(Duration::from_millis(5));
         estimates.dial.learn(Duration::from_millis(10));
-        let pace = estimates.pace().expect("both are known");
+        let pace = estimates.pace(false).expect("both are known");
         assert!(pace.horizon.abs_diff(Duration::from_millis(120)) < Duration::from_micros(1), "{pace:?}");
         assert!((95..=96).contains(&pace.served(4)), "{pace:?}");
     }
@@ -142,7 +148,7 @@ mod tests {
         let mut estimates = Estimates::default();
         estimates.hold.learn(Duration::from_millis(250));
         estimates.dial.learn(Duration::from_millis(20));
-        let pace = estimates.pace().expect("both are known");
+        let pace = estimates.pace(false).expect("both are known");
         assert_eq!(pace.served(1), 0);
     }
 
@@ -151,7 +157,9 @@ mod tests {
         let mut estimates = Estimates::default();
         estimates.hold.learn(Duration::from_millis(105));
         estimates.dial.learn(Duration::from_millis(300));
-        let pace = estimates.pace().expect("both are known");
+        let pace = estimates.pace(false).expect("both are known");
         assert!(pace.horizon.abs_diff(Duration::from_millis(530)) < Duration::from_micros(1), "{pace:?}");
+        let crowd = estimates.pace(true).expect("both are known");
+        assert!(crowd.horizon.abs_diff(Duration::from_millis(900)) < Duration::from_micros(1), "{crowd:?}");
     }
 }
