@@ -63,14 +63,12 @@ fn cancel(args: &Args, scenario: &str, parked: usize, report: &mut Report) -> Re
 }
 
 fn among(args: &Args, scenario: &str, waiting: usize, report: &mut Report) -> Result<()> {
-    // A million parked callers take seconds to make, and half a GiB: three rounds are enough to see a slope.
-    let rounds = if waiting >= 1_000_000 { args.rounds().min(3) } else { args.rounds() };
     let mut names: Vec<&str> = Parker::ALL.iter().map(|parker| parker.name()).collect();
     // A line of a million is beyond the ones, and the others stand in none.
     names.retain(|name| !name.starts_with("hyper_util") && !name.starts_with("nothing"));
     names.push("supervisor");
-    for (round, order) in args.orders(&names).into_iter().enumerate().take(rounds) {
-        eprintln!("{scenario} round {} of {rounds}: load {}", round + 1, benches::machine::load());
+    for (round, order) in args.orders(&names).into_iter().enumerate() {
+        eprintln!("{scenario} round {} of {}: load {}", round + 1, args.rounds(), benches::machine::load());
         for name in order {
             if !args.wants_contestant(name) {
                 continue;

@@ -35,8 +35,8 @@ const BATCHES: u32 = 4_000;
 const CHECKOUTS: usize = 1_000_000;
 
 /// Tasks and connections.
-const SCENARIOS: [(usize, usize); 7] =
-    [(1, 1), (64, 64), (64, 8), (1_000, 64), (1_000, 1_000), (10_000, 64), (10_000, 10_000)];
+const SCENARIOS: [(usize, usize); 8] =
+    [(1, 1), (64, 64), (64, 8), (64, 1), (1_000, 64), (1_000, 1_000), (10_000, 64), (10_000, 10_000)];
 
 const QUICK: [(usize, usize); 3] = [(1, 1), (64, 8), (1_000, 64)];
 
