@@ -13,10 +13,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use pool::{Alpn, BoxError, Connected, Lane, LaneLimits, Origin, OriginHandle, RegistryLane};
+use pool::{Alpn, BoxError, Connected, Lane, LaneLimits, Origin, OriginHandle};
 use tokio::io::duplex;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, sleep};
 use tokio_util::task::TaskTracker;
 
 /// How long a dial and a request take in the quiet network.
@@ -225,83 +225,4 @@ async fn r01_hosts_that_vanish_leave_slots_to_those_that_answer_though_all_had_a
     drop(held);
     storm.close();
     storm.wait().await;
-}
-
-/// The lease's life here, and how often it is renewed.
-const TTL: Duration = Duration::from_secs(2);
-const RENEW: Duration = Duration::from_millis(250);
-
-/// How long the storm lasts: a few leases.
-const STORM: Duration = Duration::from_secs(4);
-
-/// Callers of the storm, and what each computes between its requests: a round of all takes two threads longer than
-/// a lease lives.
-const CALLERS: usize = 1_500;
-const COMPUTE: Duration = Duration::from_millis(4);
-
-/// The storm has all threads of its runtime to itself; the registry is another process, here another runtime.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn r05_no_lease_is_lost_while_the_lane_of_the_sfus_is_in_a_storm() {
-    let ca = Ca::new();
-    let elsewhere =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("runtime");
-    let member = std::thread::scope(|scope| {
-        scope.spawn(|| elsewhere.block_on(Server::https(&ca, &["h2"]))).join().expect("server")
-    });
-    let tls = pool::tls::client_config(ca.pem().as_bytes(), None).expect("tls");
-    let registry = RegistryLane::start("registry", Some(&tls)).expect("lane");
-    let (stop, renewals) = (Arc::new(AtomicBool::new(false)), registry.clone());
-    let (done, gaps) = std::sync::mpsc::channel();
-    let (over, origin) = (Arc::clone(&stop), member.origin.clone());
-    registry.spawn(async move {
-        let (mut gaps, mut tick, mut last) = (Vec::new(), interval(RENEW), after(Duration::ZERO));
-        while !over.load(Ordering::SeqCst) {
-            tick.tick().await;
-            if let Ok(answer) = renewals.send(&origin, get("/ok"), after(TTL / 2)).await
-                && answer.into_body().bytes(64).await.is_ok()
-            {
-                let now = after(Duration::ZERO);
-                gaps.push(now.saturating_duration_since(std::mem::replace(&mut last, now)));
-            }
-        }
-        drop(done.send(gaps));
-    });
-
-    let (sfus, lane) = (storm_hosts(&ca).await, ca.lane(LaneLimits { dials_max: 64, ..LaneLimits::default() }));
-    let (end, storm, asked) = (after(STORM), Callers::new(), Arc::new(AtomicUsize::new(0)));
-    for n in 0..CALLERS {
-        let (sfu, asked) = (lane.origin(&sfus[n % sfus.len()].origin), Arc::clone(&asked));
-        storm.spawn(async move {
-            while after(Duration::ZERO) < end {
-                asked.fetch_add(1, Ordering::Relaxed);
-                drop(sfu.fresh(get("/ok"), after(Duration::from_millis(200))).await);
-                let computed = after(COMPUTE);
-                while after(Duration::ZERO) < computed {}
-            }
-        });
-    }
-    storm.close();
-    storm.wait().await;
-    stop.store(true, Ordering::SeqCst);
-    let gaps = gaps.recv_timeout(PATIENCE).expect("the lane's thread lives");
-    let longest = gaps.iter().max().copied().expect("renewed");
-    assert!(asked.load(Ordering::Relaxed) > CALLERS, "that was no storm");
-    assert!(gaps.len() > 3 && longest < TTL, "{} renewals, the longest gap {longest:?} of {TTL:?}", gaps.len());
-    elsewhere.shutdown_background();
-}
-
-/// Hosts that answer, and hosts that hold every handshake.
-async fn storm_hosts(ca: &Ca) -> Vec<Server> {
-    let mut hosts = Vec::new();
-    for _ in 0..4 {
-        hosts.push(Server::https(ca, &["h2"]).await);
-        hosts.push(
-            Server::rude("https", |stream| async move {
-                sleep(STORM).await;
-                drop(stream);
-            })
-            .await,
-        );
-    }
-    hosts
 }
