@@ -24,7 +24,6 @@ use self::known::Known;
 use crate::cell::CloseReason;
 use crate::dial::Dialled;
 use crate::error::{Error, Kind, Stage};
-use crate::lane::LaneInner;
 use crate::partition::PartitionSnapshot;
 
 /// From a checkout without waiting to the longest dial, doubling.
@@ -57,7 +56,17 @@ struct Families {
     head: Family<Labels, Histogram>,
     body: Family<Labels, Histogram>,
     dial_slot: Family<Labels, Histogram>,
-    lanes: Arc<Mutex<Vec<Weak<LaneInner>>>>,
+    lanes: Lanes,
+}
+
+/// Where gauges are read, for as long as it lives.
+type Lanes = Arc<Mutex<Vec<Weak<dyn Gauged>>>>;
+
+/// A lane, as its gauges are read.
+pub(crate) trait Gauged: fmt::Debug + Send + Sync {
+    fn name(&self) -> &Arc<str>;
+
+    fn partition_snapshots(&self) -> Vec<PartitionSnapshot>;
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -124,7 +133,7 @@ pub(crate) struct PartitionMetrics {
 /// Reads the lanes' gauges at scrape time.
 #[derive(Debug)]
 struct Gauges {
-    lanes: Arc<Mutex<Vec<Weak<LaneInner>>>>,
+    lanes: Lanes,
 }
 
 // === impl Metrics ===
@@ -173,7 +182,7 @@ impl Metrics {
         registry.register_collector(Box::new(Gauges { lanes: Arc::clone(&families.lanes) }));
     }
 
-    pub(crate) fn attach(&self, lane: Weak<LaneInner>) {
+    pub(crate) fn attach(&self, lane: Weak<dyn Gauged>) {
         let mut lanes = self.families.lanes.lock();
         lanes.retain(|lane| lane.strong_count() > 0);
         lanes.push(lane);
