@@ -30,7 +30,7 @@ pub struct OriginDebug {
     pub origin: String,
     /// The partition that owns it.
     pub partition: usize,
-    /// `closed`, `open` or `half_open`.
+    /// `closed`, `open` or `half_open`; `none` in the registry's lane.
     pub breaker: &'static str,
     /// Time left of the back-off.
     pub backoff_left_ms: Option<u64>,

@@ -29,7 +29,7 @@ use crate::dial::{connect::TcpConnector, resolve::Resolver};
 use crate::error::{BoxError, Error};
 use crate::levers;
 use crate::limits::{LaneLimits, most};
-use crate::metrics::Metrics;
+use crate::metrics::{Gauged, Metrics};
 use crate::origin::Origin;
 use crate::partition::{ABORT_WAIT, Partition, PartitionSnapshot, Spawner, watch};
 use crate::service::OriginHandle;
@@ -152,20 +152,7 @@ impl Lane {
     /// What the lane holds now. Walks all origins.
     #[must_use]
     pub fn snapshot(&self) -> LaneSnapshot {
-        let partitions = self.inner.partition_snapshots();
-        let mut sum = LaneSnapshot::default();
-        for part in &partitions {
-            sum.origins += part.origins;
-            sum.waiters += part.waiters;
-            sum.dial_queue += part.dial_queue;
-            sum.dialling += part.dialling;
-            sum.live += part.live;
-            sum.idle += part.idle;
-            sum.connections += part.connections;
-            sum.in_use += part.in_use;
-            sum.permits_off += part.permits_off;
-        }
-        LaneSnapshot { partitions, ..sum }
+        LaneSnapshot::of(self.inner.partition_snapshots())
     }
 
     /// The limits in force.
@@ -285,6 +272,26 @@ impl Lane {
     }
 }
 
+// === impl LaneSnapshot ===
+
+impl LaneSnapshot {
+    pub(crate) fn of(partitions: Vec<PartitionSnapshot>) -> Self {
+        let mut sum = Self::default();
+        for part in &partitions {
+            sum.origins += part.origins;
+            sum.waiters += part.waiters;
+            sum.dial_queue += part.dial_queue;
+            sum.dialling += part.dialling;
+            sum.live += part.live;
+            sum.idle += part.idle;
+            sum.connections += part.connections;
+            sum.in_use += part.in_use;
+            sum.permits_off += part.permits_off;
+        }
+        Self { partitions, ..sum }
+    }
+}
+
 // === impl Waiting ===
 
 impl From<Waiting> for Intake {
@@ -298,15 +305,17 @@ impl From<Waiting> for Intake {
 
 // === impl LaneInner ===
 
-impl LaneInner {
-    pub(crate) fn name(&self) -> &Arc<str> {
+impl Gauged for LaneInner {
+    fn name(&self) -> &Arc<str> {
         &self.name
     }
 
-    pub(crate) fn partition_snapshots(&self) -> Vec<PartitionSnapshot> {
+    fn partition_snapshots(&self) -> Vec<PartitionSnapshot> {
         self.partitions.iter().map(|partition| partition.snapshot()).collect()
     }
+}
 
+impl LaneInner {
     pub(crate) fn limits(&self) -> LaneLimits {
         self.limits.lock().clone()
     }
@@ -458,7 +467,8 @@ impl LaneBuilder {
         let metrics = self.metrics;
         let limits = Mutex::new(limits);
         let inner = Arc::new(LaneInner { name: self.name, partitions, handshakes, spawner, metrics, limits });
-        inner.metrics.attach(Arc::downgrade(&inner));
+        let gauged: Arc<dyn Gauged> = Arc::<LaneInner>::clone(&inner);
+        inner.metrics.attach(&gauged);
         let partitions: Vec<_> = inner.partitions.iter().map(Arc::downgrade).collect();
         inner.keep("watchdog", move || watch(partitions.clone()));
         Ok(Lane { inner })

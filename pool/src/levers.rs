@@ -11,6 +11,7 @@ use rate_limit::{Lever, LeverSpec, Levers};
 use crate::error::Error;
 use crate::lane::LaneInner;
 use crate::limits::{LaneLimits, most};
+use crate::metrics::Gauged;
 
 /// The names of levers live as long as the process, as the registry demands. A lane registers its dozen
 /// once, so what is leaked is bounded by the number of lanes.

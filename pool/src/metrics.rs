@@ -182,10 +182,10 @@ impl Metrics {
         registry.register_collector(Box::new(Gauges { lanes: Arc::clone(&families.lanes) }));
     }
 
-    pub(crate) fn attach(&self, lane: Weak<dyn Gauged>) {
+    pub(crate) fn attach(&self, lane: &Arc<dyn Gauged>) {
         let mut lanes = self.families.lanes.lock();
         lanes.retain(|lane| lane.strong_count() > 0);
-        lanes.push(lane);
+        lanes.push(Arc::downgrade(lane));
     }
 
     /// Restarts of tasks that belong to a whole lane count for its first partition.

@@ -12,27 +12,31 @@ use std::collections::HashMap;
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use deadpool::Status;
 use deadpool::managed::{self, Metrics as ObjectMetrics, Object, PoolError, RecycleError, RecycleResult};
 use http::{Request, Response};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::runtime;
 use tokio::sync::{Semaphore, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::body::{Body, Held, ResponseBody};
 use crate::cell::Channel;
 use crate::conn::{ConnSettings, Failure, Link, TaskExecutor, fit};
+use crate::debug::{LaneDebug, OriginDebug, busiest};
 use crate::dial::connect::Connector;
 use crate::dial::gate::HandshakeGate;
 use crate::dial::{Dialer, Handshakes, Progress};
 use crate::error::{Error, Kind, Stage};
+use crate::lane::{DrainReport, LaneSnapshot};
+use crate::metrics::{Gauged, Metrics, PartitionMetrics};
 use crate::origin::Origin;
-use crate::partition::Spawner;
+use crate::partition::{ABORT_WAIT, PartitionSnapshot, Spawner};
 use crate::tls::LaneTls;
 
 /// Registry members a lane talks to. etcd clusters have 3 to 7; the rest is room for replaced members.
@@ -44,6 +48,12 @@ const CONNECTIONS_PER_ORIGIN_MAX: usize = 16;
 
 /// Requests that wait or run at once. Beyond this something is wrong, and queueing would hide it.
 const REQUESTS_MAX: usize = 256;
+
+/// Of those, to one member: one that is silent leaves room for the others.
+const REQUESTS_PER_ORIGIN_MAX: usize = REQUESTS_MAX / 2;
+
+/// How often a drain looks whether all requests are over.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// Bound of a whole dial; a third of the shortest lease TTL in use would be 5 s.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -71,23 +81,32 @@ pub struct RegistryLane {
 }
 
 struct Inner {
-    name: String,
+    name: Arc<str>,
     dialer: Arc<Dialer>,
     spawner: Spawner,
+    metrics: Arc<PartitionMetrics>,
     requests: Arc<AtomicUsize>,
     connections: Arc<AtomicUsize>,
-    pools: Mutex<HashMap<Origin, Connections>>,
+    members: Mutex<HashMap<Origin, Member>>,
+    draining: AtomicBool,
     /// Dropped with the lane: the thread's runtime ends.
     _alive: oneshot::Sender<()>,
 }
 
-type Connections = managed::Pool<Members>;
+/// What there is to one member.
+#[derive(Clone)]
+struct Member {
+    pool: managed::Pool<Members>,
+    /// Those that wait or run.
+    requests: Arc<AtomicUsize>,
+}
 
 /// Makes and checks connections to one member.
 struct Members {
     origin: Origin,
     dialer: Arc<Dialer>,
     spawner: Spawner,
+    metrics: Arc<PartitionMetrics>,
     connections: Arc<AtomicUsize>,
     /// Bounds the dials, which outlive their callers.
     dials: Arc<Semaphore>,
@@ -106,18 +125,18 @@ struct Counted(Arc<AtomicUsize>);
 /// What a response body holds.
 struct Hold {
     _connection: Object<Members>,
-    _place: Counted,
+    _places: [Counted; 2],
 }
 
 // === impl RegistryLane ===
 
 impl RegistryLane {
-    /// Starts the lane's thread. Without `tls` only `http://` origins can be reached.
+    /// Starts the lane's thread. Without `tls` only `http://` origins can be reached. The name is its label in `metrics`.
     ///
     /// # Errors
     ///
     /// When the thread or its runtime cannot be started.
-    pub fn start(name: &str, tls: Option<&ClientConfig>) -> Result<Self, Error> {
+    pub fn start(name: &str, tls: Option<&ClientConfig>, metrics: &Metrics) -> Result<Self, Error> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(Error::config)?;
         let spawner = Spawner::new(runtime.handle().clone());
         let (alive, gone) = oneshot::channel::<()>();
@@ -134,25 +153,28 @@ impl RegistryLane {
             connector: Connector::default().apart(LOOKUPS_MAX),
             handshakes: Arc::new(Handshakes { tls: LaneTls::new(tls, ORIGINS_MAX), gate: HandshakeGate::new(1) }),
         });
-        let inner = Inner {
-            name: name.to_owned(),
+        let name = Arc::from(name);
+        let inner = Arc::new(Inner {
+            metrics: Arc::new(metrics.partition(&name, 0)),
+            name,
             dialer,
             spawner,
             requests: Arc::default(),
             connections: Arc::default(),
-            pools: Mutex::default(),
+            members: Mutex::default(),
+            draining: AtomicBool::new(false),
             _alive: alive,
-        };
-        Ok(Self { inner: Arc::new(inner) })
+        });
+        let gauged: Arc<dyn Gauged> = Arc::<Inner>::clone(&inner);
+        metrics.attach(&gauged);
+        Ok(Self { inner })
     }
 
     /// Changes certificate, key or trusted authorities. Other than by [`Lane::set_tls`](crate::Lane::set_tls), idle
     /// connections are closed, and those in use when their requests are over: here they have no age at which to go.
     pub fn set_tls(&self, config: &ClientConfig) {
         self.inner.dialer.handshakes.tls.set(config);
-        // Dropped outside the lock: who still uses a connection of theirs keeps its pool until then.
-        let outdated = std::mem::take(&mut *self.inner.pools.lock());
-        drop(outdated);
+        self.inner.let_go();
     }
 
     /// Runs a task on the lane's thread until it ends or the lane does.
@@ -184,37 +206,63 @@ impl RegistryLane {
     pub async fn send(
         &self,
         origin: &Origin,
-        mut request: Request<Body>,
+        request: Request<Body>,
         deadline: Instant,
     ) -> Result<Response<ResponseBody>, Error> {
-        let place = self.inner.enter()?;
-        let pool = self.inner.pool(origin)?;
-        for replay in 0.. {
-            let connection = match timeout_at(deadline, pool.get()).await {
-                Ok(connection) => connection.map_err(unpooled)?,
-                Err(_) => return Err(Error::new(Kind::Timeout, Stage::Queue)),
-            };
-            let reused = Object::metrics(&connection).recycle_count > 0;
-            if Instant::now() >= deadline {
-                return Err(Error::too_late_to_send());
-            }
-            fit(&mut request, &connection, origin)?;
-            let mut sending = Sending { connection: Some(connection) };
-            let failure = match timeout_at(deadline, sending.link()?.try_send(request)).await {
-                Ok(Ok(response)) => {
-                    let Some(connection) = sending.connection.take() else { break };
-                    let hold = Box::new(Hold { _connection: connection, _place: place });
-                    return Ok(response.map(|body| ResponseBody::new(body, hold, deadline, reused)));
-                }
-                Ok(Err(refused)) => Failure::refused(refused),
-                Err(_) => Failure { error: Error::late(), unsent: None },
-            };
-            match failure.unsent {
-                Some(unsent) if reused && replay < REPLAYS_MAX => request = unsent,
-                _ => return Err(failure.error.with_reused(reused)),
-            }
+        let began = Instant::now();
+        let sent = self.inner.send(origin, request, deadline).await;
+        match &sent {
+            Ok((_, reused)) => self.inner.metrics.answered(*reused, Instant::now().saturating_duration_since(began)),
+            Err(error) => self.inner.metrics.failed(error),
         }
-        Err(Error::new(Kind::Aborted, Stage::Send))
+        sent.map(|(response, _)| response)
+    }
+
+    /// What the lane holds now.
+    #[must_use]
+    pub fn snapshot(&self) -> LaneSnapshot {
+        LaneSnapshot::of(self.inner.partition_snapshots())
+    }
+
+    /// The lane with its `top` busiest members, for whoever looks after it. It has no breakers.
+    #[must_use]
+    pub fn debug(&self, top: usize) -> LaneDebug {
+        let rows = self.inner.members().into_iter().map(|(origin, member)| {
+            let row = member.debug(&origin);
+            ((row.waiters, row.dialling, row.in_use, row.live), row)
+        });
+        let (handshakes, handshakes_limit) = self.inner.dialer.handshakes.gate.usage();
+        LaneDebug {
+            lane: self.inner.name.to_string(),
+            totals: self.snapshot(),
+            handshakes,
+            handshakes_limit,
+            top: busiest(rows, top).into_iter().map(|(_, row)| row).collect(),
+        }
+    }
+
+    /// Refuses new requests and waits until those under way are over, or for `deadline`, at which the rest is cut together
+    /// with all that was given to [`RegistryLane::spawn`]. Idle connections close.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped drain leaves the lane closed for new requests; calling it again goes on.
+    pub async fn drain(&self, deadline: Instant) -> DrainReport {
+        self.inner.draining.store(true, Ordering::Release);
+        let over = async |count: &AtomicUsize| {
+            while count.load(Ordering::Acquire) > 0 {
+                sleep(DRAIN_LOOK).await;
+            }
+        };
+        let mut report = DrainReport::default();
+        if timeout_at(deadline, over(&self.inner.requests)).await.is_err() {
+            let left = self.snapshot();
+            report = DrainReport { waiters_refused: left.waiters, connections_aborted: left.in_use + left.dialling };
+            self.inner.spawner.cancel();
+        }
+        self.inner.let_go();
+        let _late = timeout(ABORT_WAIT, over(&self.inner.connections)).await;
+        report
     }
 }
 
@@ -243,56 +291,166 @@ impl Drop for Sending {
 // === impl Inner ===
 
 impl Inner {
-    fn enter(&self) -> Result<Counted, Error> {
-        let (place, before) = Counted::one_of(&self.requests);
-        if before >= REQUESTS_MAX {
-            return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
+    async fn send(
+        &self,
+        origin: &Origin,
+        mut request: Request<Body>,
+        deadline: Instant,
+    ) -> Result<(Response<ResponseBody>, bool), Error> {
+        let member = self.member(origin)?;
+        let places = self.enter(&member)?;
+        for replay in 0.. {
+            let connection = match timeout_at(deadline, member.pool.get()).await {
+                Ok(connection) => connection.map_err(unpooled)?,
+                Err(_) => return Err(Error::new(Kind::Timeout, Stage::Queue)),
+            };
+            let reused = Object::metrics(&connection).recycle_count > 0;
+            if Instant::now() >= deadline {
+                return Err(Error::too_late_to_send());
+            }
+            fit(&mut request, &connection, origin)?;
+            let mut sending = Sending { connection: Some(connection) };
+            let failure = match timeout_at(deadline, sending.link()?.try_send(request)).await {
+                Ok(Ok(response)) => {
+                    let Some(connection) = sending.connection.take() else { break };
+                    let hold = Box::new(Hold { _connection: connection, _places: places });
+                    return Ok((response.map(|body| ResponseBody::new(body, hold, deadline, reused)), reused));
+                }
+                Ok(Err(refused)) => Failure::refused(refused),
+                Err(_) => Failure { error: Error::late(), unsent: None },
+            };
+            match failure.unsent {
+                Some(unsent) if reused && replay < REPLAYS_MAX => request = unsent,
+                _ => return Err(failure.error.with_reused(reused)),
+            }
+            self.metrics.replayed.inc();
         }
-        Ok(place)
+        Err(Error::new(Kind::Aborted, Stage::Send))
     }
 
-    fn pool(&self, origin: &Origin) -> Result<Connections, Error> {
+    /// A place in the lane, and one of those for this member.
+    fn enter(&self, member: &Member) -> Result<[Counted; 2], Error> {
+        let (place, before) = Counted::one_of(&self.requests);
+        let (of_member, before_it) = Counted::one_of(&member.requests);
+        if before >= REQUESTS_MAX || before_it >= REQUESTS_PER_ORIGIN_MAX {
+            return Err(self.saturated());
+        }
+        if self.draining.load(Ordering::Acquire) {
+            self.metrics.shed(&Kind::Draining);
+            return Err(Error::new(Kind::Draining, Stage::Queue));
+        }
+        Ok([place, of_member])
+    }
+
+    fn saturated(&self) -> Error {
+        self.metrics.shed(&Kind::Saturated);
+        Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER)
+    }
+
+    fn member(&self, origin: &Origin) -> Result<Member, Error> {
         let (full, known) = {
-            let pools = self.pools.lock();
-            (pools.len() >= ORIGINS_MAX, pools.get(origin).cloned())
+            let members = self.members.lock();
+            (members.len() >= ORIGINS_MAX, members.get(origin).cloned())
         };
-        if let Some(pool) = known {
-            return Ok(pool);
+        if let Some(member) = known {
+            return Ok(member);
         }
         // Made, asked and dropped outside the lock: a pool has locks of its own, and links whose end wakes others.
-        let made = self.make_pool(origin)?;
+        let made = self.make_member(origin)?;
         let unused = if full { self.unused() } else { None };
-        let mut pools = self.pools.lock();
-        if let Some(pool) = pools.get(origin) {
-            return Ok(pool.clone());
+        let mut members = self.members.lock();
+        if let Some(member) = members.get(origin) {
+            return Ok(member.clone());
         }
-        let replaced = unused.and_then(|unused| pools.remove(&unused));
-        if pools.len() >= ORIGINS_MAX {
-            return Err(Error::saturated(Stage::Queue, SATURATED_RETRY_AFTER));
+        let replaced = unused.and_then(|unused| members.remove(&unused));
+        if members.len() >= ORIGINS_MAX {
+            drop(members);
+            return Err(self.saturated());
         }
-        pools.insert(origin.clone(), made.clone());
-        drop(pools);
+        members.insert(origin.clone(), made.clone());
+        drop(members);
         drop(replaced);
         Ok(made)
     }
 
-    fn make_pool(&self, origin: &Origin) -> Result<Connections, Error> {
+    fn make_member(&self, origin: &Origin) -> Result<Member, Error> {
         let members = Members {
             origin: origin.clone(),
             dialer: Arc::clone(&self.dialer),
             spawner: self.spawner.clone(),
+            metrics: Arc::clone(&self.metrics),
             connections: Arc::clone(&self.connections),
             dials: Arc::new(Semaphore::new(CONNECTIONS_PER_ORIGIN_MAX)),
             unclaimed: Arc::default(),
         };
-        Connections::builder(members).max_size(CONNECTIONS_PER_ORIGIN_MAX).build().map_err(Error::config)
+        let pool = managed::Pool::builder(members).max_size(CONNECTIONS_PER_ORIGIN_MAX).build();
+        Ok(Member { pool: pool.map_err(Error::config)?, requests: Arc::default() })
     }
 
     /// A member that nobody uses, because it was replaced: its connections can close.
     fn unused(&self) -> Option<Origin> {
-        let pools: Vec<_> = self.pools.lock().iter().map(|(origin, pool)| (origin.clone(), pool.clone())).collect();
-        let status = |pool: &Connections| pool.status();
-        pools.into_iter().find(|(_, pool)| status(pool).size <= status(pool).available).map(|(origin, _)| origin)
+        let idle = |member: &Member| member.requests.load(Ordering::Acquire) == 0;
+        self.members().into_iter().find(|(_, member)| idle(member)).map(|(origin, _)| origin)
+    }
+
+    fn members(&self) -> Vec<(Origin, Member)> {
+        self.members.lock().iter().map(|(origin, member)| (origin.clone(), member.clone())).collect()
+    }
+
+    /// Forgets all members. Who still uses a connection keeps its pool until then.
+    fn let_go(&self) {
+        let before = std::mem::take(&mut *self.members.lock());
+        drop(before); // Outside the lock.
+    }
+}
+
+impl Gauged for Inner {
+    fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// As of a lane with one partition.
+    fn partition_snapshots(&self) -> Vec<PartitionSnapshot> {
+        let members = self.members();
+        let live = self.connections.load(Ordering::Acquire);
+        let mut sum = PartitionSnapshot { origins: members.len(), live, ..PartitionSnapshot::default() };
+        for (origin, member) in &members {
+            let row = member.debug(origin);
+            sum.waiters += row.waiters;
+            sum.dialling += row.dialling;
+            sum.idle += row.idle;
+        }
+        sum.idle = sum.idle.min(live);
+        sum.in_use = live - sum.idle;
+        sum.connections = live + sum.dialling;
+        vec![sum]
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    fn debug(&self, origin: &Origin) -> OriginDebug {
+        let Status { size, available, waiting, .. } = self.pool.status();
+        let dialling = CONNECTIONS_PER_ORIGIN_MAX - self.pool.manager().dials.available_permits();
+        let live = size.saturating_sub(dialling);
+        OriginDebug {
+            origin: origin.to_string(),
+            partition: 0,
+            breaker: "none",
+            backoff_left_ms: None,
+            proven: available > 0,
+            draining: false,
+            protocol: None,
+            waiters: waiting,
+            dialling,
+            live,
+            idle: available,
+            in_use: live.saturating_sub(available),
+            ended: 0,
+            hold_ms: None,
+            dial_ms: None,
+        }
     }
 }
 
@@ -337,11 +495,12 @@ impl managed::Manager for Members {
         let (done, result) = oneshot::channel();
         let unclaimed = Arc::clone(&self.unclaimed);
         let (origin, dialer, spawner) = (self.origin.clone(), Arc::clone(&self.dialer), self.spawner.clone());
-        let connections = Arc::clone(&self.connections);
+        let (connections, metrics) = (Arc::clone(&self.connections), Arc::clone(&self.metrics));
         // On the lane's thread: the driver is the tail of the dial.
         self.spawner.spawn(async move {
             let progress = Progress::default();
             let settings = ConnSettings { ping_interval: PING_INTERVAL, ping_timeout: PING_TIMEOUT };
+            let began = Instant::now();
             let dial = dialer.dial(
                 &origin,
                 &progress,
@@ -349,7 +508,10 @@ impl managed::Manager for Members {
                 TaskExecutor::new(spawner.clone(), spawner.token(), Arc::new(())),
                 DIAL_TIMEOUT,
             );
-            match dial.await {
+            let result = dial.await;
+            let now = Instant::now();
+            metrics.dialled(now.saturating_duration_since(began), &progress.stages(now), &result);
+            match result {
                 Ok(dialled) => {
                     let _open = Counted::one_of(&connections);
                     if let Err(Ok(link)) = done.send(Ok(dialled.link)) {

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use common::{Ca, Callers, PATIENCE, Server, after, get};
-use pool::{LaneLimits, Origin, RegistryLane};
+use pool::{LaneLimits, Metrics, Origin, RegistryLane};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::{Instant, interval, sleep};
 
@@ -44,7 +44,7 @@ async fn r05_no_lease_is_lost_while_the_lanes_of_sfus_and_peers_are_in_a_storm()
     let ca = Ca::new();
     let (elsewhere, member) = elsewhere(&ca);
     let tls = pool::tls::client_config(ca.pem().as_bytes(), None).expect("tls");
-    let registry = RegistryLane::start("registry", Some(&tls)).expect("lane");
+    let registry = RegistryLane::start("registry", Some(&tls), &Metrics::default()).expect("lane");
     let stop = Arc::new(AtomicBool::new(false));
     let seen = renew(&registry, member.origin.clone(), Arc::clone(&stop));
 

@@ -14,7 +14,7 @@ use http::{Request, Uri};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use pool::{Body, BoxError, Lane, LaneLimits, Origin, OriginHandle, RegistryLane};
+use pool::{Body, BoxError, Lane, LaneLimits, Metrics, Origin, OriginHandle, RegistryLane};
 use rustls::ClientConfig;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -109,7 +109,7 @@ fn limits() -> LaneLimits {
 }
 
 fn ours(tls: ClientConfig, urls: &[String], limits: LaneLimits, no_gates: bool) -> Result<Contestant> {
-    let registry = RegistryLane::start("registry", Some(&tls))?;
+    let registry = RegistryLane::start("registry", Some(&tls), &Metrics::default())?;
     let lane = Lane::builder("sfu").tls(Arc::new(tls)).limits(limits).build()?;
     if no_gates {
         lane.set_handshakes_max(100_000);
