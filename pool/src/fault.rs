@@ -34,6 +34,12 @@ pub(crate) enum Point {
     Rebuild,
     /// Before what a cell has decided is done.
     Executes,
+    /// The lane's tasks: who follows levers, and who watches over the partitions.
+    Levers,
+    Watchdog,
+    /// A dial of the registry's lane, and the connection's driver.
+    RegistryDial,
+    RegistryDriver,
 }
 
 /// Panics if a test has armed this point.

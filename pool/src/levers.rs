@@ -9,6 +9,7 @@ use std::time::Duration;
 use rate_limit::{Lever, LeverSpec, Levers};
 
 use crate::error::Error;
+use crate::fault::{self, Point};
 use crate::lane::LaneInner;
 use crate::limits::{LaneLimits, most};
 use crate::metrics::Gauged;
@@ -141,6 +142,7 @@ async fn follow(lane: Weak<LaneInner>, registered: std::sync::Arc<LaneLevers>, l
     let mut last: Option<LaneLimits> = None;
     loop {
         changed.borrow_and_update();
+        fault::point(Point::Levers);
         {
             let Some(lane) = lane.upgrade() else { return };
             let mut wanted = lane.limits();

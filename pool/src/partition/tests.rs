@@ -21,6 +21,7 @@ use crate::fault::{self, Point};
 use crate::{Alpn, BoxError, Connected, Lane, LaneLimits};
 
 mod drains;
+mod keepers;
 mod names;
 mod orphans;
 mod permits;

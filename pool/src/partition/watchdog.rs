@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::Partition;
+use crate::fault::{self, Point};
 
 /// Time between two looks: that between two beats of a timer.
 const LOOK: Duration = Duration::from_secs(1);
@@ -58,6 +59,7 @@ pub(crate) async fn watch(partitions: Vec<Weak<Partition>>) {
         let due = Instant::now() + LOOK;
         sleep_until(due).await;
         let punctual = Instant::now().saturating_duration_since(due) <= LATE_MAX;
+        fault::point(Point::Watchdog);
         for (partition, seen) in &mut watched {
             let Some(partition) = partition.upgrade() else { return };
             if seen.look(partition.last_beat_ms(), punctual) {

@@ -8,30 +8,31 @@
 //! Work that must not be delayed by the rest of the process (lease renewal) runs *on* the lane's thread:
 //! [`RegistryLane::spawn`]. Keep big parses off it.
 
+mod members;
+
 use std::collections::HashMap;
 use std::fmt;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use deadpool::Status;
-use deadpool::managed::{self, Metrics as ObjectMetrics, Object, PoolError, RecycleError, RecycleResult};
+use deadpool::managed::Object;
 use http::{Request, Response};
 use parking_lot::Mutex;
 use rustls::ClientConfig;
 use tokio::runtime;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use self::members::{Counted, Member, Members, unpooled};
 use crate::body::{Body, Held, ResponseBody};
-use crate::cell::Channel;
-use crate::conn::{ConnSettings, Failure, Link, TaskExecutor, fit};
-use crate::debug::{LaneDebug, OriginDebug, busiest};
+use crate::conn::{Failure, Link, fit};
+use crate::debug::{LaneDebug, busiest};
 use crate::dial::connect::Connector;
 use crate::dial::gate::HandshakeGate;
-use crate::dial::{Dialer, Handshakes, Progress};
+use crate::dial::{Dialer, Handshakes};
 use crate::error::{Error, Kind, Stage};
 use crate::lane::{DrainReport, LaneSnapshot};
 use crate::metrics::{Gauged, Metrics, PartitionMetrics};
@@ -39,12 +40,11 @@ use crate::origin::Origin;
 use crate::partition::{ABORT_WAIT, PartitionSnapshot, Spawner};
 use crate::tls::LaneTls;
 
+#[cfg(test)]
+mod tests;
+
 /// Registry members a lane talks to. etcd clusters have 3 to 7; the rest is room for replaced members.
 const ORIGINS_MAX: usize = 32;
-
-/// Connections per member. Each request holds one to the end of its body, HTTP/2 or not: a few watches, a
-/// lease stream, and some unary calls beside them.
-const CONNECTIONS_PER_ORIGIN_MAX: usize = 16;
 
 /// Requests that wait or run at once. Beyond this something is wrong, and queueing would hide it.
 const REQUESTS_MAX: usize = 256;
@@ -55,18 +55,8 @@ const REQUESTS_PER_ORIGIN_MAX: usize = REQUESTS_MAX / 2;
 /// How often a drain looks whether all requests are over.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
-/// Bound of a whole dial; a third of the shortest lease TTL in use would be 5 s.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How long a returned HTTP/1.1 connection may take to get ready before it is thrown away.
-const READY_WAIT: Duration = Duration::from_millis(100);
-
 /// Names looked up at once, each on a thread: the members of a cluster.
 const LOOKUPS_MAX: usize = 8;
-
-/// As in every lane: see `LaneLimits`.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a caller is told when the lane is full.
 const SATURATED_RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -92,35 +82,6 @@ struct Inner {
     /// Dropped with the lane: the thread's runtime ends.
     _alive: oneshot::Sender<()>,
 }
-
-/// What there is to one member.
-#[derive(Clone)]
-struct Member {
-    pool: managed::Pool<Members>,
-    /// Those that wait or run.
-    requests: Arc<AtomicUsize>,
-}
-
-/// Makes and checks connections to one member.
-struct Members {
-    origin: Origin,
-    dialer: Arc<Dialer>,
-    spawner: Spawner,
-    metrics: Arc<PartitionMetrics>,
-    connections: Arc<AtomicUsize>,
-    /// Bounds the dials, which outlive their callers.
-    dials: Arc<Semaphore>,
-    unclaimed: Arc<Unclaimed>,
-}
-
-/// A connection whose caller left before the dial was over, for the next one: a member whose dials take longer than
-/// its callers have time would never be reached otherwise.
-#[derive(Default)]
-struct Unclaimed(Mutex<Option<Link>>);
-
-/// One of a number, for as long as it lives: of the requests, or of the connections.
-#[derive(Debug)]
-struct Counted(Arc<AtomicUsize>);
 
 /// What a response body holds.
 struct Hold {
@@ -177,7 +138,8 @@ impl RegistryLane {
         self.inner.let_go();
     }
 
-    /// Runs a task on the lane's thread until it ends or the lane does.
+    /// Runs a task on the lane's thread until it ends or the lane does. One that panics is not started again: who has to
+    /// renew leases whatever comes watches over that.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.inner.spawner.spawn(task);
     }
@@ -356,7 +318,7 @@ impl Inner {
             return Ok(member);
         }
         // Made, asked and dropped outside the lock: a pool has locks of its own, and links whose end wakes others.
-        let made = self.make_member(origin)?;
+        let made = Member::new(origin, &self.dialer, &self.spawner, &self.metrics, &self.connections)?;
         let unused = if full { self.unused() } else { None };
         let mut members = self.members.lock();
         if let Some(member) = members.get(origin) {
@@ -371,20 +333,6 @@ impl Inner {
         drop(members);
         drop(replaced);
         Ok(made)
-    }
-
-    fn make_member(&self, origin: &Origin) -> Result<Member, Error> {
-        let members = Members {
-            origin: origin.clone(),
-            dialer: Arc::clone(&self.dialer),
-            spawner: self.spawner.clone(),
-            metrics: Arc::clone(&self.metrics),
-            connections: Arc::clone(&self.connections),
-            dials: Arc::new(Semaphore::new(CONNECTIONS_PER_ORIGIN_MAX)),
-            unclaimed: Arc::default(),
-        };
-        let pool = managed::Pool::builder(members).max_size(CONNECTIONS_PER_ORIGIN_MAX).build();
-        Ok(Member { pool: pool.map_err(Error::config)?, requests: Arc::default() })
     }
 
     /// A member that nobody uses, because it was replaced: its connections can close.
@@ -427,133 +375,9 @@ impl Gauged for Inner {
     }
 }
 
-// === impl Member ===
-
-impl Member {
-    fn debug(&self, origin: &Origin) -> OriginDebug {
-        let Status { size, available, waiting, .. } = self.pool.status();
-        let dialling = CONNECTIONS_PER_ORIGIN_MAX - self.pool.manager().dials.available_permits();
-        let live = size.saturating_sub(dialling);
-        OriginDebug {
-            origin: origin.to_string(),
-            partition: 0,
-            breaker: "none",
-            backoff_left_ms: None,
-            proven: available > 0,
-            draining: false,
-            protocol: None,
-            waiters: waiting,
-            dialling,
-            live,
-            idle: available,
-            in_use: live.saturating_sub(available),
-            ended: 0,
-            hold_ms: None,
-            dial_ms: None,
-        }
-    }
-}
-
 impl fmt::Debug for Inner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RegistryLane").field("name", &self.name).field("requests", &self.requests).finish()
-    }
-}
-
-// === impl Counted ===
-
-impl Counted {
-    /// One more, and how many there were before.
-    fn one_of(count: &Arc<AtomicUsize>) -> (Self, usize) {
-        let before = count.fetch_add(1, Ordering::Relaxed);
-        (Self(Arc::clone(count)), before)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-// === impl Members ===
-
-impl managed::Manager for Members {
-    type Type = Link;
-    type Error = Error;
-
-    async fn create(&self) -> Result<Link, Error> {
-        if let Some(link) = self.unclaimed.take() {
-            return Ok(link);
-        }
-        let dials = Arc::clone(&self.dials).acquire_owned().await;
-        let permit = dials.map_err(|_closed| Error::new(Kind::Aborted, Stage::DialSlot))?;
-        // A dial that ended meanwhile made room, and perhaps more.
-        if let Some(link) = self.unclaimed.take() {
-            return Ok(link);
-        }
-        let (done, result) = oneshot::channel();
-        let unclaimed = Arc::clone(&self.unclaimed);
-        let (origin, dialer, spawner) = (self.origin.clone(), Arc::clone(&self.dialer), self.spawner.clone());
-        let (connections, metrics) = (Arc::clone(&self.connections), Arc::clone(&self.metrics));
-        // On the lane's thread: the driver is the tail of the dial.
-        self.spawner.spawn(async move {
-            let progress = Progress::default();
-            let settings = ConnSettings { ping_interval: PING_INTERVAL, ping_timeout: PING_TIMEOUT };
-            let began = Instant::now();
-            let dial = dialer.dial(
-                &origin,
-                &progress,
-                &settings,
-                TaskExecutor::new(spawner.clone(), spawner.token(), Arc::new(())),
-                DIAL_TIMEOUT,
-            );
-            let result = dial.await;
-            let now = Instant::now();
-            metrics.dialled(now.saturating_duration_since(began), &progress.stages(now), &result);
-            match result {
-                Ok(dialled) => {
-                    let _open = Counted::one_of(&connections);
-                    if let Err(Ok(link)) = done.send(Ok(dialled.link)) {
-                        unclaimed.put(link);
-                    }
-                    drop((permit, unclaimed)); // Whose owner is the member: it must not live by its own connection.
-                    dialled.driver.await;
-                }
-                Err(error) => drop(done.send(Err(error))),
-            }
-        });
-        result.await.unwrap_or_else(|_| Err(Error::new(Kind::Aborted, Stage::DialSlot)))
-    }
-
-    async fn recycle(&self, link: &mut Link, _metrics: &ObjectMetrics) -> RecycleResult<Error> {
-        let ready = timeout(READY_WAIT, poll_fn(|cx| link.poll_ready(cx))).await;
-        if matches!(ready, Ok(true)) && link.is_open() { Ok(()) } else { Err(RecycleError::message("closed")) }
-    }
-}
-
-// === impl Unclaimed ===
-
-impl Unclaimed {
-    /// The newest is kept; the one before closes.
-    fn put(&self, link: Link) {
-        let before = self.0.lock().replace(link);
-        drop(before);
-    }
-
-    fn take(&self) -> Option<Link> {
-        let link = self.0.lock().take();
-        link.filter(Channel::is_open)
-    }
-}
-
-fn unpooled(error: PoolError<Error>) -> Error {
-    match error {
-        PoolError::Backend(error) => error,
-        PoolError::Timeout(_) => Error::new(Kind::Timeout, Stage::Queue),
-        PoolError::Closed | PoolError::NoRuntimeSpecified | PoolError::PostCreateHook(_) => {
-            Error::new(Kind::Aborted, Stage::Queue)
-        }
     }
 }
 
