@@ -18,6 +18,7 @@ async fn r19_a_hang_is_noticed_by_a_watchdog_that_panicked() {
     partition(&lane).ringing.store(true, Ordering::SeqCst); // and was in the middle of something.
     let told = timeout(PATIENCE, waits).await.expect("told soon").expect("no panic").expect_err("rebuilt");
     assert!(told.is_retry_safe(), "{told:?}");
+    assert_eq!(lane.snapshot().partitions[0].rebuilds, 1, "it was noticed");
 }
 
 #[tokio::test(start_paused = true)]
