@@ -14,7 +14,7 @@ use crate::lane::LaneInner;
 use crate::limits::{LaneLimits, most};
 use crate::metrics::Gauged;
 
-/// The names of levers live as long as the process, as the registry demands. A lane registers its dozen
+/// The names of levers live as long as the process, as the registry demands. A lane registers its own
 /// once, so what is leaked is bounded by the number of lanes.
 fn name(prefix: &str, limit: &str) -> &'static str {
     format!("{prefix}.{limit}").leak()

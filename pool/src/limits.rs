@@ -33,14 +33,16 @@ pub(crate) mod most {
 /// [`Lane::set_limits`](crate::Lane::set_limits).
 ///
 /// Lane budgets are *divided* among the partitions, never shared: a partition that is full of dead hosts
-/// cannot take a slot from another one, and no counter is touched by all of them.
+/// cannot take a slot from another one, and no counter is touched by all of them. Each partition has one of each at least,
+/// however small the whole is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LaneLimits {
     /// Partitions. More isolate better, fewer waste less of the divided budgets. No speed is gained.
     pub partitions: usize,
     /// Origins with state. 32,768: the 25,000 SFUs of the largest fleet and room to replace a quarter. Beyond them a new
     /// origin takes the place of one that has no handle, no connection and no back-off; if there is none, its requests
-    /// are refused as when a line is full.
+    /// are refused as when a line is full. Hashing is even only on average, so a partition may have half as many again as its
+    /// share.
     pub origins_max: usize,
     /// Connections per origin. 64 HTTP/1.1 exchanges at once are more than an SFU's control API takes;
     /// HTTP/2 needs two or three.
@@ -49,8 +51,8 @@ pub struct LaneLimits {
     /// descriptor for each, and six for each dial beside them: one to a silent host is up to seven, and probes are dials,
     /// too. [`Self::descriptors_max`] is the sum.
     pub connections_max: usize,
-    /// Dials in flight in the lane, and a quarter as many health probes. A dial is mostly waiting, so hundreds; divided among partitions. One to a silent host
-    /// is up to seven descriptors.
+    /// Dials in flight in the lane, and a quarter as many health probes. A dial is mostly waiting, so hundreds; divided among
+    /// partitions. One to a silent host is up to seven descriptors.
     pub dials_max: usize,
     /// Dials that may start per second in the lane, divided among partitions. It is there to be lowered in an
     /// incident and must not bite before: a handshake costs 0.1 to 0.2 ms of CPU, so 100,000 leave even one origin,
@@ -69,12 +71,15 @@ pub struct LaneLimits {
     /// Requests at once on one HTTP/2 connection; the peer's own limit counts too. 100 is the least that
     /// RFC 9113 recommends servers to allow.
     pub h2_streams_max: usize,
-    /// Bound of a whole dial: name, TCP, TLS and HTTP handshake together. 1 s to connect and 2 s for TLS.
+    /// Bound of a whole dial: name, TCP, TLS and HTTP handshake together. 1 s to connect and 2 s for TLS. Time for which
+    /// it waited for us does not count (for its turn to compute or to ask for a name, or because the process stood still),
+    /// but three times as long is the end of any dial.
     pub dial_timeout: Duration,
     /// An idle connection is closed after this. Below the 60 s at which common servers close theirs.
     pub idle_timeout: Duration,
     /// A connection serves at most this long (less up to a fifth, at random, so that they do not all
-    /// reconnect at once): load moves with DNS and certificates are checked again.
+    /// reconnect at once): load moves with DNS and certificates are checked again. One that idles when its time comes
+    /// may stay open until it has idled for `idle_timeout`.
     pub age_max: Duration,
     /// Back-off after the first failed dial of an origin; doubles, with full jitter.
     pub backoff_base: Duration,
@@ -84,8 +89,8 @@ pub struct LaneLimits {
     pub request_timeout: Duration,
     /// HTTP/2 keep-alive PING after this much silence.
     pub ping_interval: Duration,
-    /// A connection whose PING is not answered in this time is closed. Half-open connections must be
-    /// found within 5 s, and TCP_USER_TIMEOUT is as long.
+    /// A connection whose PING is not answered in this time is closed. As long as TCP_USER_TIMEOUT, so a half-open
+    /// connection is found 5 s after something was written to it; one that idles is written to after `ping_interval`.
     pub ping_timeout: Duration,
 }
 

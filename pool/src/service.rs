@@ -256,6 +256,10 @@ impl HeldConnection {
 }
 
 /// The request's deadline is a [`Deadline`] extension, or the lane's `request_timeout` from now.
+///
+/// # Cancel safety
+///
+/// As [`OriginHandle::send`].
 impl tower::Service<Request<Body>> for OriginHandle {
     type Response = Response<ResponseBody>;
     type Error = Error;
@@ -277,6 +281,10 @@ impl tower::Service<Request<Body>> for OriginHandle {
 }
 
 /// The origin is taken from the request's absolute URI.
+///
+/// # Cancel safety
+///
+/// As [`OriginHandle::send`].
 impl tower::Service<Request<Body>> for Lane {
     type Response = Response<ResponseBody>;
     type Error = Error;
