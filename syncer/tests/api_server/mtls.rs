@@ -89,6 +89,8 @@ async fn r05_sfus_that_ask_are_shown_a_certificate_and_another_one_drops_no_conn
     let mut config = config("syncer-1", dir.path());
     config.sfu_cert_file = Some(dir.path().join("client.pem"));
     config.sfu_key_file = Some(dir.path().join("client-key.pem"));
+    // A probe that is given up takes its connection along.
+    config.limits.insert("health.probe_timeout".to_owned(), "30s".into());
     let syncer = Syncer::start(config, Options::default()).await.expect("starts");
     until("a connection", || async { !seen.lock().shown.is_empty() }).await;
     assert!(seen.lock().shown.iter().all(|shown| *shown == first));
