@@ -86,7 +86,7 @@ async fn r21_who_may_not_have_enough_descriptors_is_told_once_how_many_and_what_
 async fn r21_a_soft_limit_of_descriptors_is_raised_to_what_is_needed_and_those_open_are_counted() {
     let dir = tempfile::tempdir().expect("a directory");
     let address = format!("127.0.0.1:{}", free_port());
-    let ulimit = format!("ulimit -S -n {DESCRIPTORS_MAX} && ulimit -H -n 800");
+    let ulimit = format!("ulimit -S -n {DESCRIPTORS_MAX} && ulimit -H -n 900");
     let syncer = start(dir.path(), &address, &ulimit, &SMALL);
     let client = client();
     let few = eventually("the limit is raised", PATIENCE, || async {
@@ -115,7 +115,7 @@ async fn r21_a_soft_limit_of_descriptors_is_raised_to_what_is_needed_and_those_o
     eventually("a word of what may not be had", PATIENCE, || async { (warnings(&syncer).len() == 1).then_some(()) })
         .await;
     eventually("all that may be had", PATIENCE, || async {
-        (gauges(&client, &address).await?[1..] == [800, NEEDED + 990]).then_some(())
+        (gauges(&client, &address).await?[1..] == [900, NEEDED + 990]).then_some(())
     })
     .await;
 }
