@@ -20,6 +20,7 @@ const PATIENCE_MAX: Duration = Duration::from_millis(230);
 
 /// The same where a connection carries many requests at once. Whoever has to wait behind a hundred is one of a crowd, and
 /// what a crowd waits for is more often processors than the host.
+const PATIENCE_SHARED_DIALS: u32 = 24;
 const PATIENCE_SHARED_MAX: Duration = Duration::from_millis(600);
 
 /// Round trips of a dial at most: a name, TCP, TLS.
@@ -102,8 +103,9 @@ impl Estimates {
 
     fn pace_of(&self, hold: Duration, shared: bool) -> Option<Pace> {
         let dial = self.dial.get()?;
-        let patience_max = if shared { PATIENCE_SHARED_MAX } else { PATIENCE_MAX };
-        let horizon = (dial * PATIENCE_DIALS).min(dial + patience_max);
+        let (dials, most) =
+            if shared { (PATIENCE_SHARED_DIALS, PATIENCE_SHARED_MAX) } else { (PATIENCE_DIALS, PATIENCE_MAX) };
+        let horizon = (dial * dials).min(dial + most);
         Some(Pace { turns: horizon.div_duration_f64(hold.max(HOLD_MIN)), horizon })
     }
 }

@@ -10,6 +10,7 @@
 mod contestants;
 mod ours;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -17,6 +18,7 @@ use benches::args::Args;
 use benches::report::Report;
 use benches::stats::Latencies;
 use clap::Parser;
+use tokio::sync::Barrier;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -121,31 +123,37 @@ async fn alone<C: Contestant>(contestant: C) -> Result<(Duration, Latencies)> {
     Ok(running.join_all().await.swap_remove(0))
 }
 
-/// Many tasks; each lets others run while it holds a connection. What is timed is the wait, and the first tenth is not: a
-/// connection that nobody has used yet is in no cache, and a thousand first checkouts of a million would be all of p99.9.
+/// Many tasks; each lets others run while it holds a connection. What is timed is the wait, when all have made a tenth as many
+/// before: a connection that nobody has used yet is in no cache, and a thousand first checkouts of a million would be all
+/// of p99.9. They begin together, so that who starves is seen.
 async fn crowd<C: Contestant>(contestant: C, tasks: usize) -> Result<(Duration, Latencies)> {
     let (each, warm) = (each(tasks), warm(tasks));
-    let mut running = JoinSet::new();
-    let began = Instant::now();
+    let (mut running, warmed) = (JoinSet::new(), Arc::new(Barrier::new(tasks + 1)));
     for _ in 0..tasks {
-        let contestant = contestant.clone();
+        let (contestant, warmed) = (contestant.clone(), Arc::clone(&warmed));
         running.spawn(async move {
             let mut waits = Vec::with_capacity(each);
-            for n in 0..warm + each {
+            for _ in 0..warm {
+                let held = contestant.checkout().await;
+                yield_now().await;
+                drop(held);
+            }
+            warmed.wait().await;
+            for _ in 0..each {
                 let before = Instant::now();
                 let held = contestant.checkout().await;
-                if n >= warm {
-                    waits.push(Instant::now().saturating_duration_since(before));
-                }
+                waits.push(Instant::now().saturating_duration_since(before));
                 yield_now().await;
                 drop(held);
             }
             waits
         });
     }
+    warmed.wait().await;
+    let began = Instant::now();
     let waits = running.join_all().await;
     let wall = Instant::now().saturating_duration_since(began);
-    let fair = wall / u32::try_from(warm + each).unwrap_or(u32::MAX);
+    let fair = wall / u32::try_from(each).unwrap_or(u32::MAX);
     let mut latencies = Latencies::default();
     waits.into_iter().flatten().for_each(|wait| latencies.record_corrected(wait, fair));
     Ok((wall, latencies))
@@ -153,8 +161,7 @@ async fn crowd<C: Contestant>(contestant: C, tasks: usize) -> Result<(Duration, 
 
 #[allow(clippy::cast_precision_loss)]
 fn note(report: &mut Report, scenario: &str, name: &str, tasks: usize, wall: Duration, latencies: &Latencies) {
-    let ops =
-        if tasks == 1 { f64::from(BATCH) * f64::from(BATCHES) } else { ((warm(tasks) + each(tasks)) * tasks) as f64 };
+    let ops = if tasks == 1 { f64::from(BATCH) * f64::from(BATCHES) } else { (each(tasks) * tasks) as f64 };
     report.add(scenario, name, "ns_per_op", "ns", wall.as_secs_f64() * 1e9 / ops);
     for (metric, quantile) in [("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)] {
         report.add(scenario, name, metric, "ns", latencies.ns(quantile));
