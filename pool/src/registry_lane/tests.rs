@@ -49,8 +49,11 @@ async fn r19_a_panic_on_its_thread_costs_the_lane_one_request_and_no_place() {
         let now = lane.snapshot();
         assert_eq!((now.dialling, now.waiters, now.live, lane.requests()), (0, 0, 1, 0), "{point:?}");
         lane.inner.let_go();
-        while lane.connections() > 0 {
-            tokio::task::yield_now().await;
-        }
+        let closed = async {
+            while lane.connections() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, closed).await.expect("a connection that ended is not counted");
     }
 }
