@@ -4,16 +4,11 @@
 
 mod common;
 
-use std::convert::Infallible;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Callers, after, get, settled, soon, until};
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use common::{Callers, after, get, serve, settled, soon, until};
 use pool::{Alpn, BoxError, Connected, Lane, LaneLimits, Origin, OriginHandle};
 use rate_limit::Levers;
 use tokio::io::duplex;
@@ -51,7 +46,7 @@ impl Rig {
                         std::future::pending::<()>().await;
                         drop(server);
                     })),
-                    _ => drop(servers.spawn(serve(server))),
+                    _ => drop(servers.spawn(serve(server, Arc::default(), Arc::default()))),
                 }
                 Ok(Connected::ready(client, Alpn::Http2))
             }
@@ -79,16 +74,6 @@ impl Rig {
         let sfu = self.host(name);
         callers.spawn(async move { drop(sfu.send(get("/never"), soon()).await) });
     }
-}
-
-async fn serve(server: tokio::io::DuplexStream) {
-    let service = service_fn(|request: Request<Incoming>| async move {
-        if request.uri().path() == "/never" {
-            std::future::pending::<()>().await;
-        }
-        Ok::<_, Infallible>(Response::new(String::from("ok")))
-    });
-    drop(auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(server), service).await);
 }
 
 fn since(began: Instant) -> Duration {

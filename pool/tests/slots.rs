@@ -4,18 +4,12 @@
 
 mod common;
 
-use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Callers, after, get, settled, soon, until};
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use common::{Callers, after, get, serve, settled, soon, until};
 use parking_lot::Mutex;
 use pool::{Alpn, BoxError, Connected, Error, Lane, LaneLimits, Origin, OriginHandle};
 use tokio::io::duplex;
@@ -32,15 +26,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// A connection to a host that answers at once, and `/never` not at all.
 fn answering(servers: &TaskTracker, alpn: Alpn) -> Connected {
     let (client, server) = duplex(16 * 1024);
-    servers.spawn(async move {
-        let service = service_fn(|request: Request<Incoming>| async move {
-            if request.uri().path() == "/never" {
-                std::future::pending::<()>().await;
-            }
-            Ok::<_, Infallible>(Response::new(String::from("ok")))
-        });
-        drop(auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(server), service).await);
-    });
+    servers.spawn(serve(server, Arc::default(), Arc::default()));
     Connected::ready(client, alpn)
 }
 
